@@ -1,0 +1,181 @@
+"""`launcher VERB ...`: finds the verb, parses, calls it, and turns errors into exit codes. Loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from launcher import __version__
+from launcher.errors import ConfigErrors, DataError, ExitCode, LauncherError, Problem
+from launcher.log import setup_logging
+
+VERBS = {
+    "check": "say what a run would do and what is wrong with it, without starting anything",
+    "prepare": "read, mask, audit and pack the examples; show what the model will see",
+    "train": "train on this machine, or continue a run",
+    "submit": "check a run and put it into Slurm's queue; comma lists make a sweep",
+    "resume": "go on with a run that was stopped or failed, from its newest good checkpoint",
+    "status": "list runs, or show one",
+    "logs": "show what the ranks of a run wrote",
+    "cancel": "stop a run; it saves first",
+    "verify": "compare every checkpoint of a run with its manifest",
+    "export": "write the tuned model as one Hugging Face folder",
+    "generate": "answer prompts with the base and the tuned model side by side",
+    "eval": "measure the tuned model against its base on held-out examples",
+    "report": "write one page with curves, advice, audit, settings and cost",
+    "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
+    "doctor": "check this machine, or with cluster=SITE a site: tools, settings, nodes, network",
+    "sync": "send a run to W&B: what the live record could not send, or all of it",
+}
+# A module named eval would hide the built-in.
+_MODULES = {"eval": "evaluate"}
+
+
+class Verb(Protocol):
+    """What a module in launcher/verbs offers."""
+
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code of one command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # For verbs that compute here, and for the ranks they start: see train/__main__.py.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone (`launcher logs RUN | head`): die as the shell expects, without a second error at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+        return ExitCode.BUG
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return ExitCode.DONE if words else ExitCode.USER
+    if words[0] in ("-V", "--version"):
+        print(f"launcher {__version__}")
+        return ExitCode.DONE
+    name, rest = words[0], words[1:]
+    if name not in VERBS:
+        print(_unknown_verb(name), file=sys.stderr)
+        return ExitCode.USER
+    verb = load_verb(name)
+    args = make_parser(name, verb).parse_intermixed_args(rest)
+    setup_logging(verbose=args.debug)
+    try:
+        return verb.run(args)
+    except LauncherError as error:
+        if args.debug:
+            traceback.print_exc()
+        show_error(error, as_json=getattr(args, "json", False))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print("launcher: this is a bug in launcher, not in what you typed; please report it.", file=sys.stderr)
+        return ExitCode.BUG
+
+
+def load_verb(name: str) -> Verb:
+    """The module of a verb; imported only when it is called for."""
+    return cast(Verb, importlib.import_module(f"launcher.verbs.{_MODULES.get(name, name)}"))
+
+
+def make_parser(name: str, verb: Verb) -> argparse.ArgumentParser:
+    """The command line of one verb, with the options every verb has."""
+    parser = argparse.ArgumentParser(prog=f"launcher {name}", description=verb.HELP, allow_abbrev=False)
+    verb.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="log more, and show where an error came from")
+    return parser
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = [
+        "usage: launcher VERB [options] [setting=value ...]",
+        "",
+        "Fine-tune open language models on one box or a cluster.",
+        "",
+        *(f"  {name:<{width}}{text}" for name, text in VERBS.items()),
+        "",
+        "launcher VERB --help tells more. First steps: launcher check experiment=quickstart",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown_verb(name: str) -> str:
+    near = difflib.get_close_matches(name, VERBS, n=1)
+    if near:
+        hint = f"did you mean launcher {near[0]}?"
+    elif "=" in name:
+        hint = f"settings come after a verb: launcher check {name}"
+    else:
+        hint = "launcher --help lists them."
+    return f"launcher: there is no verb {name!r}; {hint}"
+
+
+def show_error(error: LauncherError, *, as_json: bool) -> None:
+    """Prints an error without a traceback: on stderr, and with `as_json` as one JSON document on stdout as well."""
+    problems = error.problems if isinstance(error, ConfigErrors | DataError) else []
+    if as_json:
+        document = {
+            "error": type(error).__name__,
+            "message": str(error),
+            "problems": [_problem_fields(problem) for problem in problems],
+            "exit_code": int(error.exit_code),
+        }
+        print(json.dumps(document, indent=2))
+    headline = str(error)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        headline = count if isinstance(error, ConfigErrors) else str(error).split("\n", 1)[0]
+    if sys.stderr.isatty():
+        _show_on_terminal(headline, problems)
+        return
+    print(f"error: {headline}", file=sys.stderr)
+    for problem in problems:
+        print(f"  - {problem}", file=sys.stderr)
+
+
+def _problem_fields(problem: Problem) -> dict[str, object]:
+    value = problem.value if isinstance(problem.value, str | int | float | bool | None) else str(problem.value)
+    return {"key": problem.key, "value": value, "why": problem.why, "todo": problem.todo}
+
+
+def _show_on_terminal(headline: str, problems: list[Problem]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    console.print(Text("error ", style="bold red") + Text(headline))
+    for problem in problems:
+        line = Text.assemble("  ", (problem.key, "bold"), " = ", (repr(problem.value), "yellow"), f"  {problem.why}")
+        console.print(line)
+        if problem.todo:
+            console.print(Text(f"    {problem.todo}", style="green"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""Where a model's files are: the converted embedded model, a local folder, or the Hub cache. No weights are opened."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from launcher.config.paths import cache_dir
+from launcher.config.schema import ArchitectureConfig, ModelConfig
+from launcher.config.typed import one_of
+from launcher.errors import ModelError
+
+EMBEDDED = ("smollm2-135m-instruct",)
+_PREFIX = "embedded:"
+_TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHT_FILES = ["*.safetensors"]
+_TOKEN_HELP = "Set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
+
+
+class ModelSource(Enum):
+    embedded = "embedded"
+    folder = "folder"
+    hub = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model that lies on this machine."""
+
+    name: str
+    """As in the configuration."""
+    folder: Path
+    """Holds config.json, tokenizer.json and, unless only those were asked for, safetensors."""
+    source: ModelSource
+    revision: str | None
+    """Commit, for a model of the Hub."""
+
+
+def model_source(name: str) -> ModelSource:
+    """What kind of name this is: an existing folder wins over a Hub name."""
+    if name.startswith(_PREFIX):
+        return ModelSource.embedded
+    if Path(name).expanduser().is_dir() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return ModelSource.folder
+    return ModelSource.hub
+
+
+def embedded_folder(name: str) -> Path:
+    """Where the converted embedded model lies, or will: `name` as in embedded:NAME."""
+    return cache_dir() / "models" / name
+
+
+def find_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> ModelFiles:
+    """The model's files on this machine, fetched from the Hub if need be.
+
+    Args:
+        weights: False asks only for configuration and tokenizer (all that preparing data needs).
+        download: False looks on this machine only.
+    Raises:
+        ModelError: not there, not allowed, or not usable; says what to do.
+    """
+    name = model.name_or_path
+    source = model_source(name)
+    revision = None
+    if source is ModelSource.embedded:
+        folder = _embedded(name)
+    elif source is ModelSource.folder:
+        folder = _local_folder(name)
+    else:
+        folder = _hub_folder(name, model.revision, weights=weights, download=download)
+        revision = folder.name
+    _check_folder(name, folder, weights=weights)
+    return ModelFiles(name=name, folder=folder, source=source, revision=revision)
+
+
+def architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConfig | None:
+    """The model's figures: those shipped with the configuration, else from config.json on this machine, else None."""
+    if model.architecture.hidden_size > 0:
+        return model.architecture
+    try:
+        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False).folder
+        return read_architecture(folder / "config.json")
+    except (ModelError, OSError):
+        return None
+
+
+def read_architecture(config_json: Path) -> ArchitectureConfig:
+    """Figures out of a Hugging Face config.json.
+
+    Raises:
+        ModelError: not JSON, or a figure is missing.
+    """
+    values = _read_json(config_json)
+    heads = values.get("num_attention_heads")
+    figures = {
+        "hidden_size": values.get("hidden_size"),
+        "intermediate_size": values.get("intermediate_size"),
+        "num_layers": values.get("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": values.get("num_key_value_heads") or heads,
+        "head_dim": values.get("head_dim") or 0,
+        "vocab_size": values.get("vocab_size"),
+        "max_position_tokens": values.get("max_position_embeddings") or 0,
+    }
+    missing = [key for key, value in figures.items() if not isinstance(value, int) or isinstance(value, bool)]
+    if missing:
+        raise ModelError(
+            f"{config_json}: no figure for {', '.join(missing)}; only decoder models of the Llama kind can be planned"
+        )
+    qkv_bias = values.get("attention_bias", values.get("model_type") == "qwen2")
+    return ArchitectureConfig(
+        **figures,  # type: ignore[arg-type]
+        tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+        attention_bias=bool(qkv_bias),
+    )
+
+
+def _embedded(name: str) -> Path:
+    short = name.removeprefix(_PREFIX)
+    if short not in EMBEDDED:
+        raise ModelError(f"model.name_or_path = {name!r}: no such embedded model. {one_of(short, list(EMBEDDED))}")
+    folder = embedded_folder(short)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model.name_or_path = {name!r}: not converted on this machine yet ({folder} is missing). "
+            "scripts/quickstart does it once; so does `launcher train` with the extra tunelaunch[demo] installed"
+        )
+    return folder
+
+
+def _local_folder(name: str) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise ModelError(
+            f"model.name_or_path = {name!r}: there is no such folder. Give a folder with config.json and safetensors, "
+            "or a Hub name (owner/name)"
+        )
+    return folder.resolve()
+
+
+def _hub_folder(name: str, revision: str | None, *, weights: bool, download: bool) -> Path:
+    """The snapshot folder in the Hub cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = _TEXT_FILES + (_WEIGHT_FILES if weights else [])
+    ignored = ["original/*", "*.index.json"] if not weights else ["original/*"]
+    try:
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored, local_files_only=True
+            )
+        )
+        if (folder / "config.json").is_file() and (not weights or not _missing_weights(folder)):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise ModelError(
+            f"model.name_or_path = {name!r}: neither a folder nor a Hub name (owner/name): {error}"
+        ) from error
+    if not download or _offline():
+        raise ModelError(
+            f"model.name_or_path = {name!r}: not on this machine"
+            + (", and HF_HUB_OFFLINE forbids fetching it" if _offline() else "")
+            + f". Fetch it where the Hub can be reached (`hf download {name}`), or give a folder"
+        )
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(explain_hub_error(name, revision, error)) from error
+
+
+def explain_hub_error(name: str, revision: str | None, error: Exception) -> str:
+    """What a failed fetch means and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    has_token = bool(os.environ.get("HF_TOKEN"))
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    start = f"model.name_or_path = {name!r}: "
+    if isinstance(error, GatedRepoError):
+        return start + f"is gated. Accept its licence at https://huggingface.co/{name}, then: {_TOKEN_HELP}"
+    if isinstance(error, RevisionNotFoundError):
+        return start + f"has no revision {revision!r}. Look at https://huggingface.co/{name}/commits/main"
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return start + f"is not on the Hub, or is private. Check the spelling; for a private model: {_TOKEN_HELP}"
+    if status == 401:
+        return (
+            start
+            + f"the Hub did not accept the credentials (401). {_TOKEN_HELP}; an expired token gives the same answer"
+        )
+    if status == 403:
+        which = "the token in HF_TOKEN may not read it" if has_token else "no token was given"
+        return start + f"the Hub refuses access (403): {which}. {_TOKEN_HELP} and allow it to read gated repositories"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return start + f"could not be fetched: {reason}. Check the network, or fetch it elsewhere and give the folder"
+
+
+def _check_folder(name: str, folder: Path, *, weights: bool) -> None:
+    start = f"model.name_or_path = {name!r}: "
+    if not (folder / "config.json").is_file():
+        raise ModelError(start + f"{folder} holds no config.json; give the folder of a Hugging Face model")
+    if "auto_map" in _read_json(folder / "config.json"):
+        raise ModelError(
+            start
+            + "config.json names Python code to run (auto_map). Code from a model is never run here; choose a model "
+            "whose architecture transformers has built in"
+        )
+    if weights:
+        missing = _missing_weights(folder)
+        if missing:
+            raise ModelError(start + missing)
+
+
+def _missing_weights(folder: Path) -> str:
+    """Why the weights in `folder` cannot be used, or an empty text."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        absent = [shard for shard in shards if not (folder / str(shard)).is_file()]
+        if not shards or absent:
+            return f"{folder} lacks weights named in {index.name}: {', '.join(absent) or 'all'}. Fetch the model again"
+        return ""
+    if any(folder.glob("*.safetensors")):
+        return ""
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")):
+        return (
+            f"{folder} has weights only as pickle (.bin), which can run code when loaded. Convert them to safetensors: "
+            "load with transformers and call save_pretrained(folder)"
+        )
+    return f"{folder} holds no safetensors weights"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return values
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

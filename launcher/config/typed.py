@@ -1,0 +1,193 @@
+"""Between plain values (of YAML or the command line) and the schema's dataclasses: strict, and all problems at once.
+
+OmegaConf's own structured configs stop at the first problem and convert freely (1 to "1", "on" to True, "${...}" to
+whatever a resolver returns). A run that costs GPU-days wants the opposite.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import Field, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING
+
+from launcher.errors import Problem
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    T = TypeVar("T", bound=DataclassInstance)
+else:
+    T = TypeVar("T")
+
+_BAD = object()
+
+
+@cache
+def field_types(cls: type[DataclassInstance]) -> dict[str, Any]:
+    """Resolved type of each field, by name."""
+    hints = get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in fields(cls)}
+
+
+def leaf_types(cls: type[DataclassInstance], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and type of every single setting, sections left out."""
+    for name, hint in field_types(cls).items():
+        if is_dataclass(hint):
+            yield from leaf_types(cast("type[DataclassInstance]", hint), f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def nearest_key(key: str, known: list[str]) -> str | None:
+    """The known dotted key most like `key`: the same last word in another section, else the closest spelling."""
+    leaf = key.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(key, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
+    if close:
+        return close[0]
+    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
+    return leaves[close[0]] if close else None
+
+
+def unknown_key(key: str, value: object, known: list[str]) -> Problem:
+    """The problem of a key that no schema field has."""
+    near = nearest_key(key, known)
+    todo = f"Did you mean {near}?" if near else "`launcher check --cfg` lists every setting"
+    return Problem(key, value, "there is no such setting", todo)
+
+
+def one_of(value: object, choices: list[str]) -> str:
+    """What to do about a value that is none of `choices`; names the nearest one."""
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    return (f"Did you mean {near[0]}? " if near else "") + f"Choose one of: {', '.join(choices)}"
+
+
+def plain(value: object) -> Any:
+    """The same as dicts, lists and scalars, fit for YAML and JSON; enum members become their values."""
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def build(
+    cls: type[T], values: Mapping[str, object], problems: list[Problem], *, prefix: str = "", complete: bool = False
+) -> T:
+    """An instance of `cls` from plain values, appending to `problems` whatever does not fit.
+
+    A field with a problem keeps its default, so that rules across sections can still be checked on the result.
+    With `complete`, a field that is not given is a problem even where it has a default.
+    """
+    hints = field_types(cls)
+    problems += [
+        unknown_key(f"{prefix}{name}", value, [prefix + known for known in hints])
+        for name, value in values.items()
+        if name not in hints
+    ]
+    arguments: dict[str, Any] = {}
+    for spec in fields(cls):
+        key, hint = prefix + spec.name, hints[spec.name]
+        if spec.name in values:
+            value = _convert(hint, values[spec.name], key, problems, complete)
+        elif complete:
+            problems.append(Problem(key, None, "is missing"))
+            value = _BAD
+        elif is_dataclass(hint):  # a section of which nothing is given: still says which values are missing
+            value = _convert(hint, {}, key, problems, complete)
+        else:
+            value = _given_default(spec, key, problems)
+        arguments[spec.name] = _default(spec) if value is _BAD else value
+    return cls(**arguments)
+
+
+def _given_default(spec: Field[Any], key: str, problems: list[Problem]) -> object:
+    value = _default(spec)
+    return _missing(key, problems) if value == MISSING else value
+
+
+def _default(spec: Field[Any]) -> object:
+    if spec.default is not NO_DEFAULT:
+        return spec.default
+    return spec.default_factory() if spec.default_factory is not NO_DEFAULT else MISSING
+
+
+def _missing(key: str, problems: list[Problem]) -> object:
+    problems.append(Problem(key, MISSING, "must be given", f"Add {key}=VALUE"))
+    return _BAD
+
+
+def _convert(hint: Any, value: object, key: str, problems: list[Problem], complete: bool = False) -> object:
+    if value == MISSING and isinstance(value, str):
+        return _missing(key, problems)
+    if get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not type(None)]
+        return None if value is None else _convert(options[0], value, key, problems, complete)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            return _wrong(key, value, "must be a section of settings", f"Set its keys: {key}.NAME=VALUE", problems)
+        section = cast("type[DataclassInstance]", hint)
+        return build(section, cast("Mapping[str, object]", value), problems, prefix=f"{key}.", complete=complete)
+    if get_origin(hint) is list:
+        return _convert_list(get_args(hint)[0], value, key, problems, complete)
+    if get_origin(hint) is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            return _wrong(key, value, "must be a mapping with text keys", "Write {name: value, ...}", problems)
+        return plain(value)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _convert_enum(hint, value, key, problems)
+    return _convert_scalar(hint, value, key, problems)
+
+
+def _convert_list(item_hint: Any, value: object, key: str, problems: list[Problem], complete: bool) -> object:
+    if not isinstance(value, list):
+        return _wrong(key, value, "must be a list", f"Write {key}=[first,second]", problems)
+    items = [_convert(item_hint, item, f"{key}[{place}]", problems, complete) for place, item in enumerate(value)]
+    return [item for item in items if item is not _BAD]
+
+
+def _convert_enum(hint: type[Enum], value: object, key: str, problems: list[Problem]) -> object:
+    choices = [str(member.value) for member in hint]
+    if isinstance(value, str) and value in choices:
+        return hint(value)
+    return _wrong(key, value, "is none of the choices", one_of(value, choices), problems)
+
+
+def _convert_scalar(hint: Any, value: object, key: str, problems: list[Problem]) -> object:
+    if hint is bool:
+        return value if isinstance(value, bool) else _wrong(key, value, "must be true or false", "", problems)
+    if hint is int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return value if whole else _wrong(key, value, "must be a whole number", "", problems)
+    if hint is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            return _wrong(key, value, "must be a finite number", "", problems)
+        return float(value)
+    if hint is str:
+        return value if isinstance(value, str) else _wrong(key, value, "must be text", "", problems)
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number with more than 308 digits
+        return False
+
+
+def _wrong(key: str, value: object, why: str, todo: str, problems: list[Problem]) -> object:
+    problems.append(Problem(key, value, why, todo))
+    return _BAD

@@ -1,0 +1,37 @@
+"""SHA-256 of files, remembered by path, size and time of change, so that big files are not read twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from launcher.config.paths import cache_dir
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    stat = path.stat()
+    stamp = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    memo = cache_dir() / "hashes" / f"{hashlib.sha256(str(stamp[0]).encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+        if known["stamp"] == stamp:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_atomically(memo, json.dumps({"stamp": stamp, "sha256": digest}))
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The text as a file, whole or not at all, however many processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).replace(path)

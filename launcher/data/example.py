@@ -1,0 +1,71 @@
+"""The one type every format becomes, and what makes a record unusable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Json = Mapping[str, object]
+
+
+class ExampleError(Exception):
+    """One record cannot be used: the audit code, and why in words."""
+
+    def __init__(self, code: str, why: str) -> None:
+        self.code = code
+        self.why = why
+        super().__init__(f"{code}: {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `train` says whether an assistant turn is taught; it means nothing for other roles."""
+
+    role: str
+    """system, developer, user, assistant or tool."""
+    content: str
+    train: bool = True
+    reasoning: str = ""
+    """Thinking given apart from the content (`reasoning_content`)."""
+    tool_calls: tuple[Json, ...] = ()
+    """Calls as chat templates expect them: type, function {name, arguments as an object}, id if given."""
+    tool_call_id: str = ""
+    name: str = ""
+
+    def as_dict(self, *, arguments_as_text: bool = False) -> dict[str, object]:
+        """The message as chat templates take it; arguments of calls as objects, or as JSON text."""
+        message: dict[str, object] = {"role": self.role, "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = (
+                [_as_text(call) for call in self.tool_calls] if arguments_as_text else [*self.tool_calls]
+            )
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        if self.name:
+            message["name"] = self.name
+        return message
+
+
+def _as_text(call: Json) -> Json:
+    function = call["function"]
+    assert isinstance(function, dict)
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A conversation, or plain text (then `text` is set, there are no messages, and all of it is taught)."""
+
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Json, ...] = ()
+    text: str | None = None
+    source: str = ""
+    line: int = 0
+
+    @property
+    def last_answer(self) -> int:
+        """Index of the last assistant turn, or -1."""
+        return max((i for i, message in enumerate(self.messages) if message.role == "assistant"), default=-1)

@@ -1,0 +1,116 @@
+"""Which packs belong to which optimizer step, rank and micro-step: arithmetic, so a position is one number.
+
+Optimizer step k of an epoch takes packs [k*G, (k+1)*G) of the epoch's permutation. Resume, other world sizes and
+"never see an
+example twice" follow from the step number alone; nothing is skipped through and no sampler state is saved.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Slots = list[list[list[int]]]
+"""[rank][micro-step] -> pack ids."""
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, num_packs: int) -> NDArray[np.int64]:
+    """The permutation of pack ids that epoch `epoch` (from 0) follows; read-only, and kept for the steps to come."""
+    # RandomState, not default_rng: NumPy promises its stream never changes, and a resumed run may meet a newer NumPy.
+    permutation = np.random.RandomState([seed & 0xFFFFFFFF, epoch]).permutation(num_packs).astype(np.int64)
+    permutation.setflags(write=False)
+    return permutation
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The seekable order of a run."""
+
+    seed: int
+    num_packs: int
+    global_sequences: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_packs // self.global_sequences)
+
+    def step_packs(self, step: int) -> NDArray[np.int64]:
+        """Pack ids of optimizer step `step`, counted from 0 over the whole run; an epoch's last step may have fewer."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        return epoch_order(self.seed, epoch, self.num_packs)[
+            k * self.global_sequences : (k + 1) * self.global_sequences
+        ]
+
+    def epoch_of(self, steps_done: int) -> float:
+        """Epochs completed after `steps_done` optimizer steps."""
+        return steps_done / self.steps_per_epoch
+
+    def ends_epoch(self, steps_done: int) -> bool:
+        return steps_done % self.steps_per_epoch == 0
+
+
+def step_slots(
+    packs: NDArray[np.int64],
+    pack_lengths: NDArray[np.int64],
+    *,
+    world_size: int,
+    grad_accum_steps: int,
+    micro_sequences: int,
+) -> Slots:
+    """Deals the packs of one step to ranks and micro-steps so that the fullest micro-batch is as small as can be.
+
+    Longest pack first, each to the lightest slot that has room: the loss is a sum, so the deal changes memory and
+    speed but not
+    the gradient. A slot may stay empty; the loop then runs a zero-weight forward so that collectives stay matched.
+
+    Args:
+        packs: pack ids of the step.
+        pack_lengths: tokens of every pack of the data set, indexed by pack id.
+    """
+    count = world_size * grad_accum_steps
+    if len(packs) > count * micro_sequences:
+        raise AssertionError(f"{len(packs)} packs do not fit into {count} slots of {micro_sequences}")
+    slots: list[list[int]] = [[] for _ in range(count)]
+    # Micro-step before rank, so that a short last step leaves whole micro-steps empty on all ranks alike.
+    lightest = [(0, index) for index in range(count)]
+    for pack in sorted(packs.tolist(), key=lambda p: (-int(pack_lengths[p]), p)):
+        tokens, index = heapq.heappop(lightest)
+        slots[index].append(pack)
+        if len(slots[index]) < micro_sequences:
+            heapq.heappush(lightest, (tokens + int(pack_lengths[pack]), index))
+    return [[slots[micro * world_size + rank] for micro in range(grad_accum_steps)] for rank in range(world_size)]
+
+
+def heaviest_step(
+    order: Order, pack_lengths: NDArray[np.int64], *, world_size: int, grad_accum_steps: int, micro_sequences: int
+) -> int:
+    """The step of the first epoch whose fullest micro-batch holds the most tokens: what runs out of memory, if
+    anything does.
+    """
+    lengths = pack_lengths[epoch_order(order.seed, 0, order.num_packs)]
+    starts = np.arange(0, order.num_packs, order.global_sequences)
+    # No micro-batch holds more than the longest packs of its step; only steps that could beat the best are dealt out.
+    bounds = [int(np.sort(lengths[s : s + order.global_sequences])[-micro_sequences:].sum()) for s in starts]
+
+    def fullest(step: int) -> int:
+        slots = step_slots(
+            order.step_packs(step),
+            pack_lengths,
+            world_size=world_size,
+            grad_accum_steps=grad_accum_steps,
+            micro_sequences=micro_sequences,
+        )
+        return max(int(pack_lengths[micro].sum()) for rank in slots for micro in rank if micro)
+
+    heaviest, most_tokens = 0, 0
+    for step in sorted(range(len(bounds)), key=lambda s: -bounds[s]):
+        if bounds[step] <= most_tokens:
+            break
+        if (tokens := fullest(step)) > most_tokens:
+            heaviest, most_tokens = step, tokens
+    return heaviest

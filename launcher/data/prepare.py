@@ -1,0 +1,286 @@
+"""From a data configuration to a prepared data set in the cache: found there, or made once and published whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from launcher.config.paths import cache_dir
+from launcher.config.schema import DataConfig, DataFormat, RunConfig
+from launcher.data.audit import Audit, Place, Tally
+from launcher.data.content_hash import file_sha256
+from launcher.data.encode import EncodedExample, Encoder, EncoderSettings
+from launcher.data.formats import describe_formats, detect
+from launcher.data.hub import NotFetched
+from launcher.data.parallel import encode_all, num_processes
+from launcher.data.prepared import SplitFacts
+from launcher.data.readers import Chunk, first_records, read_chunks
+from launcher.data.sources import Source, Sources, find_sources
+from launcher.data.splits import SplitBuilder
+from launcher.data.template import ChatFormat
+from launcher.errors import DataError, Problem
+
+FORMAT_VERSION = 1
+"""Part of the cache key; raise it whenever the same input would be prepared differently."""
+
+Progress = Callable[[int, float], None]
+"""Told the examples read so far, and the share of the input read (0 to 1)."""
+
+_INFO = "info.json"
+_MODEL_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "prompt_format.json",
+)
+_RECORDS_TO_DETECT = 20
+_STALE_S = 24 * 3600.0
+
+
+class ModelFolder(Protocol):
+    """The part of config.model_files.ModelFiles that data needs."""
+
+    @property
+    def folder(self) -> Path: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedInfo:
+    """A prepared data set: where it is, what it holds, and what the audit says."""
+
+    key: str
+    folder: Path
+    audit: Audit
+    train: SplitFacts
+    validation: SplitFacts | None
+    from_cache: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "key": self.key,
+            "folder": str(self.folder),
+            "from_cache": self.from_cache,
+            "train": self.train.as_dict(),
+            "validation": self.validation.as_dict() if self.validation else None,
+            "audit": self.audit.as_dict(),
+        }
+
+
+def prepare(
+    config: RunConfig, model_files: ModelFolder, *, progress: Progress | None = None, allow_vetoed: bool = False
+) -> PreparedInfo:
+    """The prepared data set of a configuration, made now or found in the cache.
+
+    Several processes may ask for the same one at once. With `allow_vetoed`, a data set the audit refuses is returned
+    too (to look at; it does not open for training).
+
+    Raises:
+        DataError: examples that cannot be found or read, or that the audit refuses. ModelError: no usable tokenizer.
+    """
+    sources = find_sources(config.data)
+    key = _key(config.data, sources, model_files.folder)
+    info = _load(key)
+    if info is None:
+        _make(key, config.data, sources, model_files.folder, progress)
+        info = _load(key, from_cache=False)
+        assert info is not None
+    if not allow_vetoed:
+        info.audit.raise_if_vetoed()
+    return info
+
+
+def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_vetoed: bool = False) -> PreparedInfo | None:
+    """The prepared data set if it is in the cache, else None; only looks. Raises as `prepare`."""
+    try:
+        sources = find_sources(config.data, download=False)
+    except NotFetched:
+        return None
+    info = _load(_key(config.data, sources, model_files.folder))
+    if info is not None and not allow_vetoed:
+        info.audit.raise_if_vetoed()
+    return info
+
+
+def preview(config: RunConfig, model_files: ModelFolder, count: int) -> list[EncodedExample]:
+    """The first `count` usable training examples in full: text, ids, mask, spans."""
+    sources = find_sources(config.data)
+    formats = _read_formats(sources, Tally())
+    encoder = Encoder(_settings(config.data, model_files.folder, formats, sources))
+    shown: list[EncodedExample] = []
+    for number, source in enumerate(sources.train):
+        if formats[number] is None:
+            continue
+        for chunk in read_chunks(source, number):
+            for piece in _small(chunk, count):
+                shown += encoder.examples(piece, Tally())
+                if len(shown) >= count:
+                    return shown[:count]
+    return shown
+
+
+def _small(chunk: Chunk, size: int) -> Iterator[Chunk]:
+    for at in range(0, len(chunk.lines), max(size, 1)):
+        yield Chunk(chunk.source, chunk.lines[at : at + size], chunk.payloads[at : at + size])
+
+
+def _key(data: DataConfig, sources: Sources, model_folder: Path) -> str:
+    """Hash of everything the prepared data depends on."""
+    parts = {
+        "format_version": FORMAT_VERSION,
+        "train": [[source.name, source.content_key(), source.format.value, source.part] for source in sources.train],
+        "validation": [[source.name, source.content_key(), source.format.value] for source in sources.validation],
+        "weights": sources.weights,
+        "ignored": sources.ignored,
+        "model": {name: file_sha256(model_folder / name) for name in _MODEL_FILES if (model_folder / name).is_file()},
+        "template_file": _template_hash(data),
+        "options": [
+            *(data.validation_fraction, data.seed, data.system_prompt, data.preamble, data.seq_len_tokens),
+            *(data.over_length.value, data.packing, data.task.value, data.max_input_chars, data.max_output_chars),
+            sorted(data.allow),
+        ],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _template_hash(data: DataConfig) -> str | None:
+    if data.chat_template is None:
+        return None
+    path = Path(data.chat_template).expanduser()
+    if not path.is_file():
+        problem = Problem("data.chat_template", data.chat_template, "there is no such file", "Give a Jinja file")
+        raise DataError("the chat template cannot be found:", [problem])
+    return file_sha256(path)
+
+
+def _folder(key: str) -> Path:
+    return cache_dir() / "prepared" / key
+
+
+def _load(key: str, *, from_cache: bool = True) -> PreparedInfo | None:
+    folder = _folder(key)
+    if not (folder / _INFO).is_file():
+        return None
+    values = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+    validation = values["validation"]
+    return PreparedInfo(
+        key=key,
+        folder=folder,
+        audit=Audit.load(folder / "audit.json"),
+        train=SplitFacts(**values["train"]),
+        validation=SplitFacts(**validation) if validation else None,
+        from_cache=from_cache,
+    )
+
+
+def _make(key: str, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress | None) -> None:
+    """Prepares into a folder of its own, then gives it its name: other processes see all of it or nothing."""
+    target = _folder(key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target.parent)
+    staging = target.parent / f".preparing-{secrets.token_hex(8)}"
+    staging.mkdir()
+    try:
+        _fill(staging, data, sources, model_folder, progress or (lambda done, share: None))
+        if _key(data, sources, model_folder) != key:
+            raise DataError("the data or the model's files changed while they were read; try again")
+        try:
+            staging.rename(target)
+        except OSError:
+            if not (target / _INFO).is_file():
+                raise
+            # Another process was first; what it made is the same.
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_stale(folder: Path) -> None:
+    """What killed processes left behind."""
+    for left in folder.glob(".preparing-*"):
+        try:
+            if time.time() - left.stat().st_mtime > _STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress) -> None:
+    tally = Tally()
+    formats = _read_formats(sources, tally)
+    settings = _settings(data, model_folder, formats, sources)
+    for name in sources.ignored:
+        tally.add("held_out_files_ignored", Place(name, 0))
+    every = sources.all()
+    num_bytes = sum(source.size_bytes for source in every)
+    builder = SplitBuilder(folder, sources, data)
+
+    def chunks() -> Iterator[Chunk]:
+        for number, source in enumerate(every):
+            if formats[number] is not None:
+                yield from read_chunks(source, number)
+
+    bytes_done, examples_done = 0, 0
+    for encoded in encode_all(settings, chunks(), num_processes(data.num_workers, num_bytes)):
+        builder.add(encoded, encoded.source)
+        bytes_done, examples_done = bytes_done + encoded.size_bytes, examples_done + encoded.num_read
+        progress(examples_done, min(1.0, bytes_done / max(num_bytes, 1)))
+    splits = builder.choose()
+    tally.merge(builder.tally)
+    names = {source.name: kind.value for source, kind in zip(every, formats, strict=True) if kind is not None}
+    audit = Audit(tally.findings(data.allow), splits.counts, names, tuple(data.allow))
+    train, validation = splits.write(vetoed=audit.vetoed)
+    audit.save(folder / "audit.json")
+    settings.chat.save(folder)
+    info = {"train": train.as_dict(), "validation": validation.as_dict() if validation else None}
+    (folder / _INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def _settings(
+    data: DataConfig, model_folder: Path, formats: list[DataFormat | None], sources: Sources
+) -> EncoderSettings:
+    names = [source.name for source in sources.all()]
+    return EncoderSettings(
+        chat=chat_format(data, model_folder),
+        tokenizer_json=model_folder / "tokenizer.json",
+        seq_len_tokens=data.seq_len_tokens,
+        over_length=data.over_length,
+        max_input_chars=data.max_input_chars,
+        max_output_chars=data.max_output_chars,
+        sources=tuple(zip(names, formats, strict=True)),
+    )
+
+
+def chat_format(data: DataConfig, model_folder: Path) -> ChatFormat:
+    """The prompt format a configuration and a model give."""
+    return ChatFormat.from_folder(
+        model_folder,
+        template_file=Path(data.chat_template) if data.chat_template else None,
+        system_prompt=data.system_prompt,
+        preamble=data.preamble,
+    )
+
+
+def _read_formats(sources: Sources, tally: Tally) -> list[DataFormat | None]:
+    """The format of each source, detected where it is not named; None where it cannot be."""
+    return [_read_format(source, tally) for source in sources.all()]
+
+
+def _read_format(source: Source, tally: Tally) -> DataFormat | None:
+    if source.format is not DataFormat.auto:
+        return source.format
+    records = first_records(source, _RECORDS_TO_DETECT)
+    if not records:
+        return DataFormat.auto  # nothing can be read; the reader says why, line by line
+    found = next((kind for kind in map(detect, records) if kind is not None), None)
+    if found is None:
+        fields = ", ".join(list(records[0])[:8]) or "none"
+        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
+    return found

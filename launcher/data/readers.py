@@ -1,0 +1,363 @@
+"""Records out of files, streamed in chunks: JSONL, JSON, CSV, Parquet, and lists in memory."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from launcher.data.example import ExampleError
+from launcher.data.sources import Source
+from launcher.errors import DataError
+
+CHUNK_RECORDS = 1000
+CHUNK_BYTES = 4 << 20
+_READ_CHARS = 1 << 20
+# One value of a JSON array that is still incomplete after this much text is broken, not long.
+_MAX_VALUE_CHARS = 64 << 20
+
+Payload = bytes | Mapping[str, object] | ExampleError
+"""A line of JSON still to be parsed, a record, or why there is none."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Some records of one source, with the line (or row, or number) of each."""
+
+    source: int
+    lines: list[int] = field(default_factory=list)
+    payloads: list[Payload] = field(default_factory=list)
+    size_bytes: int = 0
+
+    def add(self, line: int, payload: Payload, size_bytes: int) -> None:
+        self.lines.append(line)
+        self.payloads.append(payload)
+        self.size_bytes += size_bytes
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.lines) >= CHUNK_RECORDS or self.size_bytes >= CHUNK_BYTES
+
+
+def read_chunks(source: Source, number: int) -> Iterator[Chunk]:
+    """The records of a source; a record that cannot be read comes as an ExampleError in its place."""
+    chunk = Chunk(number)
+    for line, payload, size in _records(source):
+        chunk.add(line, payload, size)
+        if chunk.is_full:
+            yield chunk
+            chunk = Chunk(number)
+    if chunk.lines:
+        yield chunk
+
+
+def parse(payload: Payload) -> Mapping[str, object]:
+    """The record. Raises ExampleError when it is not one."""
+    if isinstance(payload, ExampleError):
+        raise payload
+    if not isinstance(payload, bytes):
+        return payload
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExampleError("not_utf8", f"byte 0x{payload[error.start]:02x} at position {error.start}") from error
+    try:
+        value: object = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ExampleError("broken_json", _json_why(error)) from error
+    return _record(value)
+
+
+def first_records(source: Source, count: int) -> list[Mapping[str, object]]:
+    """The first records that can be read at all, at most `count`; what a format is detected from."""
+    found: list[Mapping[str, object]] = []
+    for _, payload, _ in _records(source):
+        try:
+            found.append(parse(payload))
+        except ExampleError:
+            continue
+        if len(found) == count:
+            break
+    return found
+
+
+def _records(source: Source) -> Iterator[tuple[int, Payload, int]]:
+    if source.path is None:
+        for number, record in enumerate(source.records, 1):
+            yield number, _checked(record), 100
+        return
+    kind = source.path.suffix.lower()
+    try:
+        if kind in (".jsonl", ".ndjson"):
+            yield from _read_lines(source.path)
+        elif kind == ".json":
+            yield from _read_json(source.path)
+        elif kind == ".parquet":
+            yield from _read_parquet(source.path)
+        else:
+            yield from _read_table(source.path, "\t" if kind == ".tsv" else None)
+    except OSError as error:
+        raise DataError(f"{source.name} cannot be read: {error}") from error
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Payload, int]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    yield 1, ExampleError("not_utf8", "the file is UTF-16"), path.stat().st_size
+                    return
+                line = line.removeprefix(codecs.BOM_UTF8)
+            text = line.strip()
+            yield number, text if text else ExampleError("empty_line", ""), len(line)
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
+    """A JSON file: an array of records, an object that holds one, one record, or (often so named) JSON lines."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            start = file.read(_READ_CHARS)
+            opening = start.lstrip()[:1]
+            if opening == "[":
+                file.seek(0)
+                yield from _read_array(file)
+                return
+    except UnicodeDecodeError as error:
+        yield 1, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
+        return
+    if opening == "{" and _is_json_lines(start):
+        yield from _read_lines(path)
+        return
+    yield from _read_object(path)
+
+
+def _is_json_lines(start: str) -> bool:
+    first, _, rest = start.strip().partition("\n")
+    try:
+        _DECODER.decode(first)
+    except (ValueError, RecursionError, ExampleError):
+        return False
+    return bool(rest.strip())
+
+
+def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
+    size = path.stat().st_size
+    try:
+        value = _DECODER.decode(path.read_text(encoding="utf-8-sig"))
+    except ExampleError as error:
+        yield 1, error, size
+        return
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        yield line, ExampleError("broken_json", _json_why(error)), size
+        return
+    lists = [inner for inner in value.values() if _is_records(inner)] if isinstance(value, dict) else []
+    # Of a record such as {"messages": [{...}]} the list is content; elsewhere ({"data": [...]}) it is the examples.
+    from launcher.data.formats import detect
+
+    if isinstance(value, dict) and detect(value) is None and len(lists) == 1:
+        for number, record in enumerate(lists[0], 1):
+            yield number, _checked(record), size // len(lists[0])
+        return
+    yield 1, _checked(value), size
+
+
+def _is_records(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
+    """Values of a JSON array one by one, so that a big file is never whole in memory."""
+    window = _Window(file)
+    window.skip_space()
+    window.take("[")
+    if window.skip_space() == "]":
+        return
+    while True:
+        window.skip_space()
+        line = window.line
+        try:
+            value, size = window.value()
+        except ExampleError as error:
+            yield line, error, 0
+            if error.code == "broken_json":
+                return
+            size = 0
+        else:
+            yield line, _checked(value), size
+        following = window.skip_space()
+        if following == "]":
+            return
+        if following != ",":
+            seen = f"{following!r}" if following else "the end of the file"
+            yield window.line, ExampleError("broken_json", f"expected ',' or ']', found {seen}"), 0
+            return
+        window.take(",")
+
+
+class _Window:
+    """The part of a text file that is being parsed, and the line it begins on."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._text = ""
+        self._at = 0
+        self._at_end = False
+        self.line = 1
+
+    def skip_space(self) -> str:
+        """Moves to the next character that is no white space and returns it; empty at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            assert found is not None
+            self._advance(found.end())
+            if self._at < len(self._text) or not self._more(_READ_CHARS):
+                return self._text[self._at : self._at + 1]
+
+    def take(self, character: str) -> None:
+        assert self._text.startswith(character, self._at)
+        self._advance(self._at + 1)
+
+    def value(self) -> tuple[object, int]:
+        """The next JSON value and its length in characters."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except ExampleError:
+                # Raised while an object closes, so the value may still be incomplete: find its end without the checks.
+                self._skip_value()
+                raise
+            except (ValueError, RecursionError) as error:
+                too_long = len(self._text) - self._at > _MAX_VALUE_CHARS
+                if isinstance(error, RecursionError) or too_long or not self._more(len(self._text) - self._at):
+                    raise ExampleError("broken_json", self._why(error)) from error
+                continue
+            size = end - self._at
+            self._advance(end)
+            return value, size
+
+    def _skip_value(self) -> None:
+        while True:
+            try:
+                _, end = _PLAIN_DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError) as error:
+                if not self._more(len(self._text) - self._at):
+                    raise ExampleError("broken_json", self._why(error)) from error
+                continue
+            self._advance(end)
+            return
+
+    def _why(self, error: Exception) -> str:
+        if isinstance(error, json.JSONDecodeError):
+            return f"{error.msg} (line {self.line + self._text.count(chr(10), self._at, error.pos)})"
+        return _json_why(error)
+
+    def _advance(self, end: int) -> None:
+        self.line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _more(self, count: int) -> bool:
+        """Reads on; False at the end of the file. Amounts that double keep the whole linear."""
+        if self._at_end:
+            return False
+        added = self._file.read(max(count, _READ_CHARS))
+        self._at_end = not added
+        self._text = self._text[self._at :] + added
+        self._at = 0
+        return bool(added)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Payload, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+        share = path.stat().st_size // max(table.metadata.num_rows, 1)
+        row = 0
+        for batch in table.iter_batches(batch_size=CHUNK_RECORDS):
+            for record in batch.to_pylist():
+                row += 1
+                yield row, _checked(_without_nulls(record)), share
+    except pa.ArrowException as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _without_nulls(value: object) -> object:
+    """Structs of a table hold every field any row has; null there means that the field is absent."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _read_table(path: Path, delimiter: str | None) -> Iterator[tuple[int, Payload, int]]:
+    csv.field_size_limit(1 << 30)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator = delimiter or _separator(file.readline())
+            file.seek(0)
+            rows = csv.reader(file, delimiter=separator, strict=True)
+            header = next(rows, [])
+            line = rows.line_num + 1
+            for cells in rows:
+                if cells:
+                    yield line, _row(header, cells), sum(map(len, cells))
+                line = rows.line_num + 1
+    except UnicodeDecodeError as error:
+        yield 1, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
+    except csv.Error as error:
+        yield rows.line_num, ExampleError("broken_row", str(error)), 0
+
+
+def _separator(header: str) -> str:
+    return max(",;\t", key=header.count)
+
+
+def _row(header: list[str], cells: list[str]) -> Payload:
+    if len(cells) != len(header):
+        return ExampleError("broken_row", f"{len(cells)} cells, {len(header)} in the header")
+    return dict(zip(header, cells, strict=True))
+
+
+def _checked(value: object) -> Payload:
+    try:
+        return _record(value)
+    except ExampleError as error:
+        return error
+
+
+def _record(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise ExampleError("not_an_object", f"it is of type {type(value).__name__}")
+    return value
+
+
+def _json_why(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ExampleError("duplicate_key", f"key {twice!r}")
+    return made
+
+
+def _no_constant(name: str) -> object:
+    raise ExampleError("nan_value", f"{name} is no JSON")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_PLAIN_DECODER = json.JSONDecoder()
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)

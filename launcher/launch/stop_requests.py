@@ -1,0 +1,47 @@
+"""Stop signals to whoever started the ranks of an attempt: noted, to be passed on in order."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+_DEBOUNCE_S = 0.5
+
+
+@dataclass(slots=True)
+class StopRequests:
+    """Notes stop signals instead of dying of them, while ranks run; the previous handlers come back afterwards."""
+
+    names: list[str] = field(default_factory=list)
+    _at: float = float("-inf")
+    _previous: dict[signal.Signals, object] = field(default_factory=dict)
+
+    def __enter__(self) -> StopRequests:
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    @property
+    def first(self) -> str:
+        """Name of the first one; empty without."""
+        return self.names[0] if self.names else ""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Some senders signal twice at once (to a process and its group): that is one request.
+        now = time.monotonic()
+        if now - self._at > _DEBOUNCE_S:
+            self.names.append(signal.Signals(number).name)
+        self._at = now

@@ -1,0 +1,82 @@
+"""One micro-batch: examples of some packs laid end to end in a single row, with labels only where the loss is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from launcher.data.prepared import Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Tensors of one forward pass; T tokens, S segments (examples), L labelled positions.
+
+    `labels[j]` is the token that follows position `keep[j]`; the first token of an example is never a label.
+    """
+
+    input_ids: Tensor
+    """[1, T] int64."""
+    position_ids: Tensor
+    """[1, T] int64, restarting at each example."""
+    cu_seq_lens: Tensor
+    """[S + 1] int32."""
+    max_length: int
+    keep: Tensor
+    """[L] int64, positions whose next token is supervised."""
+    labels: Tensor
+    """[L] int64."""
+    weight: float
+    """1, or 0 for a stand-in that only keeps collectives matched."""
+    sample_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1] if self.weight else 0
+
+    def model_inputs(self) -> dict[str, object]:
+        """Keyword arguments of the model's forward."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "cu_seq_lens_q": self.cu_seq_lens,
+            "cu_seq_lens_k": self.cu_seq_lens,
+            "max_length_q": self.max_length,
+            "max_length_k": self.max_length,
+            "logits_to_keep": self.keep,
+            "use_cache": False,
+        }
+
+
+def make_micro_batch(data: Prepared, packs: Sequence[int], *, stand_in: int, device: torch.device) -> MicroBatch:
+    """Builds the row of some packs.
+
+    Args:
+        packs: pack ids; empty gives a zero-weight row of pack `stand_in`.
+    """
+    weight = 1.0 if packs else 0.0
+    ids = [int(i) for pack in (packs or [stand_in]) for i in data.pack(pack)]
+    tokens = [data.tokens(i) for i in ids]
+    lengths = [len(t) for t in tokens]
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    row = np.concatenate(tokens).astype(np.int64)
+    is_label = np.concatenate([data.mask(i) for i in ids]).astype(bool)
+    is_label[bounds[:-1]] = False
+    targets = np.flatnonzero(is_label)
+    if len(targets) == 0:
+        # The head must run on every rank, also where nothing is supervised; the row then counts for nothing.
+        weight, targets = 0.0, np.array([min(1, len(row) - 1)])
+    return MicroBatch(
+        input_ids=torch.from_numpy(row).to(device)[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).to(device)[None],
+        cu_seq_lens=torch.from_numpy(bounds).to(device),
+        max_length=max(lengths),
+        keep=torch.from_numpy(np.maximum(targets - 1, 0)).to(device),
+        labels=torch.from_numpy(row[targets]).to(device),
+        weight=weight,
+        sample_ids=ids if packs else [],
+    )

@@ -1,0 +1,175 @@
+"""Training of one run on one rank, from the frozen configuration to the last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import psutil
+from accelerate.utils import set_seed
+
+from launcher.checkpoint.manifest import TrainState
+from launcher.config.freeze import thaw
+from launcher.config.paths import RunPaths
+from launcher.config.schema import Derived, RunConfig
+from launcher.data.order import Order
+from launcher.data.prepared import Prepared
+from launcher.errors import ExitCode, LauncherError, Preempted, RunError
+from launcher.track.events import read_events
+from launcher.track.records import read_metrics
+from launcher.track.wandb_replay import start as start_wandb
+from launcher.train.deadline import Deadline, end_time_from_environment
+from launcher.train.engine import make_accelerator, make_engine
+from launcher.train.loop import train_loop
+from launcher.train.model import load_model
+from launcher.train.pulse import PULSE
+from launcher.train.ranks import rank_from_environment
+from launcher.train.recorder import Recorder
+from launcher.train.rehearse import rehearse
+from launcher.train.run import Run
+from launcher.train.saving import resume
+from launcher.train.stop import STOP
+from launcher.train.world import World, join_world, leave_if_stopped
+
+logger = logging.getLogger(__name__)
+
+WANDB_GRACE_S = 10.0
+
+
+def train(run_dir: Path, attempt: int) -> ExitCode:
+    """Trains or continues the run frozen in `run_dir`. Ranks: all; the process group is made here.
+
+    Returns: DONE.
+    Raises: Preempted after a stop signal, state saved; other LauncherErrors with what to do.
+    """
+    paths = RunPaths(run_dir)
+    frozen = thaw(paths.config)
+    if frozen.derived is None:
+        raise RunError(f"{paths.config} has no derived values: it is not the configuration of a run that was created")
+    config, derived = frozen.config, frozen.derived
+    PULSE.begin(paths, attempt, rank=rank_from_environment()[0], fault=config.fault)
+    PULSE.enter("meet")
+    started, import_s = time.perf_counter(), seconds_since_process_start()
+    world = join_world(derived, limit_s=config.fault.meet_limit_s)
+    meet_s = time.perf_counter() - started
+    PULSE.enter("load")
+    recorder = Recorder(paths, derived, attempt=attempt) if world.is_main else None
+    replay = start_wandb(run_dir, config.track.wandb, attempt=attempt) if world.is_main else None
+    try:
+        if recorder is not None:
+            recorder.event("attempt_start", world_size=world.size, device=str(world.device))
+            recorder.state("running")
+        leave_if_stopped(world, "starting")
+        started = time.perf_counter()
+        run = prepare_run(paths, config, derived, attempt=attempt, world=world, recorder=recorder)
+        if recorder is not None:
+            seconds = {"import_s": import_s, "meet_s": meet_s, "load_s": time.perf_counter() - started}
+            recorder.event("loaded", **{name: round(value, 3) for name, value in seconds.items()})
+        state = train_loop(run, start_or_resume(run))
+        # Nobody leaves while another still reads from the last collective.
+        world.barrier()
+        if recorder is not None:
+            finish(recorder, state)
+        return ExitCode.DONE
+    except BaseException as error:
+        if recorder is not None:
+            record_end(recorder, paths, error)
+        raise
+    finally:
+        PULSE.enter("finish")
+        if recorder is not None:
+            recorder.close()
+        if replay is not None:
+            replay.finish(WANDB_GRACE_S)
+
+
+def prepare_run(
+    paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder | None
+) -> Run:
+    """Loads data and model. Ranks: all."""
+    data_dir = Path(derived.data_dir)
+    train_data = Prepared.open(data_dir, "train")
+    if train_data.num_packs != derived.num_packs:
+        raise RunError(f"{data_dir} has {train_data.num_packs} sequences, the run was planned with {derived.num_packs}")
+    has_heldout = Prepared.exists(data_dir, "validation")
+    accelerator = make_accelerator(config, derived, world)
+    started = time.perf_counter()
+    model = load_model(config, derived, world)
+    engine = make_engine(accelerator, model, config, derived, world)
+    engine.set_training(True)
+    # Adapters were initialised alike on all ranks; from here on dropout must differ between them.
+    set_seed(config.seed + 7919 * (world.rank + 1))
+    logger.info("loaded model and data seconds=%.1f ranks=%d", time.perf_counter() - started, world.size)
+    return Run(
+        paths=paths,
+        config=config,
+        derived=derived,
+        attempt=attempt,
+        world=world,
+        engine=engine,
+        train_data=train_data,
+        heldout_data=Prepared.open(data_dir, "validation") if has_heldout else None,
+        order=Order(seed=config.seed, num_packs=derived.num_packs, global_sequences=derived.global_sequences),
+        recorder=recorder,
+        deadline=make_deadline(paths, config),
+    )
+
+
+def make_deadline(paths: RunPaths, config: RunConfig) -> Deadline:
+    """When to stop for the job's time limit; earlier attempts tell how long saves and evaluations take."""
+    end_s = end_time_from_environment()
+    if end_s is None:
+        return Deadline(None, margin_s=0.0)
+    saves = [event.fields.get("seconds") for event in read_events(paths.events) if event.event == "checkpoint"]
+    return Deadline(
+        end_s,
+        margin_s=config.fault.stop_margin_s,
+        saves_s=[seconds for seconds in saves if isinstance(seconds, float)],
+        evaluations_s=[record.eval_time_s for record in read_metrics(paths.metrics).evals],
+    )
+
+
+def start_or_resume(run: Run) -> TrainState:
+    """The state to go on from: the newest trusted checkpoint, or step 0 after a rehearsal. Ranks: all.
+
+    Raises: Preempted when a stop signal came while loading; nothing is lost then.
+    """
+    leave_if_stopped(run.world, "loading")
+    state = resume(run)
+    if state is None or state.step == 0:
+        if run.config.checkpoint.rehearse:
+            rehearse(run)
+        leave_if_stopped(run.world, "rehearsing")
+        return TrainState(step=0)
+    leave_if_stopped(run.world, "loading the checkpoint")
+    if run.recorder is not None:
+        run.recorder.event("resume", step=state.step)
+        run.recorder.resumed(state.step, run.order.epoch_of(state.step))
+        run.recorder.note(f"resumed after step {state.step} of {run.derived.total_steps}")
+    return state
+
+
+def seconds_since_process_start() -> float:
+    """What starting Python and importing took."""
+    return max(0.0, time.time() - psutil.Process().create_time())
+
+
+def finish(recorder: Recorder, state: TrainState) -> None:
+    """Records success. Ranks: 0."""
+    if state.stopped_early:
+        recorder.event("early_stop", step=state.step, best_step=state.best_step, best_eval_loss=state.best_eval_loss)
+    recorder.event("attempt_end", exit_code=int(ExitCode.DONE), reason="done")
+    recorder.state("succeeded", step=state.step)
+
+
+def record_end(recorder: Recorder, paths: RunPaths, error: BaseException) -> None:
+    """Records why this attempt ended. Ranks: 0."""
+    exit_code = error.exit_code if isinstance(error, LauncherError) else ExitCode.BUG
+    recorder.event("attempt_end", exit_code=int(exit_code), reason=type(error).__name__, message=str(error)[:2000])
+    if isinstance(error, Preempted):
+        recorder.event("preempted", signal=STOP.signal_name, reason=STOP.reason or "a signal to another rank")
+        if paths.cancel.exists():
+            recorder.state("cancelled")
+    else:
+        recorder.state("failed", reason=str(error)[:2000])

@@ -1,0 +1,127 @@
+"""Save and resume: the commit protocol driven over all ranks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from launcher.checkpoint.commit import Checkpoint, begin, committed, fence, newest_verified, prune, publish
+from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
+from launcher.checkpoint.policy import steps_to_keep
+from launcher.config.freeze import config_hash
+from launcher.errors import CheckpointError
+from launcher.track.events import written_manifests
+from launcher.track.jsonl import utc_now
+from launcher.train.pulse import PULSE
+from launcher.train.run import Run
+from launcher.train.world import on_main
+
+logger = logging.getLogger(__name__)
+
+
+def save(run: Run, state: TrainState) -> Checkpoint:
+    """Commits the state after `state.step` steps, then prunes. Ranks: all, at a step edge.
+
+    Raises: CheckpointError on every rank if any rank could not write; earlier checkpoints are untouched then.
+    """
+    with PULSE.phase("save"):
+        return _save(run, state)
+
+
+def _save(run: Run, state: TrainState) -> Checkpoint:
+    started = time.perf_counter()
+    staging = on_main(run.world, lambda: begin(run.paths, state.step, run.attempt))
+    entries, problem = _write_share(run, staging)
+    shares = run.world.gather((entries, problem))
+    problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(shares) if text]
+    if problems:
+        if run.world.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise CheckpointError(f"could not save step {state.step}: {'; '.join(problems)}")
+    files = sorted((entry for share, _ in shares for entry in share), key=lambda entry: entry.name)
+    checkpoint = on_main(run.world, lambda: _publish(run, state, staging, files, started))
+    return checkpoint
+
+
+def _write_share(run: Run, staging: Path) -> tuple[list[FileEntry], str | None]:
+    try:
+        return [seal_file(staging, path) for path in run.engine.save(staging)], None
+    except OSError as error:
+        return [], str(error)
+
+
+def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry], started: float) -> Checkpoint:
+    recorder = run.recorder
+    assert recorder is not None
+    manifest = Manifest(
+        run_id=run.derived.run_id,
+        attempt=run.attempt,
+        world_size=run.world.size,
+        strategy=run.config.strategy.kind.value,
+        method=run.config.method.kind.value,
+        config_hash=config_hash(run.config, run.derived.data_key),
+        state=state,
+        files=files,
+        time=utc_now(),
+    )
+    checkpoint = publish(
+        run.paths,
+        staging,
+        manifest,
+        trusted=written_manifests(run.paths.events),
+        journal=lambda sha256: recorder.event("checkpoint_prepared", step=state.step, manifest_sha256=sha256),
+    )
+    seconds = time.perf_counter() - started
+    recorder.event("checkpoint", step=state.step, seconds=round(seconds, 3), bytes=checkpoint.manifest.size_bytes)
+    recorder.checkpoint(state.step)
+    run.deadline.saved(seconds)
+    # A checkpoint ahead of this one was refused when the run resumed behind it. It must not count as one of the
+    # newest: it would be kept, and the one just saved deleted.
+    present = [c for c in committed(run.paths) if c.step <= state.step]
+    losses = {c.step: loss for c in present if (loss := c.manifest.eval_loss) is not None}
+    best = min(losses, key=lambda step: (losses[step], step)) if losses else None
+    prune(
+        run.paths, steps_to_keep(run.config.checkpoint, [c.step for c in present], best_step=best), attempt=run.attempt
+    )
+    logger.info("saved step=%d bytes=%d seconds=%.1f", state.step, checkpoint.manifest.size_bytes, seconds)
+    return checkpoint
+
+
+def resume(run: Run) -> TrainState | None:
+    """Loads the newest checkpoint that can be trusted; None when the run has none yet. Ranks: all.
+
+    Raises: CheckpointError when checkpoints exist but none fits: starting from scratch would throw the run's work away.
+    """
+    checkpoint = on_main(run.world, lambda: find_checkpoint(run))
+    if checkpoint is None:
+        return None
+    run.engine.load(checkpoint.path)
+    return checkpoint.manifest.state
+
+
+def find_checkpoint(run: Run) -> Checkpoint | None:
+    """The checkpoint to continue from, verified and of this very run; older attempts publish none now. Ranks: 0."""
+    fence(run.paths, run.attempt)
+    trusted = written_manifests(run.paths.events)
+    checkpoint = newest_verified(run.paths.root, run_id=run.derived.run_id, trusted=trusted)
+    if checkpoint is None:
+        return None
+    manifest = checkpoint.manifest
+    planned: dict[str, tuple[object, object]] = {
+        "number of ranks": (manifest.world_size, run.world.size),
+        "strategy.kind": (manifest.strategy, run.config.strategy.kind.value),
+        "method.kind": (manifest.method, run.config.method.kind.value),
+        "model, data or training settings (hash)": (
+            manifest.config_hash,
+            config_hash(run.config, run.derived.data_key),
+        ),
+    }
+    wrong = [f"{what}: checkpoint has {old}, run has {new}" for what, (old, new) in planned.items() if old != new]
+    if wrong:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit config.yaml, which must not change after the start:\n  - "
+            + "\n  - ".join(wrong)
+        )
+    return checkpoint

@@ -1,0 +1,46 @@
+"""A stop signal sets a flag; ranks agree on it at the step edge. Imports nothing heavy: armed before torch loads."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+# USR2, not USR1: NCCL may catch USR1. Slurm sends TERM on preemption and USR2 where the job script asks for a lead.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+TIME_LIMIT = "time limit"
+
+
+class StopFlag:
+    """Remembers why this process is to stop: the first stop signal it received, or what it found out by itself."""
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+        self.reason: str | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self.reason is not None
+
+    def arm(self) -> None:
+        """Catches the stop signals from now on. Main thread only."""
+        assert threading.current_thread() is threading.main_thread()
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+        # The local starter holds them back until now, so that none ends a rank that cannot catch it yet.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def ask(self, reason: str) -> None:
+        """Sets the flag without a signal."""
+        self.reason = self.reason or reason
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Once more changes nothing: whoever wants the ranks gone without a save kills them.
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+        self.ask(self.signal_name)
+
+
+STOP = StopFlag()
+"""The flag of this process."""

@@ -1,0 +1,173 @@
+"""The ranks of a run: who this process is, and whether everybody planned has come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import HashStore, PrefixStore
+
+from launcher.config.cluster_schema import FaultConfig
+from launcher.config.schema import Derived
+from launcher.errors import CheckpointError, LauncherError, Preempted, WorldError
+from launcher.train.meet import find_all, first_collective
+from launcher.train.ranks import ErrorOnMain as ErrorOnMain
+from launcher.train.ranks import rank_from_environment as rank_from_environment
+from launcher.train.stop import STOP
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""For every collective after the first: rank 0 may plan a run, or write a large checkpoint, while the others wait."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This rank's place; collectives are methods so that one process needs none."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sums a tensor over ranks, in place. Ranks: all."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """True if any rank says so. Ranks: all."""
+        return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, in rank order, on every rank. Ranks: all."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def from_main(self, value: T | None) -> T:
+        """Rank 0's value, on every rank. Ranks: all."""
+        box: list[T | None] = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def on_main(world: World, act: Callable[[], T]) -> T:
+    """Runs work with files on rank 0 and gives its result to all. Ranks: all.
+
+    Raises: on rank 0 the error of the work (a CheckpointError for an OSError), on the others ErrorOnMain.
+    """
+    value: T | None = None
+    error: LauncherError | None = None
+    if world.is_main:
+        try:
+            value = act()
+        except OSError as failure:
+            error = CheckpointError(f"{type(failure).__name__}: {failure}")
+        except LauncherError as failure:
+            error = failure
+    told = world.from_main((value, None if error is None else (str(error), error.exit_code)))
+    if error is not None:
+        raise error
+    if told[1] is not None:
+        raise ErrorOnMain(*told[1])
+    return told[0]  # type: ignore[return-value]
+
+
+def leave_if_stopped(world: World, doing: str) -> None:
+    """Where there is nothing to save yet, a stop that any rank was told of ends all of them at once. Ranks: all.
+
+    Raises: Preempted.
+    """
+    if world.any(STOP.requested):
+        by = STOP.reason or "a signal to another rank"
+        raise Preempted(f"stopped by {by} while {doing}; nothing was trained yet in this attempt")
+
+
+def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s) -> World:
+    """Meets the other ranks and compares them with the plan.
+
+    The process group is never destroyed: gloo's worker thread may still want the GIL to free the last collective's
+    tensors,
+    and a destructor that holds it then waits for ever (seen with DDP on gloo). The process ends by `os._exit` instead.
+
+    Raises: WorldError if another number of ranks came than planned (training with it would silently change the batch),
+    or one did not come within `limit_s`. Ranks: all.
+    """
+    rank, local_rank, size = rank_from_environment()
+    if size != derived.world_size:
+        raise WorldError(
+            f"{size} process{'es' if size != 1 else ''} started but the run was planned for {derived.world_size} "
+            f"(RANK={rank}, LOCAL_RANK={local_rank}); start that many, or make a new run with other cluster settings"
+        )
+    if derived.device == "cpu" and derived.threads_per_process:  # 0: the job's OMP_NUM_THREADS says
+        torch.set_num_threads(derived.threads_per_process)
+    return meet(derived.device, limit_s=limit_s)
+
+
+def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> World:
+    """The process group of whoever was started, planned or not.
+
+    Raises: WorldError naming who cannot be reached; Preempted when a stop signal came meanwhile. Ranks: all.
+    """
+    rank, local_rank, size = rank_from_environment()
+    # Accelerate, DeepSpeed and torch read these; srun sets none of them.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
+    device = torch.device("cpu")
+    if device_type == "cuda":
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    world = World(rank=rank, local_rank=local_rank, size=size, device=device)
+    if not dist.is_initialized():
+        _make_process_group(world, limit_s)
+    return world
+
+
+def _make_process_group(world: World, limit_s: float) -> None:
+    # gloo beside nccl: object collectives and CPU tensors then need no GPU memory.
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    if world.size == 1:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise WorldError(
+            f"{world.size} processes were started but {' and '.join(missing)} is not set, so they cannot meet; "
+            "start them with launcher train, accelerate launch, torchrun, or slurm/train.sbatch"
+        )
+    store = find_all(world.rank, world.size, limit_s=limit_s)
+
+    def talk() -> None:
+        # In the short time a meeting may take; a node whose network is cut would else be noticed half an hour later.
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", store),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(seconds=limit_s),
+        )
+        world.sum_(torch.ones(()))
+        present = int(world.sum_(torch.ones((), device=world.device)).item())
+        if present != world.size:
+            raise RuntimeError(f"{present} ranks answered, {world.size} were started")
+
+    first_collective(store, world.rank, world.size, talk)
+    dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)

@@ -1,0 +1,151 @@
+"""launcher check: all that is wrong with a run, and the plan of what it would do, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import DataError, ExitCode, Problem
+
+if TYPE_CHECKING:
+    from launcher.config.plan import Plan
+    from launcher.config.schema import RunConfig
+
+_NOT_HERE = "this machine cannot run it"
+_PLAIN_WIDTH = 120
+
+HELP = "say what a run would do and what is wrong with it, without starting anything"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
+    )
+    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    parser.add_argument("--cfg", action="store_true", help="print every setting of the run as YAML")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.config.compose import compose_with_problems
+
+    config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
+    problems += _job_problems(config)
+    if args.cfg and not args.json:
+        _print_settings(config, problems)
+        return ExitCode.USER if problems else ExitCode.DONE
+    plan: Plan | None = None
+    warnings: list[str] = []
+    if not _blocks_planning(problems):
+        plan, found, warnings = _plan(config)
+        problems = problems + found
+    if args.json:
+        print(json.dumps(_document(config, plan, problems, warnings, with_config=args.cfg), indent=2))
+    else:
+        _print(config, plan, problems, warnings, args.overrides)
+    return ExitCode.USER if problems else ExitCode.DONE
+
+
+def _blocks_planning(problems: list[Problem]) -> bool:
+    """Whether what is wrong leaves nothing to look at data and memory with."""
+    return any(problem.key.split(".")[0].lstrip("+~") not in ("name", "runs_dir", "track") for problem in problems)
+
+
+def _job_problems(config: RunConfig) -> list[Problem]:
+    """What Slurm would not take as it stands; whether the cluster has it, launcher submit asks there."""
+    from launcher.config.cluster_schema import ClusterKind
+
+    if config.cluster.kind is not ClusterKind.slurm:
+        return []
+    from launcher.slurm.sbatch import sbatch_problems
+
+    return sbatch_problems(config)
+
+
+def _plan(config: RunConfig) -> tuple[Plan | None, list[Problem], list[str]]:
+    """The plan, the problems it shows, and warnings: of the plan, of the data audit, of this machine."""
+    from launcher.config.devices import visible_gpus
+    from launcher.config.places import machine_problems
+    from launcher.planning import allow_problems, plan_cheaply
+    from launcher.verbs.plan_view import in_short
+
+    problems = allow_problems(config)
+    warnings = [f"{_NOT_HERE}: {problem}" for problem in machine_problems(config, visible_gpus())]
+    try:
+        planned = plan_cheaply(config)
+    except DataError as error:
+        found = error.problems or [Problem("data.path", config.data.path, str(error))]
+        return None, problems + found, warnings
+    if planned.prepared is not None:
+        findings = planned.prepared.audit.findings
+        warnings = [in_short(finding) for finding in findings if not finding.vetoes] + warnings
+    return planned.plan, problems + planned.plan.problems, planned.plan.warnings + warnings
+
+
+def _document(
+    config: RunConfig, plan: Plan | None, problems: list[Problem], warnings: list[str], *, with_config: bool
+) -> dict[str, object]:
+    from launcher.config.typed import plain
+
+    document: dict[str, object] = {
+        "ok": not problems,
+        "problems": [
+            {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.todo}
+            for problem in problems
+        ],
+        "warnings": warnings,
+        "plan": plan.as_dict() if plan is not None else None,
+    }
+    if with_config:
+        document["config"] = plain(config)
+    return document
+
+
+def _jsonable(value: object) -> object:
+    from launcher.config.typed import plain
+
+    value = plain(value)
+    return value if isinstance(value, str | int | float | bool | list | dict | type(None)) else str(value)
+
+
+def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
+    import sys
+
+    from launcher.config.freeze import to_yaml
+
+    if problems:
+        print("\n".join(str(problem) for problem in problems), file=sys.stderr)
+    else:
+        print(to_yaml(config), end="")
+
+
+def _print(
+    config: RunConfig, plan: Plan | None, problems: list[Problem], warnings: list[str], overrides: list[str]
+) -> None:
+    import shlex
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from launcher.verbs.plan_view import print_plan
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    if plan is not None:
+        print_plan(console, plan, config)
+    for warning in warnings:
+        console.print(f"[yellow]warning[/]  {escape(warning)}", soft_wrap=True)
+    for problem in problems:
+        console.print(f"[red]problem[/]  {escape(str(problem))}", soft_wrap=True)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        console.print(f"[bold red]{count}: this run should not start[/]")
+    elif any(warning.startswith(_NOT_HERE) for warning in warnings):
+        console.print("[bold green]this plan holds[/], where its devices and packages are")
+    else:
+        verb = "submit" if config.cluster.kind.value == "slurm" else "train"
+        command = shlex.join(["launcher", verb, *overrides])
+        console.print("[bold green]this run can start[/]  " + escape(command), soft_wrap=True)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher.errors import UserError
+from launcher.slurm.allocation import read_allocation
+
+JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2,07]"}
+
+
+def test_nodes_come_in_the_order_of_ranks() -> None:
+    assert read_allocation(JOB).nodes == ("n1", "n2", "n07")
+
+
+@pytest.mark.parametrize(
+    ("environ", "ranks"),
+    [
+        pytest.param({"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "2"}, 8, id="one for each GPU"),
+        pytest.param({"SLURM_NTASKS_PER_NODE": "2"}, 2, id="as asked for"),
+        pytest.param({}, 1, id="one"),
+    ],
+)
+def test_ranks_of_a_node(environ: dict[str, str], ranks: int) -> None:
+    assert read_allocation({**JOB, **environ}).ranks_per_node == ranks
+
+
+def test_a_member_of_an_array_is_called_by_its_place() -> None:
+    environ = {**JOB, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "2"}
+    allocation = read_allocation(environ)
+    assert (allocation.name, allocation.job_id, allocation.array_task, allocation.restart) == ("5_0", "7", 0, 2)
+
+
+def test_outside_of_a_job_it_says_how_to_start_one() -> None:
+    with pytest.raises(UserError, match=r"SLURM_JOB_ID .* is not set.*sbatch --nodes"):
+        read_allocation({"SLURM_JOB_NODELIST": "n1"})

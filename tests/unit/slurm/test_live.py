@@ -1,0 +1,141 @@
+"""What a job means for its run, and which job is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.config.paths import RunPaths
+from launcher.launch.attempts import AttemptRecord, write_attempt
+from launcher.launch.states import JobPhase
+from launcher.slurm.live import find_sweep, job_of, job_word, members_of, why_it_waits
+from launcher.slurm.parse import parse_squeue
+from launcher.slurm.submission import StageJob, Submission, write_submission
+from launcher.slurm.sweep import Member, Sweep, write_sweep
+from launcher.track.status import Status, write_status
+
+
+def listed(state: str, reason: str = "None", *, start: str = "N/A", nodes: str = "") -> str:
+    """A line of squeue as Slurm 22.05 prints it."""
+    return f"7|7|N/A|{state}|main|10:00|2026-03-01T10:00:00|{start}|N/A|{nodes}|{reason}|(null)\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "phase"),
+    [
+        ("PENDING", JobPhase.waiting),
+        ("REQUEUE_HOLD", JobPhase.waiting),
+        ("CONFIGURING", JobPhase.running),
+        ("RUNNING", JobPhase.running),
+        ("COMPLETING", JobPhase.running),
+        ("SUSPENDED", JobPhase.running),
+        ("COMPLETED", JobPhase.ended),
+        ("NODE_FAIL", JobPhase.ended),
+        ("CANCELLED", JobPhase.ended),
+    ],
+)
+def test_every_state_of_a_job_is_one_of_three_phases(state: str, phase: JobPhase) -> None:
+    (info,) = parse_squeue(listed(state))
+    assert job_word("7", info).phase is phase
+
+
+def test_a_job_that_slurm_does_not_list_is_unknown() -> None:
+    assert job_word("7", None).phase is JobPhase.unknown
+
+
+def test_a_waiting_job_has_a_reason_and_a_plan() -> None:
+    (info,) = parse_squeue(listed("PENDING", "Resources", start="2026-03-01T12:00:00"))
+    word = job_word("7", info)
+    assert (word.reason, word.start) == ("Resources", "2026-03-01T12:00:00.000Z")
+    assert word.why == "it is next, when enough nodes are free (Resources)"
+
+
+def test_a_running_job_has_nodes_and_no_plan() -> None:
+    (info,) = parse_squeue(listed("RUNNING", start="2026-03-01T12:00:00", nodes="n[1-2]"))
+    word = job_word("7", info)
+    assert (word.nodes, word.start, word.reason) == (["n1", "n2"], "", "")
+
+
+def test_a_held_job_says_how_it_is_released() -> None:
+    (info,) = parse_squeue(listed("PENDING", "JobHeldUser"))
+    assert job_word("7", info).todo == "scontrol release 7"
+
+
+def test_a_job_that_can_never_start_says_why() -> None:
+    (info,) = parse_squeue(listed("CANCELLED", "DependencyNeverSatisfied"))
+    word = job_word("7", info)
+    assert word.phase is JobPhase.ended and "did not end well" in word.why
+
+
+@pytest.mark.parametrize(
+    "reason", ["QOSMaxJobsPerUserLimit", "AssocGrpGRES", "ReqNodeNotAvail, UnavailableNodes:n[1-3]"]
+)
+def test_reasons_with_details_are_explained_too(reason: str) -> None:
+    assert why_it_waits(reason).endswith(f" ({reason})")
+
+
+def test_a_reason_nobody_knows_is_passed_on() -> None:
+    assert why_it_waits("SomethingNew") == "SomethingNew"
+
+
+def submit(run: Path, job_id: str, *, at: str, stage: str = "train") -> None:
+    job = StageJob(stage=stage, job_id=job_id, argv=["sbatch"], script="train.sbatch", submitted=at)
+    write_submission(run, Submission(key="key", stages=[job]))
+
+
+def attempt(run: Path, number: int, job_id: str, *, at: str, starter: str = "slurm") -> None:
+    RunPaths(run).attempt(number).mkdir(parents=True)
+    record = AttemptRecord(attempt=number, starter=starter, host="n1", world_size=1, started=at, job_id=job_id)
+    write_attempt(run, record)
+
+
+def test_a_submitted_run_belongs_to_the_job_that_trains(tmp_path: Path) -> None:
+    jobs = [
+        StageJob(stage=stage, job_id=str(number), argv=[], script="", submitted="2026-03-01T10:00:00.000Z")
+        for number, stage in enumerate(["prepare", "train", "export"], start=5)
+    ]
+    write_submission(tmp_path, Submission(key="key", stages=jobs))
+    assert job_of(tmp_path) == "6"
+
+
+def test_a_run_submitted_again_belongs_to_the_new_job(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, "5", at="2026-03-01T10:00:00.000Z")
+    submit(tmp_path, "9", at="2026-03-02T10:00:00.000Z")
+    assert job_of(tmp_path) == "9"
+
+
+def test_a_run_taken_up_by_hand_belongs_to_the_job_of_its_newest_attempt(tmp_path: Path) -> None:
+    submit(tmp_path, "5", at="2026-03-01T10:00:00.000Z")
+    attempt(tmp_path, 1, "5", at="2026-03-01T11:00:00.000Z")
+    attempt(tmp_path, 2, "12", at="2026-03-03T10:00:00.000Z")
+    assert job_of(tmp_path) == "12"
+
+
+def test_a_run_whose_newest_attempt_was_here_has_no_job(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, "5", at="2026-03-01T10:00:00.000Z")
+    attempt(tmp_path, 2, "", at="2026-03-03T10:00:00.000Z", starter="local")
+    assert job_of(tmp_path) == ""
+
+
+def test_a_run_started_by_srun_is_known_by_its_status(tmp_path: Path) -> None:
+    write_status(RunPaths(tmp_path).status, Status(name="one", state="running", job_id="8"))
+    assert job_of(tmp_path) == "8"
+
+
+def test_a_run_of_this_machine_has_no_job(tmp_path: Path) -> None:
+    write_status(RunPaths(tmp_path).status, Status(name="one", state="running"))
+    assert job_of(tmp_path) == ""
+
+
+def test_a_sweep_is_found_by_name_and_path_and_lists_its_runs(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "grid"
+    for name in ("00", "01"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.yaml").touch()
+    members = [Member(index=index, run=f"{index:02d}", overrides=[], differs={}) for index in range(2)]
+    write_sweep(folder, Sweep(key="key", members=members))
+    assert find_sweep("grid", str(tmp_path / "runs")) == folder
+    assert find_sweep(str(folder)) == folder
+    assert members_of(folder) == [folder / "00", folder / "01"]
+    assert find_sweep("other", str(tmp_path / "runs")) is None

@@ -1,0 +1,298 @@
+"""launcher submit where no cluster is, or one that fails at the worst moment: nothing lost, no half state.
+
+The tools of Slurm are small programs here, so that they can fail on time; tests/slurm/test_submit.py has the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.config.freeze import thaw
+from launcher.config.paths import RunPaths
+from launcher.errors import ExitCode
+from launcher.launch.start import complete_run
+from launcher.slurm.submission import read_submission
+from launcher.slurm.sweep import read_sweep
+from launcher.track.events import read_events
+
+SINFO = "print('main*|4|16|64000|1-00:00:00|1-infinite|up|idle|gpu:h100:4|(null)')"
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster of programs that take every job; works in an empty folder."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    write(folder, "sinfo", SINFO)
+    write(folder, "squeue", "")
+    write(folder, "scancel", f"open({str(folder / 'cancelled')!r}, 'a').write(sys.argv[-1] + '\\n')")
+    write(
+        folder,
+        "sbatch",
+        "if '--test-only' in sys.argv:\n"
+        "    sys.exit('sbatch: Job 1 to start at 2026-03-01T10:00:00 using 4 processors on nodes n1 in partition a')\n"
+        f"path = {str(folder / 'queued')!r}\n"
+        "open(path, 'a').write('x')\n"
+        "print(100 + len(open(path).read()))",
+    )
+    return folder
+
+
+def write(folder: Path, name: str, body: str) -> None:
+    path = folder / name
+    path.write_text(f"#!{sys.executable}\nimport os, sys\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def settings(tiny_model: Path) -> list[str]:
+    return [
+        f"model.name_or_path={tiny_model}", "data=next_number", "data.seq_len_tokens=256", "cluster=slurm",
+        "strategy=ddp", "method=full", "cluster.devices_per_node=2", "batch.global_sequences=8", "name=one",
+    ]  # fmt: skip
+
+
+def answer(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    document = json.loads(capsys.readouterr().out)
+    assert isinstance(document, dict)
+    return document
+
+
+def states(run_dir: Path) -> list[object]:
+    return [event.fields["state"] for event in read_events(RunPaths(run_dir).events) if event.event == "state"]
+
+
+def test_a_run_is_queued_and_says_what_comes_next(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings]) == ExitCode.DONE
+    said = capsys.readouterr().out
+    for words in ("job 101", "expected start", "launcher status one", "launcher logs -f one", "launcher cancel one"):
+        assert words in said
+    run_dir = Path("runs/one")
+    submission = read_submission(run_dir)
+    derived = thaw(RunPaths(run_dir).config).derived
+    assert submission is not None and derived is not None
+    assert (submission.key, submission.stages[0].job_id) == (derived.run_id, "101")
+    assert submission.estimate_start == "2026-03-01T10:00:00.000Z"
+    assert states(run_dir) == ["validating", "queued"]
+    assert [
+        event.fields["job_id"] for event in read_events(RunPaths(run_dir).events) if event.event == "submitted"
+    ] == ["101"]
+
+
+def test_a_dry_run_shows_the_job_and_leaves_no_trace(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "canary-93257")
+    assert main(["submit", *settings, "--dry-run", "--json", "--stages", "train,export"]) == ExitCode.DONE
+    said = capsys.readouterr().out
+    assert "canary-93257" not in said
+    document = json.loads(said)
+    train, export = document["jobs"]
+    assert train["argv"][0] == "sbatch" and train["argv"][-2:] == ["--run", str(Path("runs/one").absolute())]
+    assert train["script_text"] == Path(train["script"]).read_text()
+    assert "--dependency=afterok:TRAIN_JOB" in export["argv"]
+    assert "WANDB_API_KEY" in document["environment"]
+    assert document["plan"]["batch"]["world_size"] == 2
+    assert main(["submit", *settings, "--dry-run"]) == ExitCode.DONE
+    assert "dry run: nothing was created or queued" in capsys.readouterr().out
+    assert list(Path.cwd().iterdir()) == []
+    assert not (tools / "queued").exists()
+
+
+def test_a_dry_run_works_where_no_slurm_is(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["submit", *settings, "--dry-run", "--json"]) == ExitCode.DONE
+    assert "not compared with a cluster" in str(answer(capsys)["warnings"])
+    assert main(["submit", *settings]) == ExitCode.USER
+    assert "login node" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_for_this_machine_is_not_submitted(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    local = [word for word in settings if not word.startswith("cluster")]
+    assert main(["submit", *local]) == ExitCode.USER
+    assert "cluster=slurm" in capsys.readouterr().err
+
+
+def test_everything_wrong_is_said_before_anything_is_made(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = ["cluster.partition=mian", "cluster.nodes=9", "cluster.walltime_min=2000", "cluster.mail_user='a b'"]
+    assert main(["submit", *settings, *wrong, "--json"]) == ExitCode.USER
+    found = answer(capsys)["problems"]
+    assert isinstance(found, list)
+    assert {problem["key"] for problem in found} == {
+        "cluster.partition",
+        "cluster.nodes",
+        "cluster.walltime_min",
+        "cluster.mail_user",
+    }
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_refusal_by_slurm_leaves_nothing_behind(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tools, "sbatch", "sys.exit('sbatch: error: Invalid account or account/partition combination specified')")
+    assert main(["submit", *settings]) == ExitCode.USER
+    assert "Invalid account" in capsys.readouterr().err
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_a_chain_that_cannot_be_completed_is_taken_back(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = (tools / "sbatch").read_text().partition("import os, sys\n")[2]
+    write(tools, "sbatch", f"if '/export.sbatch' in ' '.join(sys.argv): sys.exit('sbatch: error: no')\n{body}")
+    assert main(["submit", *settings, "--stages", "train,export"]) == ExitCode.USER
+    assert "Taken back: train job 101" in capsys.readouterr().err
+    assert (tools / "cancelled").read_text() == "101\n"
+
+
+def test_an_answer_that_was_lost_does_not_queue_the_job_twice(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = tools / "heard"
+    write(
+        tools,
+        "sbatch",
+        "if '--test-only' not in sys.argv:\n"
+        "    comment = [word for word in sys.argv if word.startswith('--comment=')][0]\n"
+        f"    open({str(heard)!r}, 'a').write(comment.partition('=')[2] + '\\n')\n"
+        "sys.exit('sbatch: error: Batch job submission failed: Socket timed out on send/recv operation')",
+    )
+    write(
+        tools,
+        "squeue",
+        f"path = {str(heard)!r}\n"
+        "for line in open(path) if os.path.exists(path) else []:\n"
+        "    print('77|77|N/A|PENDING|main|10:00|2026-03-01T10:00:00|N/A|N/A||None|' + line.strip())",
+    )
+    assert main(["submit", *settings, "--json"]) == ExitCode.DONE
+    assert answer(capsys)["job_id"] == "77"
+    assert len(heard.read_text().splitlines()) == 1
+
+
+def test_a_run_is_not_queued_beside_its_own_job(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings]) == ExitCode.DONE
+    write(tools, "squeue", "print('101|101|N/A|RUNNING|main|10:00|2026-03-01T10:00:00|N/A|N/A|n1|None|x')")
+    capsys.readouterr()
+    assert main(["submit", "--run", "one"]) == ExitCode.USER
+    assert "has a train job in the queue already: 101" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_is_queued_again_with_all_its_jobs_kept(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings]) == ExitCode.DONE
+    assert main(["submit", "--run", "one"]) == ExitCode.DONE
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None
+    assert [job.job_id for job in submission.stages] == ["101", "102"]
+
+
+def test_settings_of_a_run_that_is_there_stay_as_they_are(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings]) == ExitCode.DONE
+    assert main(["submit", "--run", "one", "seed=1"]) == ExitCode.USER
+
+
+def test_data_may_be_prepared_by_the_first_job(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings, "cluster.prepare=job", "--json"]) == ExitCode.DONE
+    jobs = answer(capsys)["jobs"]
+    assert isinstance(jobs, list)
+    assert [(job["stage"], job["dependency"]) for job in jobs] == [("prepare", ""), ("train", "101")]
+    run_dir = Path("runs/one")
+    assert thaw(RunPaths(run_dir).config).derived is None
+    assert complete_run(run_dir)
+    frozen = thaw(RunPaths(run_dir).config)
+    assert frozen.derived is not None and frozen.derived.world_size == 2
+    assert RunPaths(run_dir).data.resolve() == Path(frozen.derived.data_dir).resolve()
+    assert not complete_run(run_dir)
+    assert thaw(RunPaths(run_dir).config) == frozen
+
+
+def test_a_sweep_is_one_array_of_runs(tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", *settings, "optim.lr=1e-4,2e-4", "seed=0,1", "--throttle", "2", "--json"]) == ExitCode.DONE
+    document = answer(capsys)
+    sweep = read_sweep(Path("runs/one"))
+    assert sweep is not None and document["job_id"] == sweep.job_id == "101"
+    assert "--array=0-3%2" in sweep.argv
+    assert sweep.argv[-2:] == ["--sweep", str(Path("runs/one").absolute())]
+    rates = []
+    for member in sweep.members:
+        run_dir = Path("runs/one") / member.run
+        config = thaw(RunPaths(run_dir).config).config
+        submission = read_submission(run_dir)
+        assert submission is not None and submission.stages[0].job_id == f"101_{member.index}"
+        assert states(run_dir) == ["validating", "queued"]
+        rates.append((config.optim.lr, config.seed))
+    assert rates == [(1e-4, 0), (1e-4, 1), (2e-4, 0), (2e-4, 1)]
+
+
+def test_problems_of_all_members_come_at_once(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings, "optim.lr=1e-4,5,7", "--json"]) == ExitCode.USER
+    problems = answer(capsys)["problems"]
+    assert isinstance(problems, list)
+    assert [problem["key"] for problem in problems] == ["[01: optim.lr=5] optim.lr", "[02: optim.lr=7] optim.lr"]
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_members_of_a_sweep_ask_for_the_same(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings, "cluster.nodes=1,2", "--json"]) == ExitCode.USER
+    problems = answer(capsys)["problems"]
+    assert isinstance(problems, list)
+    assert [problem["key"] for problem in problems] == ["cluster.nodes"]
+
+
+def test_a_refused_sweep_leaves_nothing_behind(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tools, "sbatch", "sys.exit('sbatch: error: Job array index too large')")
+    assert main(["submit", *settings, "seed=0,1"]) == ExitCode.USER
+    assert list(Path("runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("stages", ["trian", "export", "export,train", "train,train", ""])
+def test_stages_that_make_no_chain_are_refused(tools: Path, settings: list[str], stages: str) -> None:
+    assert main(["submit", *settings, "--stages", stages]) == ExitCode.USER
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_login_node_needs_no_torch(tools: Path, settings: list[str]) -> None:
+    names = ("torch", "transformers", "accelerate", "deepspeed", "peft")
+    blocked = f"import sys\nfor name in {names}:\n    sys.modules[name] = None\n"
+    code = f"{blocked}from launcher.cli import main\nsys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "submit", *settings], capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (Path("runs/one") / "submission.json").is_file()

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher.launch.evidence import Evidence
+from launcher.launch.starter_words import starter_facts
+from launcher.slurm.parse import JobInfo
+from launcher.slurm.supervise import _end_of_job
+
+STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "end"),
+    [
+        pytest.param("RUNNING", f"{STEP} ***", "", id="a rank failed"),
+        pytest.param("COMPLETING", f"{STEP} ***", "CANCELLED", id="scancel"),
+        pytest.param("COMPLETING", f"{STEP} DUE TO PREEMPTION ***", "", id="preempted, not queued again by Slurm"),
+        pytest.param("COMPLETING", f"{STEP} DUE TO TIME LIMIT ***", "", id="time limit"),
+        pytest.param("PENDING", f"{STEP} DUE TO PREEMPTION ***", "PENDING", id="preempted"),
+        pytest.param("CANCELLED", f"{STEP} ***", "CANCELLED", id="scancel, told at once"),
+    ],
+)
+def test_a_job_that_ends_without_a_reason_of_slurms_was_cancelled(state: str, said: str, end: str) -> None:
+    evidence = Evidence(attempt=1, run_name="one", words=starter_facts(said))
+    assert _end_of_job(evidence, JobInfo(job_id="7", state=state)) == end
+
+
+def test_nothing_is_said_of_a_job_that_cannot_be_asked_about() -> None:
+    assert _end_of_job(Evidence(attempt=1, run_name="one"), None) == ""

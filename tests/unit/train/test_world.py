@@ -1,0 +1,122 @@
+"""Who this process is under any starter, and what happens when those who met are not those who were planned."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.config.freeze import thaw
+from launcher.config.paths import RunPaths
+from launcher.errors import CheckpointError, ExitCode, RunError, WorldError
+from launcher.train.world import ErrorOnMain, World, join_world, meet, on_main, rank_from_environment
+from tests.dist.rig import make_data, make_run
+
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+NAMES = [
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "SLURM_PROCID",
+    "SLURM_STEP_ID",
+    "SLURM_LOCALID",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_NTASKS",
+    "SLURM_JOB_ID",
+]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.setenv(name, "")  # so that it is restored whatever the code under test sets
+        monkeypatch.delenv(name)
+
+
+STARTERS = [
+    pytest.param({}, (0, 0, 1), id="nothing"),
+    pytest.param({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}, (5, 1, 8), id="torchrun"),
+    pytest.param({"RANK": "1", "WORLD_SIZE": "2"}, (1, 0, 2), id="no local rank"),
+    pytest.param(
+        {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"},
+        (3, 1, 4),
+        id="srun",
+    ),
+    pytest.param(
+        {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "16", "SLURM_JOB_ID": "7"},
+        (0, 0, 1),
+        id="bare sbatch",
+    ),
+    pytest.param(
+        {"SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+        (1, 1, 2),
+        id="torchrun inside srun",
+    ),
+]
+
+
+@pytest.mark.parametrize(("environment", "place"), STARTERS)
+def test_every_starter_is_understood(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rank_from_environment() == place
+
+
+def test_another_number_of_ranks_than_planned_is_refused_before_they_meet(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", tiny_model, make_data(tmp_path / "data"), "strategy=ddp", world_size=2)
+    derived = thaw(RunPaths(run).config).derived
+    assert derived is not None
+    with pytest.raises(WorldError, match=r"1 process started but the run was planned for 2 \(RANK=0, LOCAL_RANK=0\)"):
+        join_world(derived)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(WorldError, match=r"3 processes started but the run was planned for 2 \(RANK=1"):
+        join_world(dataclasses.replace(derived, world_size=2))
+
+
+def test_ranks_without_a_meeting_point_say_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(WorldError, match=r"2 processes were started but MASTER_PORT is not set.*torchrun"):
+        meet("cpu")
+
+
+def test_one_rank_needs_no_collectives() -> None:
+    assert ALONE.is_main
+    assert ALONE.gather("x") == ["x"] and ALONE.from_main(3) == 3
+    assert ALONE.any(True) and not ALONE.any(False)
+    assert ALONE.sum_(torch.ones(2)).tolist() == [1, 1]
+    ALONE.barrier()
+
+
+def test_work_on_the_main_rank_gives_its_result() -> None:
+    assert on_main(ALONE, lambda: 7) == 7
+
+
+def test_a_disk_that_fails_on_the_main_rank_is_a_checkpoint_error() -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        on_main(ALONE, full)
+
+
+def test_an_error_of_ours_stays_what_it_is() -> None:
+    def refuse() -> None:
+        raise RunError("busy")
+
+    with pytest.raises(RunError, match="busy"):
+        on_main(ALONE, refuse)
+
+
+def test_the_other_ranks_end_with_the_same_exit_code() -> None:
+    assert ErrorOnMain("busy", ExitCode.USER).exit_code is ExitCode.USER

@@ -1,0 +1,159 @@
+"""launcher check: problems, plan, JSON, settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.cli import main
+from launcher.config.schema import RunConfig
+from launcher.config.typed import build
+
+
+@pytest.fixture
+def quickstart(tiny_model: Path) -> list[str]:
+    """The quickstart with a model that lies here."""
+    return ["experiment=quickstart", f"model.name_or_path={tiny_model}"]
+
+
+def check_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, object]]:
+    code = main(["check", *words, "--json"])
+    document: dict[str, object] = json.loads(capsys.readouterr().out)
+    return code, document
+
+
+def test_a_good_run_shows_its_plan_and_the_next_command(
+    quickstart: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", *quickstart]) == 0
+    shown = capsys.readouterr().out
+    for fact in (
+        "600 examples, 100 held out",
+        "114 steps: 3 epochs of 38",
+        "1 x 16 x 1",
+        "this run can start  launcher train",
+    ):
+        assert fact in shown
+    assert all(ord(letter) < 128 for letter in shown)
+
+
+def test_counts_are_those_of_the_prepared_data(quickstart: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = check_json(capsys, *quickstart)
+    plan = document["plan"]
+    assert isinstance(plan, dict)
+    assert code == 0 and document["ok"] is True and document["problems"] == []
+    assert plan["data"]["is_estimate"] is False and plan["data"]["num_packs"] == 600
+    assert plan["batch"]["total_steps"] == 114
+
+
+def test_everything_wrong_is_reported_at_once_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["optim.lrr=1", "seed=x", "model=nope", "strategy.offload_params=true", "name=a/b"]
+    code, document = check_json(capsys, *words)
+    problems = document["problems"]
+    assert isinstance(problems, list)
+    assert code == 2 and document["ok"] is False and document["plan"] is None
+    keys = ["optim.lrr", "model", "seed", "name", "data.path", "strategy.offload_params"]
+    assert sorted(problem["key"] for problem in problems) == sorted(keys)
+
+
+def test_problems_are_shown_on_a_terminal_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "data=next_number", "optim.lrr=1"]) == 2
+    shown = capsys.readouterr().out
+    assert "optim.lrr = '1': there is no such setting. Did you mean optim.lr?" in shown
+    assert "1 problem: this run should not start" in shown
+
+
+def test_data_the_audit_refuses_stops_the_run(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "complet\n' * 20)
+    code, document = check_json(
+        capsys, f"model.name_or_path={tiny_model}", "data.seq_len_tokens=128", f"data.path={path}", "name=-bad"
+    )
+    problems = document["problems"]
+    assert isinstance(problems, list)
+    assert code == 2
+    assert [problem["key"] for problem in problems] == ["name", "data: broken_json"]
+    assert f"{path}:2" in problems[1]["why"]
+
+
+def test_an_allow_code_nobody_knows_is_a_problem(quickstart: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = check_json(capsys, *quickstart, "data.allow=[duplicates]")
+    assert code == 2
+    assert [problem["key"] for problem in document["problems"]] == ["data.allow"]  # type: ignore[attr-defined]
+
+
+def test_a_model_that_is_not_here_is_planned_from_shipped_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = check_json(capsys, "model=qwen2_5_7b", "method=lora", "cluster=one_gpu_80gb", "data=next_number")
+    plan = document["plan"]
+    assert isinstance(plan, dict)
+    assert code == 0
+    assert plan["parameters"] == 7_615_616_512 and plan["data"]["is_estimate"] is True
+    assert any("not prepared" in warning for warning in document["warnings"])  # type: ignore[attr-defined]
+
+
+def test_large_data_is_not_prepared_by_a_check(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"prompt": "x" * 500, "completion": "y" * 500}) + "\n"
+    path.write_text(line * (21 * 2**20 // len(line)))
+    started = time.monotonic()
+    code, document = check_json(
+        capsys, f"model.name_or_path={tiny_model}", "data.seq_len_tokens=128", f"data.path={path}"
+    )
+    plan = document["plan"]
+    assert isinstance(plan, dict)
+    assert plan["data"]["is_estimate"] is True
+    assert time.monotonic() - started < 10
+    assert code in (0, 2)
+
+
+def test_a_plan_that_does_not_fit_exits_2_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    code, document = check_json(capsys, "model=llama3_1_8b", "cluster=one_gpu_24gb", "data=next_number")
+    (problem,) = document["problems"]  # type: ignore[misc]
+    assert code == 2 and problem["key"] == "cluster.gpu_memory_gib"
+    assert "brings it to" in problem["todo"]
+
+
+def test_cfg_prints_every_setting_as_yaml(quickstart: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", *quickstart, "--cfg", "seed=5"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    problems: list[object] = []
+    config = build(RunConfig, values, problems, complete=True)  # type: ignore[arg-type]
+    assert problems == [] and config.seed == 5
+
+
+def test_cfg_inside_json_is_the_same_document(quickstart: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    _, document = check_json(capsys, *quickstart, "--cfg")
+    assert document["config"]["strategy"]["kind"] == "single"  # type: ignore[index]
+
+
+def test_options_of_an_own_folder_work(
+    tmp_path: Path, quickstart: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim" / "mine.yaml").write_text("epochs: 1.0\n")
+    code, document = check_json(capsys, *quickstart, "optim=mine", "--conf-dir", str(tmp_path))
+    assert code == 0
+    assert document["plan"]["batch"]["total_steps"] == 38  # type: ignore[index]
+
+
+def test_a_second_check_takes_less_than_two_seconds_and_no_torch(quickstart: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "launcher", "check", *quickstart]
+    subprocess.run(command, capture_output=True, check=True, timeout=120)
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    after = os.times()
+    # Processor time, which a busy machine does not stretch much; nothing in a check waits.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2.0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert not {"torch", "transformers", "datasets"} & loaded
