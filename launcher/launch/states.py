@@ -14,7 +14,7 @@ from launcher.config.paths import RunPaths
 from launcher.launch.attempts import AttemptRecord, read_attempts
 from launcher.launch.outcome import FINAL_STATES
 from launcher.launch.rundir import is_locked, last_attempt, run_name
-from launcher.track.events import Event, read_events
+from launcher.track.events import Event, read_events, words_of
 from launcher.track.heartbeat import read_beat
 from launcher.track.jsonl import parse_time
 from launcher.track.status import Status, read_status
@@ -131,7 +131,7 @@ def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "")
     events = read_events(paths.events)
     status = read_status(paths.status) or Status(name=run_dir.name, state="validating", updated="")
     attempts = read_attempts(run_dir)
-    ends = [event for event in events if event.event == "attempt_end"]
+    ends = words_of(events, "attempt_end")
     saved_step, saved_at = _last_checkpoint(events, status)
     found = _Finding(run_dir, events, status, attempts, job)
     state, alive, preempted, reason = found.judge()
@@ -246,10 +246,10 @@ class _Finding:
 
     def judge(self) -> tuple[str, bool | None, bool, str]:
         """State, alive, preempted and reason."""
-        states = [event for event in self.events if event.event == "state"]
+        states = words_of(self.events, "state")
         state = str(states[-1].fields.get("state")) if states else "validating"
         if state in FINAL_STATES and not self._was_submitted_after(states[-1]):
-            ends = [event for event in self.events if event.event == "attempt_end"]
+            ends = words_of(self.events, "attempt_end")
             return state, self._alive(over=True), False, _reason(states[-1:] + ends[-1:])
         if self.job is None:
             return self._by_processes(state)

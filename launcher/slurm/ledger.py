@@ -18,12 +18,13 @@ from launcher.errors import RunError
 from launcher.launch.attempts import AttemptRecord, read_attempt, write_attempt
 from launcher.launch.evidence import Evidence, collect
 from launcher.launch.policy import decide
+from launcher.launch.rundir import last_attempt
 from launcher.launch.starter_words import Word
 from launcher.launch.verdict import Verdict, judge, read_verdict, read_verdicts, write_verdict
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.parse import JobInfo
 from launcher.slurm.query import Slurm, SlurmError
-from launcher.track.events import EventWriter, read_events
+from launcher.track.events import EventWriter, read_events, words_of
 from launcher.track.jsonl import utc_now
 from launcher.track.status import read_status, write_status
 
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 def last_state(paths: RunPaths) -> str:
     """State of the run as its events tell; empty before the first."""
-    states = [event.fields.get("state") for event in read_events(paths.events) if event.event == "state"]
-    return str(states[-1]) if states else ""
+    states = words_of(read_events(paths.events), "state")
+    return str(states[-1].fields.get("state")) if states else ""
 
 
 @contextmanager
@@ -46,7 +47,12 @@ def events_of(paths: RunPaths, attempt: int) -> Iterator[EventWriter]:
 
 
 def write_state(paths: RunPaths, attempt: int, state: str, reason: str) -> None:
-    """Makes `state` the state of the run, in its events and its status file, unless it is so already."""
+    """Makes `state` the state of the run, in its events and its status file, unless it is so already.
+
+    Nothing happens once a newer attempt exists: the run is then what that one says.
+    """
+    if last_attempt(paths.root) > attempt:
+        return
     if last_state(paths) != state:
         with events_of(paths, attempt) as events:
             events.write("state", state=state, reason=reason)

@@ -167,6 +167,10 @@ def _conclude(
 ) -> int:
     """Judges the attempt, records it, and does what follows. Returns: the exit code of the job."""
     run_dir, code = paths.root, end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
+    if last_attempt(run_dir) > record.attempt:
+        # This node was suspended or cut off and the run went on elsewhere, where this attempt was judged.
+        logger.error("attempt %d ended, superseded by attempt %d", record.attempt, last_attempt(run_dir))
+        return ExitCode.SUPERSEDED
     record = dataclasses.replace(record, ended=utc_now(), exit_code=code)
     patiently(lambda: write_attempt(run_dir, record), "the record of the attempt")
     evidence = collect(run_dir, record.attempt, exit_code=code, stopped_by=stop.first, stall=end.stall)

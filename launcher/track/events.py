@@ -48,6 +48,19 @@ def read_events(path: Path) -> list[Event]:
     return [event for event in events if event is not None]
 
 
+def words_of(events: list[Event], name: str) -> list[Event]:
+    """Events of one kind, in order, without those of an attempt that spoke after a newer one had begun.
+
+    An old attempt may come back to life, its machine suspended or cut off meanwhile; the run is not what it says then.
+    """
+    newest, found = 0, []
+    for event in events:
+        newest = max(newest, event.attempt)
+        if event.event == name and event.attempt in (0, newest):
+            found.append(event)
+    return found
+
+
 def written_manifests(path: Path) -> set[str]:
     """sha256 of every checkpoint manifest this run says it wrote; what is not among them was planted."""
     return {str(event.fields["manifest_sha256"]) for event in read_events(path) if event.event == "checkpoint_prepared"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from launcher.config.paths import RunPaths
 from launcher.config.schema import RunConfig
 from launcher.config.typed import plain
-from launcher.track.events import Event
+from launcher.track.events import Event, words_of
 from launcher.track.jsonl import parse_time
 from launcher.track.loose_json import Loose, read_loose
 from launcher.track.records import Metrics
@@ -67,7 +67,7 @@ class Score:
 
 def last_state(events: list[Event]) -> tuple[str, str]:
     """The state the events leave the run in, and why."""
-    states = [event for event in events if event.event == "state"]
+    states = words_of(events, "state")
     state = str(states[-1].fields.get("state", "")) if states else ""
     reasons = [text for event in states[-1:] for key in ("reason", "message") if (text := event.fields.get(key))]
     if state not in FINAL_STATES:

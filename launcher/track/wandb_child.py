@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from launcher.config.paths import RunPaths
-from launcher.track.events import EventWriter, read_events
+from launcher.track.events import EventWriter, read_events, words_of
 from launcher.track.redact import redacted_text
 from launcher.track.wandb_push import Pusher
 
@@ -98,7 +98,7 @@ def _open(run_dir: Path, mode: str, parent: Parent, events: EventWriter, *, stat
 
 
 def _run_failed(run_dir: Path) -> bool:
-    states = [event for event in read_events(RunPaths(run_dir).events) if event.event == "state"]
+    states = words_of(read_events(RunPaths(run_dir).events), "state")
     return bool(states) and states[-1].fields.get("state") == "failed"
 
 

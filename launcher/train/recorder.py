@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from launcher.checkpoint.commit import is_superseded
 from launcher.config.paths import RunPaths
 from launcher.config.schema import Derived
 from launcher.track.events import EventWriter
@@ -90,7 +91,9 @@ class Recorder:
             self.flush_status()
 
     def flush_status(self) -> None:
-        write_status(self._paths.status, self._status)
+        # An attempt that comes back to life beside its successor has no say in what the run is.
+        if not is_superseded(self._paths, self.attempt):
+            write_status(self._paths.status, self._status)
         self._status_written = time.monotonic()
 
     def close(self) -> None:

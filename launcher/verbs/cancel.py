@@ -138,9 +138,9 @@ def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
 
 def _states_written(run_dir: Path) -> list[str]:
     from launcher.config.paths import RunPaths
-    from launcher.track.events import read_events
+    from launcher.track.events import read_events, words_of
 
-    states = [event for event in read_events(RunPaths(run_dir).events) if event.event == "state"]
+    states = words_of(read_events(RunPaths(run_dir).events), "state")
     return [str(event.fields.get("state")) for event in states[-1:]]
 
 

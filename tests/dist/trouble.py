@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from launcher.config.freeze import thaw
 from launcher.config.paths import RunPaths
@@ -24,25 +25,46 @@ def hang(run_dir: str, kind: str, attempt: int = 1) -> str:
     from launcher.train.main import train
 
     os.environ["LAUNCHER_WATCHED"] = "1"
-    make_micro_batch, write_share = step_module.make_micro_batch, saving._write_share
+    if kind == "save":
+        block_in_save(saving)
+    else:
+        hang_in_third_batch(step_module, kind)
+    return train(Path(run_dir), attempt).name
+
+
+def _is_victim() -> bool:
+    from launcher.train.ranks import rank_from_environment
+
+    return rank_from_environment()[0] == HUNG_RANK
+
+
+def hang_in_third_batch(step_module: ModuleType, kind: str) -> None:
+    """Has rank 1 hang for ever in its third micro-batch."""
+    make_micro_batch = step_module.make_micro_batch
     batches = 0
 
     def make_batch(*args, **named):  # type: ignore[no-untyped-def]
         nonlocal batches
         batches += 1
-        if batches == HUNG_STEP and os.environ["RANK"] == str(HUNG_RANK) and kind != "save":
+        if batches == HUNG_STEP and _is_victim():
             _hang(kind)
         return make_micro_batch(*args, **named)
 
+    step_module.make_micro_batch = make_batch  # type: ignore[attr-defined]
+
+
+def block_in_save(saving: ModuleType) -> None:
+    """Has rank 1 wait for ever in its first save, for a reader that never comes."""
+    write_share = saving._write_share
+
     def share(run, staging):  # type: ignore[no-untyped-def]
-        if run.world.rank == HUNG_RANK and kind == "save":
+        if _is_victim():
             blocked = Path(staging) / "blocked"
             os.mkfifo(blocked)
-            blocked.open("wb")  # nobody ever reads
+            blocked.open("wb")
         return write_share(run, staging)
 
-    step_module.make_micro_batch, saving._write_share = make_batch, share
-    return train(Path(run_dir), attempt).name
+    saving._write_share = share  # type: ignore[attr-defined]
 
 
 def _hang(kind: str) -> None:

@@ -63,12 +63,36 @@ def freeze_rank(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
 
 def unplug_node(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
     """The power of one of its nodes, and back after a while."""
-    nodes = sorted({node for process in ranks_of(run_dir) if (node := node_of(process))})
-    node = chance.choice(nodes or ["n1", "n2", "n3"][: cluster.num_nodes])
+    node = _some_node(cluster, run_dir, chance)
     cluster.node("down", node)
     time.sleep(8.0)
     cluster.node("up", node)
     return f"unplug_node {node}"
+
+
+def cut_node(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
+    """The network cable of one of its nodes, long enough for Slurm to give the node up, and back in."""
+    node = _some_node(cluster, run_dir, chance)
+    cluster.node("cut", node)
+    time.sleep(15.0)
+    cluster.node("join", node)
+    cluster.node("up", node)
+    return f"cut_node {node} for 15 s"
+
+
+def kill_slurmd(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
+    """The daemon of one of its nodes, whose ranks go on; started again before Slurm misses it."""
+    node = _some_node(cluster, run_dir, chance)
+    cluster.node("kill-slurmd", node)
+    time.sleep(2.0)
+    cluster.node("up", node)
+    return f"kill_slurmd on {node}"
+
+
+def _some_node(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
+    """A node the run is on now; any, while it is on none."""
+    nodes = sorted({node for process in ranks_of(run_dir) if (node := node_of(process))})
+    return chance.choice(nodes or ["n1", "n2", "n3"][: cluster.num_nodes])
 
 
 def restart_controller(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
@@ -107,7 +131,16 @@ def fill_disk(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
 
 
 Fault = Callable[[Cluster, Path, random.Random], str]
-ALL: tuple[Fault, ...] = (kill_rank, freeze_rank, unplug_node, restart_controller, preempt, fill_disk)
+ALL: tuple[Fault, ...] = (
+    kill_rank,
+    freeze_rank,
+    unplug_node,
+    cut_node,
+    kill_slurmd,
+    restart_controller,
+    preempt,
+    fill_disk,
+)
 
 
 def signal_rank(run_dir: Path, number: signal.Signals, *, rank: int | None = None) -> int:

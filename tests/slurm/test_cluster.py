@@ -73,8 +73,8 @@ def test_jobs_go_on_without_the_controller_which_comes_back_knowing_them(cluster
     job = cluster.sbatch("--wrap", f"touch {signs}.started; while [ ! -e {signs}.enough ]; do sleep 0.1; done")
     _wait_until(Path(f"{signs}.started").exists)
     saved = (cluster.folder / "state" / "job_state").stat().st_mtime_ns
-    # The controller saves its state every few seconds, and only when something changed: a job that started since the last
-    # time would be lost to a kill. A save that comes after a change of the running job knows that it runs.
+    # The controller saves its state every few seconds, and only when something changed: a job that started since the
+    # last time would be lost to a kill. A save that comes after a change of the running job knows that it runs.
     cluster.run(["scontrol", "update", f"JobId={job}", "Comment=started"])
     _wait_until(lambda: way == "stop" or (cluster.folder / "state" / "job_state").stat().st_mtime_ns > saved)
     cluster.controller(way)

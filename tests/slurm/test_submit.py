@@ -16,6 +16,7 @@ from launcher.slurm.parse import parse_job, parse_jobs
 from launcher.slurm.sbatch import sbatch_argv
 from launcher.slurm.words import path_problem
 from tests.slurm.cluster import Cluster
+from tests.slurm.rig import SlurmRun
 from tests.unit.slurm.hostile import can_be_argument, hostile_texts
 from tests.unit.slurm.recipes import job_config, request
 
@@ -138,6 +139,38 @@ def test_a_stage_that_fails_takes_those_after_it_along(cluster: Cluster, work: P
     cluster.wait_job(jobs[0]["job_id"], "FAILED")
     for job in jobs[1:]:
         cluster.wait_job(job["job_id"], "CANCELLED")
+
+
+def test_stages_follow_each_other_up_to_a_measured_model(cluster: Cluster, work: Path, settings: list[str]) -> None:
+    short = ["optim.max_steps=2", "batch.global_sequences=2", "checkpoint.rehearse=false", "track.wandb=disabled"]
+    words = [*settings, *short, "--stages", "prepare,train,export,eval", "--json"]
+    jobs = json.loads(submit(cluster, work, *words).stdout)["jobs"]
+    run_dir = work / "runs" / "one"
+    for job in jobs:
+        try:
+            cluster.wait_job(job["job_id"], "COMPLETED", timeout_s=300)
+        except AssertionError as error:
+            said = [path.read_text(errors="replace")[-3000:] for path in sorted(run_dir.glob("slurm-*.out"))]
+            raise AssertionError(f"{job['stage']}: {error}\n" + "\n---\n".join(said)) from error
+    assert (run_dir / "export" / "hf" / "model.safetensors").stat().st_size > 0
+    assert "tuned" in json.loads((run_dir / "eval.json").read_text())["conditions"]
+
+
+def test_members_of_a_sweep_train_and_resume_each_on_its_own(cluster: Cluster, work: Path, settings: list[str]) -> None:
+    steps = 120
+    short = [f"optim.max_steps={steps}", "batch.global_sequences=2", "checkpoint.save_every_steps=10"]
+    words = [*settings, *short, "track.wandb=disabled", "track.eval_every_steps=60", "optim.lr=1e-3,1e-5", "--json"]
+    job_id = json.loads(submit(cluster, work, *words).stdout)["job_id"]
+    members = [SlurmRun(cluster, work / "runs" / "one" / f"0{n}", 1, 1, f"{job_id}_{n}") for n in range(2)]
+    members[1].wait_checkpoint(10)
+    cluster.run(["scontrol", "requeue", f"{job_id}_1"])
+    for member in members:
+        member.wait_done()
+    assert [member.num_attempts() for member in members] == [1, 2]
+    assert [sorted(member.losses()) for member in members] == [list(range(1, steps + 1))] * 2
+    grid = json.loads(cluster.run([sys.executable, "-m", "launcher", "status", "one", "--json"], cwd=work).stdout)
+    assert [member["state"] for member in grid["members"]] == ["succeeded"] * 2
+    assert grid["best"] == "one/00"
 
 
 def test_a_sweep_is_one_array_and_every_member_knows_its_number(

@@ -4,7 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.track.events import EventWriter, read_events
+from launcher.track.events import EventWriter, read_events, words_of
 
 
 def test_an_event_carries_time_attempt_rank_and_its_fields(tmp_path: Path) -> None:
@@ -53,3 +53,20 @@ def test_hostile_text_stays_on_its_line(tmp_path: Path) -> None:
 
 def test_no_file_has_no_events(tmp_path: Path) -> None:
     assert read_events(tmp_path / "events.jsonl") == []
+
+
+def test_what_an_old_attempt_says_beside_a_newer_one_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for attempt, state in [
+        (0, "queued"),
+        (1, "running"),
+        (2, "running"),
+        (1, "failed"),
+        (2, "succeeded"),
+        (1, "failed"),
+    ]:
+        EventWriter(path, attempt=attempt, rank=0).write("state", state=state)
+    counted = [(event.attempt, event.fields["state"]) for event in words_of(read_events(path), "state")]
+    assert counted == [(0, "queued"), (1, "running"), (2, "running"), (2, "succeeded")]
+    EventWriter(path, attempt=0, rank=-1).write("state", state="queued")
+    assert words_of(read_events(path), "state")[-1].fields["state"] == "queued"
