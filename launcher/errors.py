@@ -9,10 +9,13 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- CheckpointError           exit 3   no checkpoint that can be trusted, or a save that failed
 |   `-- SupersededError       exit 6   a newer attempt of the run exists; this one may not publish
 |-- WorldError                exit 4   the ranks that met are not the ranks that were planned
+|   `-- DeviceError           exit 4   a rank finds no GPU of its own on its node
 |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
+|-- SlurmError                exit 8   the cluster did not answer, or refused to (slurm/query.py)
 `-- Preempted                 exit 75  saved at a step edge; start me again
 
-A rank that hangs raises nothing: whoever watches it ends the run with exit 7.
+A rank that hangs raises nothing: whoever watches it ends the run with exit 7. A job that stops because its attempts won
+nothing, or were too many, exits with 9.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ class ExitCode(IntEnum):
     NON_FINITE = 5
     SUPERSEDED = 6
     HANG = 7
+    UNAVAILABLE = 8
+    GAVE_UP = 9
     PREEMPTED = 75
     INTERRUPTED = 130
 
@@ -102,6 +107,10 @@ class WorldError(LauncherError):
     """The processes that met are not those that were planned."""
 
     exit_code = ExitCode.WORLD
+
+
+class DeviceError(WorldError):
+    """A rank finds fewer GPUs on its node than there are ranks."""
 
 
 class NonFiniteError(LauncherError):

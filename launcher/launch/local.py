@@ -60,6 +60,8 @@ def start_run(run_dir: Path, *, console: bool = True, remote: bool = False) -> i
     over_boxes = is_over_boxes(run_dir)
     if over_boxes:
         check_leader(run_dir)
+    else:
+        _derived(RunPaths(run_dir), None)  # what cannot start here makes no attempt
     with lock_run(run_dir) as lock:
         RunPaths(run_dir).cancel.unlink(missing_ok=True)
         attempt = new_attempt(run_dir)

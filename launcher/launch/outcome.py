@@ -127,7 +127,8 @@ def record_end(paths: RunPaths, attempt: int, outcome: Outcome) -> None:
         writer.close()
     status = read_status(paths.status)
     if status is not None and state and status.state != state:
-        write_status(paths.status, dataclasses.replace(status, state=state, eta_s=None, updated=utc_now()))
+        now = dataclasses.replace(status, state=state, reason=outcome.reason, eta_s=None, updated=utc_now())
+        write_status(paths.status, now)
 
 
 def _final_state(paths: RunPaths, outcome: Outcome) -> str | None:

@@ -183,20 +183,34 @@ def find_run(text: str, runs_dir: str = "runs") -> Path:
     """The run directory meant by a path, a name under `runs_dir`, or `latest`.
 
     Raises:
-        RunError: there is none; names the nearest ones.
+        RunError: there is none, or it is a sweep of several; names the nearest ones.
     """
     known = all_runs(runs_dir)
     if text == LATEST and known:
         return known[-1]
-    for candidate in (Path(text), Path(runs_dir) / text):
+    candidates = (Path(text), Path(runs_dir) / text)
+    for candidate in candidates:
         if RunPaths(candidate).config.is_file():
             return candidate
+    for candidate in candidates:
+        if (candidate / SWEEP_FILE).is_file():
+            raise _several_runs(candidate)
     if not known:
         raise RunError(f"there is no run {text!r}, and no run at all in {runs_dir}/; launcher train makes one")
     near = difflib.get_close_matches(text, [run_name(path) for path in known], n=3, cutoff=0.4)
     names = near or [run_name(path) for path in reversed(known[-3:])]
     label = "did you mean" if near else "the newest are"
     raise RunError(f"there is no run {text!r} in {runs_dir}/; {label}: {', '.join(names)} (launcher status lists all)")
+
+
+def _several_runs(sweep: Path) -> RunError:
+    names = [run_name(path.parent) for path in sorted(sweep.glob("[0-9]*/config.yaml"))]
+    listed = ", ".join(names if len(names) <= 4 else [*names[:3], "...", names[-1]])
+    name = sweep.absolute().name
+    return RunError(
+        f"{name} is a sweep of {len(names)} runs, and this works on one run: give one of {listed} "
+        f"(launcher status {name} shows them all)"
+    )
 
 
 def new_attempt(run_dir: Path) -> int:

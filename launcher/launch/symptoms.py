@@ -21,6 +21,7 @@ _OF_ERROR = {
     "DataError": VerdictClass.data,
     "NonFiniteError": VerdictClass.non_finite,
     "WorldError": VerdictClass.rendezvous,
+    "DeviceError": VerdictClass.node_failure,
     "CheckpointError": VerdictClass.checkpoint,
     "SupersededError": VerdictClass.superseded,
     "OutOfMemoryError": VerdictClass.out_of_memory_gpu,
@@ -29,7 +30,7 @@ _OF_ERROR = {
 
 OUR_ERRORS = frozenset(
     {"ConfigErrors", "ModelError", "RunError", "UserError", "DataError", "NonFiniteError"}
-    | {"WorldError", "CheckpointError", "SupersededError", "Preempted", "Hang"}
+    | {"WorldError", "DeviceError", "CheckpointError", "SupersededError", "Preempted", "Hang"}
 )
 
 GPU_FAULT = re.compile(

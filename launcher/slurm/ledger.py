@@ -58,7 +58,8 @@ def write_state(paths: RunPaths, attempt: int, state: str, reason: str) -> None:
             events.write("state", state=state, reason=reason)
     status = read_status(paths.status)
     if status is not None and status.state != state:
-        write_status(paths.status, dataclasses.replace(status, state=state, eta_s=None, updated=utc_now()))
+        now = dataclasses.replace(status, state=state, reason=reason, eta_s=None, updated=utc_now())
+        write_status(paths.status, now)
 
 
 def refuse_beside_other_job(run_dir: Path, allocation: Allocation, slurm: Slurm) -> None:

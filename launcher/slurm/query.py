@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from launcher.errors import LauncherError
+from launcher.errors import ExitCode, LauncherError
 from launcher.slurm.parse import (
+    SACCT_FORMAT,
     SINFO_FORMAT,
     SQUEUE_FORMAT,
     JobInfo,
@@ -19,6 +20,7 @@ from launcher.slurm.parse import (
     hostnames,
     parse_jobs,
     parse_partitions,
+    parse_sacct,
     parse_squeue,
     parse_time,
 )
@@ -60,6 +62,8 @@ _DROPPED = ("SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 class SlurmError(LauncherError):
     """Slurm refused what was asked of it; the message is Slurm's own."""
 
+    exit_code = ExitCode.UNAVAILABLE
+
 
 class SlurmUnavailable(SlurmError):
     """Slurm cannot be asked: a tool is missing here, or the controller does not answer."""
@@ -76,14 +80,15 @@ class Slurm:
     def __init__(self, *, retry_s: float = 30.0, timeout_s: float = 30.0) -> None:
         self.retry_s = retry_s
         self.timeout_s = timeout_s
+        self._keeps_account = True
 
     def job(self, job_id: str) -> JobInfo | None:
-        """A job, or a member of an array (ARRAY_TASK); None when Slurm does not know it (any more).
+        """A job, or a member of an array (ARRAY_TASK); None when neither Slurm nor its accounting knows it (any more).
 
         Raises:
             SlurmUnavailable: nobody answered.
         """
-        found = self.jobs(job_id)
+        found = self.jobs(job_id) or self.history([job_id])
         return next((job for job in found if job.job_id == job_id), found[0] if found else None)
 
     def jobs(self, job_id: str) -> list[JobInfo]:
@@ -103,18 +108,36 @@ class Slurm:
         return parse_squeue(self._ask(words))
 
     def listed(self, job_ids: list[str]) -> list[JobInfo]:
-        """Those of these jobs that Slurm still knows, finished ones too, in one question; as `my_jobs` tells them."""
+        """Those of these jobs that Slurm or its accounting knows, finished ones too; as `my_jobs` tells them."""
         if not job_ids:
             return []
         words = ["squeue", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"]
+        found: list[JobInfo] = []
         try:
-            return parse_squeue(self._ask([*words, f"--jobs={','.join(map(_checked, job_ids))}"]))
+            found = parse_squeue(self._ask([*words, f"--jobs={','.join(map(_checked, job_ids))}"]))
         except SlurmUnavailable:
             raise
         except SlurmError as error:
-            if _UNKNOWN_JOB in str(error).lower():  # so says squeue of one job; unknown ones among several are left out
-                return []
-            raise
+            # So says squeue of one job; unknown ones among several are left out.
+            if _UNKNOWN_JOB not in str(error).lower():
+                raise
+        known = {name for job in found for name in (job.job_id, job.name, job.array_job_id)}
+        return [*found, *self.history([job_id for job_id in job_ids if job_id not in known])]
+
+    def history(self, job_ids: list[str]) -> list[JobInfo]:
+        """Jobs that the controller has forgotten (minutes after their end), from the site's accounting if it has one.
+
+        Asked once, without patience: what it tells only makes the record better.
+        """
+        if not job_ids or not self._keeps_account:
+            return []
+        words = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={SACCT_FORMAT}"]
+        try:
+            said = run_tool([*words, f"--jobs={','.join(map(_checked, job_ids))}"], timeout_s=self.timeout_s)
+        except SlurmError:
+            self._keeps_account = False
+            return []
+        return parse_sacct(said)
 
     def partitions(self) -> list[Partition]:
         """All partitions, hidden ones too, with their nodes."""
@@ -132,6 +155,7 @@ class Slurm:
         began = datetime.now(UTC)
         deadline = time.monotonic() + self.retry_s
         pause_s = _FIRST_PAUSE_S
+        lost = False
         while True:
             try:
                 return run_tool(words, timeout_s=self.timeout_s, environ=environ).strip().partition(";")[0]
@@ -140,10 +164,29 @@ class Slurm:
             except SlurmUnavailable:
                 if time.monotonic() + pause_s > deadline:
                     raise
+                lost = True
+            except SlurmError:
+                # The first call may have been heard late, and be what the second one is refused for.
+                if lost and (heard := self._heard(comment, began)):
+                    return heard
+                raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            if heard := self.find(comment, since=began):
+            if heard := self._heard(comment, began):
                 return heard
+
+    def _heard(self, comment: str, since: datetime) -> str:
+        """Id of the job that a call without an answer queued; "" when there is none.
+
+        Raises:
+            SlurmUnavailable: that cannot be told. Whatever squeue says, it is no refusal by sbatch.
+        """
+        try:
+            return self.find(comment, since=since)
+        except SlurmUnavailable:
+            raise
+        except SlurmError as error:
+            raise SlurmUnavailable(f"sbatch gave no answer, and its job cannot be looked for: {error}") from error
 
     def find(self, comment: str, *, since: datetime | None = None) -> str:
         """Id of this user's job with a comment: one that waits or runs, or was queued since a moment; else ""."""
@@ -184,9 +227,11 @@ class Slurm:
         words += ["--batch"] * batch + ["--full"] * full
         self._ask([*words, _checked(job_id)])
 
-    def signal_step(self, job_id: str, signal: str, *, step: int = 0) -> None:
-        """Signals all tasks of one step."""
-        self._ask(["scancel", f"--signal={signal}", f"{_checked(job_id)}.{step}"])
+    def signal_steps(self, job_id: str, signal: str) -> None:
+        """Signals all that a job started with srun, and not its batch script, which a KILL for the job would reach."""
+        said = self._ask(["squeue", "--noheader", "--steps", f"--jobs={_checked(job_id)}", "--format=%i"])
+        if steps := [word for word in said.split() if re.fullmatch(r"[0-9]+(_[0-9]+)?\.[0-9]+", word)]:
+            self._ask(["scancel", f"--signal={signal}", *steps])
 
     def _ask(self, words: list[str]) -> str:
         """What the tool printed; asks again, with growing pauses, while the controller does not answer."""
@@ -206,6 +251,8 @@ class Slurm:
 
 class SlurmMissing(SlurmUnavailable):
     """There is no such tool on this machine: asking again does not help."""
+
+    exit_code = ExitCode.USER
 
 
 def run_tool(words: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from launcher.config.paths import RunPaths
+from launcher.launch.rundir import last_attempt
 from launcher.launch.stop_requests import StopRequests
 from launcher.launch.watch import Stall, Watch
 from launcher.slurm.query import Slurm, SlurmError
@@ -67,7 +68,7 @@ def run_step(
     while not _has_ended(process):
         if len(stop.names) > told:
             told = len(stop.names)
-            _pass_on(process, paths, stop, job_id)
+            _pass_on(process, paths, attempt, stop, job_id)
         stall = watch.stalled()
         if stall is not None:
             logger.error(
@@ -75,7 +76,7 @@ def run_step(
                 *(stall.rank, stall.host, stall.phase, stall.silent_s, stall.limit_s),
             )
             _await_dumps(paths, attempt, world_size)
-            _kill(process, job_id)
+            _kill(process, paths, attempt, job_id)
             break
     code = process.wait()
     reader.join(timeout=5)
@@ -101,11 +102,11 @@ def _copy(source: BinaryIO, log: Path) -> None:
                 os.write(sys.stderr.fileno(), line)
 
 
-def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, stop: StopRequests, job_id: str) -> None:
+def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, stop: StopRequests, job_id: str) -> None:
     name = stop.names[-1]
     if len(stop.names) > 1 and paths.cancel.exists():
         logger.warning("%s again, and the run is cancelled: killing the ranks; what was not saved is lost", name)
-        _kill(process, job_id)
+        _kill(process, paths, attempt, job_id)
         return
     logger.warning("%s: the ranks save at their next step, then stop", name)
     # Mostly they have it from Slurm already, and once more changes nothing; but it may have been sent to us alone.
@@ -128,10 +129,17 @@ def _is_written(file: Path) -> bool:
     return False
 
 
-def _kill(process: subprocess.Popen[bytes], job_id: str) -> None:
-    """Ends all ranks at once; where nobody does that for us they die with the job."""
+def _kill(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, job_id: str) -> None:
+    """Ends all ranks at once; where nobody does that for us they die with the job.
+
+    Not when the job went on elsewhere while this node was suspended or cut off: it has the same number there, and the
+    ranks that Slurm would end are those of the newer attempt.
+    """
+    if last_attempt(paths.root) > attempt:
+        process.kill()
+        return
     try:
-        Slurm(retry_s=10.0).signal_step(job_id, "KILL")
+        Slurm(retry_s=10.0).signal_steps(job_id, "KILL")
         process.wait(timeout=_KILL_S)
     except (SlurmError, subprocess.TimeoutExpired) as error:
         logger.warning("the ranks could not be ended through Slurm (%s); they end with the job", error)

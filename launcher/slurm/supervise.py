@@ -65,7 +65,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
     earlier = ledger.decide_for_job(run_dir, allocation) if allocation.restart else None
     if earlier is not None and earlier.action is Action.stop:
         write_verdict(run_dir, earlier)
-        return _stop(paths, earlier, ExitCode.BUG)
+        return _stop(paths, earlier, ExitCode.GAVE_UP)
     with StopRequests() as stop:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
@@ -142,7 +142,7 @@ def _attempt(
         paths=paths,
         attempt=attempt,
         world_size=derived.world_size,
-        job_id=allocation.job_id,
+        job_id=allocation.name,
         stop=stop,
     )
     return _conclude(paths, record, end, allocation, slurm, stop)
@@ -150,7 +150,7 @@ def _attempt(
 
 def _ask(slurm: Slurm, allocation: Allocation) -> JobInfo | None:
     try:
-        return slurm.job(allocation.job_id)
+        return slurm.job(allocation.name)
     except SlurmError as error:
         logger.warning("Slurm cannot be asked about this job: %s", error)
         return None
@@ -176,7 +176,8 @@ def _conclude(
     evidence = collect(run_dir, record.attempt, exit_code=code, stopped_by=stop.first, stall=end.stall)
     if code != ExitCode.DONE:
         evidence = dataclasses.replace(evidence, slurm_state=_end_of_job(evidence, _ask(slurm, allocation)))
-    verdict = ledger.decide_for_job(run_dir, allocation, judge(evidence))
+    judged = judge(evidence)
+    verdict = ledger.decide_for_job(run_dir, allocation, judged)
     patiently(lambda: write_verdict(run_dir, verdict), "the verdict")
     patiently(lambda: ledger.write_end_events(paths, verdict, code), "events.jsonl")
     log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
@@ -185,7 +186,8 @@ def _conclude(
         patiently(lambda: ledger.write_state(paths, record.attempt, "succeeded", ""), "the state of the run")
         return ExitCode.DONE
     if verdict.action is Action.stop:
-        return _stop(paths, verdict, code)
+        # It would have gone on but for a limit: that is told apart from what no further attempt could mend.
+        return _stop(paths, verdict, code if judged.action is Action.stop else ExitCode.GAVE_UP)
     return _go_on(paths, verdict, allocation, code)
 
 
@@ -203,8 +205,10 @@ def _end_of_job(evidence: Evidence, info: JobInfo | None) -> str:
 
 
 def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
-    """The run ends here, until somebody has looked."""
+    """The run ends here, until somebody has looked. Returns: the exit code of the job, never 75: nobody goes on."""
     is_cancelled = verdict.verdict_class is VerdictClass.cancelled
+    if is_cancelled:
+        code = ExitCode.INTERRUPTED
     ledger.write_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
     logger.error("%s stops: %s", paths.root.name, verdict.summary)
     if verdict.todo:
@@ -216,7 +220,7 @@ def _go_on(paths: RunPaths, verdict: Verdict, allocation: Allocation, code: int)
     without = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
     requeued = requeue_job(
         Slurm(retry_s=_REQUEUE_S),
-        allocation.job_id,
+        allocation.name,
         restart=allocation.restart,
         without=without,
         num_nodes=len(allocation.nodes),

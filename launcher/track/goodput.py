@@ -11,7 +11,7 @@ from launcher.track.jsonl import parse_time
 from launcher.track.loose_json import read_loose
 from launcher.track.records import Record, StepRecord, read_every_record
 
-PARTS = ("start", "load", "rehearse", "useful", "redone", "save", "evaluate", "lost", "other")
+PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
 """What allocated time is spent on, in the order a run meets them."""
 
 _SHORT_ENDS = (0, 75)
@@ -41,8 +41,8 @@ class Goodput:
     """
 
     parts_ms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """start: until the ranks have met; load: model, data and checkpoint; rehearse; useful: steps that count in the
-    final weights; redone: steps whose result was lost and that were made once more; save; evaluate; lost: what an
+    """start: until the ranks have met; load: model, data and checkpoint; rehearse; data: waiting for
+    examples within steps; useful: the rest of the steps that count in the final weights; redone: steps whose result was lost and that were made once more; save; evaluate; lost: what an
     attempt that failed held after its last sign of work; other: the rest."""
     allocated_ms: int = 0
     queue_ms: int = 0
@@ -165,7 +165,10 @@ def _account(
         "start": start_ms,
         "load": max(0, _loaded_after_ms(span, events, steps) - start_ms) if begun else 0,
         "rehearse": sum(_ms(event.fields.get("seconds")) for event in rehearsals),
-        "useful": sum(_ms(step.step_time_s) for step in steps if (span.attempt, step.step) not in redone),
+        "data": sum(_data_ms(step) for step in steps if (span.attempt, step.step) not in redone),
+        "useful": sum(
+            _ms(step.step_time_s) - _data_ms(step) for step in steps if (span.attempt, step.step) not in redone
+        ),
         "redone": sum(_ms(step.step_time_s) for step in steps if (span.attempt, step.step) in redone),
         # The rehearsal counts the save of step 0, which is a part of it.
         "save": sum(_ms(event.fields.get("seconds")) for event in events if _is_save(event, bool(rehearsals))),
@@ -174,6 +177,10 @@ def _account(
     if span.is_failed:
         spent["lost"] = _ms_between(max([*work, *begun], default=span.started), span.ended)
     return _within(spent, held_ms)
+
+
+def _data_ms(step: StepRecord) -> int:
+    return min(_ms(step.data_time_s), _ms(step.step_time_s))
 
 
 _WORK = ("loaded", "rehearsal", "resume", "checkpoint")

@@ -32,6 +32,8 @@ class StepRecord:
     """Tokens seen since step 1, over all attempts."""
     attempt: int
     time: str
+    data_time_s: float = 0.0
+    """The part of step_time_s in which rank 0 waited for its examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ def _parse_step(line: dict[str, object]) -> StepRecord:
         total_tokens=_int(line["total_tokens"]),
         attempt=_int(line["attempt"]),
         time=str(line["time"]),
+        data_time_s=_float(line.get("data_time_s", 0.0)),
     )
 
 

@@ -36,6 +36,8 @@ class Status:
     """Machine of rank 0."""
     job_id: str | None = None
     """Slurm job, where it is one."""
+    reason: str = ""
+    """Why it is in this state; empty where that needs no reason."""
     updated: str = field(default_factory=jsonl.utc_now)
 
 

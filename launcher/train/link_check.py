@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launcher.train.world import rank_from_environment
+from launcher.train.world import gpu_of, rank_from_environment
 
 _LIMIT = timedelta(seconds=60)
 _MIB = {"cpu": 16, "cuda": 256}
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 def _check(device_type: str, rank: int, local_rank: int, size: int) -> dict[str, object]:
     device = torch.device("cpu")
     if device_type == "cuda":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     backend = "nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=_LIMIT)

@@ -80,6 +80,7 @@ def record(run: Run, state: TrainState, outcome: StepOutcome, *, step_time_s: fl
             total_tokens=state.total_tokens,
             attempt=run.attempt,
             time=utc_now(),
+            data_time_s=outcome.data_time_s,
         )
     )
 

@@ -56,7 +56,7 @@ class Recorder:
     def state(self, state: str, **fields: object) -> None:
         """Records a change of the run's state, in events and status."""
         self.event("state", state=state, **fields)
-        self._set(state=state)
+        self._set(state=state, reason=str(fields.get("reason", "")))
         self.flush_status()
 
     def step(self, record: StepRecord) -> None:

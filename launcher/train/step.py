@@ -34,6 +34,8 @@ class StepOutcome:
     """Some rank received a stop signal, or the job's time runs out."""
     memory_gib: float = field(compare=False)
     """Most memory any one rank held so far; of the machine, not of the training."""
+    data_time_s: float = field(compare=False, default=0.0)
+    """What this rank waited for its micro-batches."""
 
 
 def searches_loss_scale(run: Run, outcome: StepOutcome) -> bool:
@@ -51,8 +53,11 @@ def optimizer_step(run: Run, step: int) -> StepOutcome:
     shortest = int(min(packs, key=lambda p: int(data.pack_lengths[p])))
     micro_batches = run.slots(step)[world.rank]
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    data_time_s = 0.0
     for number, mine in enumerate(micro_batches, start=1):
+        asked = time.perf_counter()
         batch = make_micro_batch(data, mine, stand_in=shortest, device=world.device)
+        data_time_s += time.perf_counter() - asked
         with engine.micro_step(last=number == len(micro_batches)):
             loss = cross_entropy_sum(engine.forward(batch.model_inputs()), batch.labels)
             engine.backward(loss * (batch.weight / max(supervised, 1)))
@@ -89,4 +94,5 @@ def optimizer_step(run: Run, step: int) -> StepOutcome:
         applied=applied,
         stop=stop > 0,
         memory_gib=max(memory_gib),
+        data_time_s=data_time_s,
     )

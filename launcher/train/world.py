@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +16,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from launcher.config.cluster_schema import FaultConfig
 from launcher.config.schema import Derived
-from launcher.errors import CheckpointError, LauncherError, Preempted, WorldError
+from launcher.errors import CheckpointError, DeviceError, LauncherError, Preempted, WorldError
 from launcher.train.meet import find_all, first_collective
 from launcher.train.ranks import ErrorOnMain as ErrorOnMain
 from launcher.train.ranks import rank_from_environment as rank_from_environment
@@ -133,12 +134,28 @@ def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> Wo
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
     device = torch.device("cpu")
     if device_type == "cuda":
-        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
         torch.cuda.set_device(device)
     world = World(rank=rank, local_rank=local_rank, size=size, device=device)
     if not dist.is_initialized():
         _make_process_group(world, limit_s)
     return world
+
+
+def gpu_of(rank: int, local_rank: int, num_gpus: int) -> int:
+    """Index of a rank's GPU among those it sees: its own one where its starter shows it no other, else by local rank.
+
+    Raises: DeviceError when this node has too few.
+    """
+    if num_gpus == 1:
+        return 0
+    if local_rank < num_gpus:
+        return local_rank
+    seen = f"{num_gpus} GPUs are" if num_gpus else "no GPU is"
+    raise DeviceError(
+        f"rank {rank} on {socket.gethostname()} is the node's rank {local_rank}, and {seen} visible there. "
+        "Look at nvidia-smi on that node; leave it out with cluster.exclude, or ask for as many GPUs as ranks"
+    )
 
 
 def _make_process_group(world: World, limit_s: float) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import ExitCode, UserError
+from launcher.errors import ExitCode, RunError, UserError
 
 if TYPE_CHECKING:
     from launcher.launch.states import RunState
@@ -106,7 +107,7 @@ def _warnings(planned: PlannedRun) -> list[str]:
 def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remote: bool = False) -> int:
     """The next attempt of a run; nothing for one that has finished. Also `launcher resume`.
 
-    A run for Slurm goes into the queue again, unless this is the inside of a job already.
+    A run for Slurm goes into the queue again; inside a job it starts here, unless a job of its own has it.
 
     Raises: RunError if there is no such run, or somebody runs it already, or its job is still in the queue.
     """
@@ -115,9 +116,11 @@ def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remo
 
     run_dir = find_run(name, runs_dir)
     if _is_for_slurm(run_dir):
-        from launcher.verbs.submit import submit_again
+        if "SLURM_JOB_ID" not in os.environ:
+            from launcher.verbs.submit import submit_again
 
-        return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
+            return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
+        _refuse_beside_job(run_dir)
     state = run_state(run_dir)
     if state.state == "succeeded":
         return _tell(state, ExitCode.DONE, as_json=as_json, note="it has finished; there is nothing left to do")
@@ -128,13 +131,28 @@ def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remo
 
 
 def _is_for_slurm(run_dir: Path) -> bool:
-    import os
-
     from launcher.config.cluster_schema import ClusterKind
     from launcher.config.freeze import thaw
     from launcher.config.paths import RunPaths
 
-    return thaw(RunPaths(run_dir).config).config.cluster.kind is ClusterKind.slurm and "SLURM_JOB_ID" not in os.environ
+    return thaw(RunPaths(run_dir).config).config.cluster.kind is ClusterKind.slurm
+
+
+def _refuse_beside_job(run_dir: Path) -> None:
+    """Inside a job, such as a terminal that Slurm gives out, the lock of the run says nothing of other machines.
+
+    Raises: RunError while a job of the run waits or runs, or when Slurm cannot be asked.
+    """
+    from launcher.slurm.live import live_state
+
+    state = live_state(run_dir)
+    if state.not_asked:
+        raise RunError(f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}")
+    if state.alive or state.requeued or state.state == "queued":
+        raise RunError(
+            f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "
+            f"launcher logs -f {state.name}, or end it first with launcher cancel {state.name}"
+        )
 
 
 def _start(run_dir: Path, *, as_json: bool, remote: bool) -> int:

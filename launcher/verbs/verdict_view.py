@@ -27,6 +27,7 @@ _NAMES = {
     "start": "starting the ranks",
     "load": "loading",
     "rehearse": "rehearsal",
+    "data": "waiting for data",
     "useful": "useful steps",
     "redone": "redone steps",
     "save": "saving",

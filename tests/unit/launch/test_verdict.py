@@ -146,6 +146,7 @@ def test_an_error_of_our_code_is_a_bug_with_its_place(attempt: Attempt) -> None:
         ("HfHubHTTPError", "403 Client Error: Forbidden for url", "configuration"),
         ("DataError", "train.jsonl:3: no messages", "data"),
         ("WorldError", "rank 0 of 4 could not meet the others at n1:29500", "rendezvous"),
+        ("DeviceError", "rank 3 on n2 is the node's rank 1, and no GPU is visible there", "node_failure"),
         ("RuntimeError", "The client socket has timed out after 300000ms while trying to connect", "rendezvous"),
         ("OSError", "[Errno 28] No space left on device: '/runs/r/metrics.jsonl'", "disk"),
         ("CheckpointError", "could not save step 20: rank 1: [Errno 122] Disk quota exceeded", "disk"),

@@ -112,3 +112,14 @@ def test_a_state_is_written_once(make_run: MakeRun) -> None:
         ledger.write_state(paths, 1, "running", "queued again")
     states = [event.fields["state"] for event in read_events(paths.events) if event.event == "state"]
     assert states[-1] == "running" and states.count("running") == 1
+
+
+def test_an_old_attempt_has_no_say_in_the_state_of_the_run(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    paths = RunPaths(run_dir)
+    new_attempt(run_dir)
+    new_attempt(run_dir)
+    ledger.write_state(paths, 2, "succeeded", "")
+    before = paths.events.read_text()
+    ledger.write_state(paths, 1, "failed", "its node was cut off")
+    assert paths.events.read_text() == before and ledger.last_state(paths) == "succeeded"

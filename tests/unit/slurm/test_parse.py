@@ -14,6 +14,7 @@ from launcher.slurm.parse import (
     parse_job,
     parse_jobs,
     parse_partitions,
+    parse_sacct,
     parse_squeue,
     parse_time,
 )
@@ -177,3 +178,16 @@ def test_squeue_gives_the_same_jobs_with_the_comment_last() -> None:
     waiting, running = parse_squeue(text)
     assert (waiting.name, waiting.comment, waiting.started) == ("20_1", "a|b", None)
     assert (running.name, running.comment, running.nodes, running.reason) == ("22", "", ["n1", "n2"], "")
+
+
+def test_accounting_tells_of_jobs_and_members_that_are_over() -> None:
+    day = "2026-01-01T00"
+    text = (
+        f"7|CANCELLED by 1000|0:0|main|{day}:00:00|{day}:00:00|None|{day}:01:00|UNLIMITED|None assigned\n"
+        f"9_2|NODE_FAIL|1:0|gpu|{day}:00:00|{day}:00:00|{day}:00:05|{day}:01:00|1-00:00:00|n[1-2]\n"
+        "a line of something else\n"
+    )
+    gone, member = parse_sacct(text)
+    assert (gone.job_id, gone.state, gone.nodes, gone.started, gone.time_limit_s) == ("7", "CANCELLED", [], None, None)
+    assert (member.name, member.array_job_id, member.state) == ("9_2", "9", "NODE_FAIL")
+    assert member.nodes == ["n1", "n2"] and member.time_limit_s == 86_400

@@ -99,10 +99,36 @@ def test_signals_go_where_they_are_meant_to(tool: Path) -> None:
     slurm.cancel("5")
     slurm.cancel("5_2", signal="USR2", batch=True)
     slurm.cancel("5", signal="TERM", full=True)
-    slurm.signal_step("5", "USR2")
+    write(tool, "squeue", "print('5.batch\\n5.extern\\n5.0\\n5.1')")
+    slurm.signal_steps("5", "USR2")
     assert said.read_text().splitlines() == [
         "5",
         "--signal=USR2 --batch 5_2",
         "--signal=TERM --full 5",
-        "--signal=USR2 5.0",
+        "--signal=USR2 5.0 5.1",
     ]
+
+
+FORGOTTEN = "sys.exit('slurm_load_jobs error: Invalid job id specified')"
+
+
+def test_what_the_controller_forgot_the_accounting_may_know(tool: Path) -> None:
+    write(tool, "scontrol", FORGOTTEN)
+    write(tool, "squeue", FORGOTTEN)
+    write(
+        tool,
+        "sacct",
+        "print('5|OUT_OF_MEMORY|0:125|gpu|2026-01-01T00:00:00|Unknown|Unknown|2026-01-01T01:00:00|10:00|n1')",
+    )
+    job = Slurm().job("5")
+    assert job is not None and (job.state, job.finished, job.nodes) == ("OUT_OF_MEMORY", True, ["n1"])
+    assert [job.job_id for job in Slurm().listed(["5"])] == ["5"]
+
+
+def test_a_site_without_accounting_is_asked_for_it_once(tool: Path) -> None:
+    count = tool / "count"
+    write(tool, "scontrol", FORGOTTEN)
+    write(tool, "sacct", f"open({str(count)!r}, 'a').write('x')\nsys.exit('Slurm accounting storage is disabled')")
+    slurm = Slurm()
+    assert slurm.job("5") is None and slurm.job("5") is None
+    assert count.read_text() == "x"

@@ -71,6 +71,12 @@ def test_each_part_of_a_run_is_told_apart() -> None:
     assert account.device_hours == pytest.approx(4 * 56 / 3600)
 
 
+def test_waiting_for_data_is_no_useful_work() -> None:
+    slow = [replace(record, data_time_s=0.5) for record in STEPS if isinstance(record, StepRecord)]
+    account = goodput(WHOLE, list(slow), [span(0, 56)])
+    assert (seconds(account)["data"], seconds(account)["useful"]) == (2, 6)
+
+
 def test_steps_that_were_made_again_are_redone_and_not_useful() -> None:
     again = [event("attempt_start", 110, 2), event("resume", 120, 2, step=2)]
     records = [*STEPS, *(step(number, 116 + 2 * number, 2) for number in (3, 4, 5))]

@@ -10,8 +10,8 @@ import torch
 
 from launcher.config.freeze import thaw
 from launcher.config.paths import RunPaths
-from launcher.errors import CheckpointError, ExitCode, RunError, WorldError
-from launcher.train.world import ErrorOnMain, World, join_world, meet, on_main, rank_from_environment
+from launcher.errors import CheckpointError, DeviceError, ExitCode, RunError, WorldError
+from launcher.train.world import ErrorOnMain, World, gpu_of, join_world, meet, on_main, rank_from_environment
 from tests.dist.rig import make_data, make_run
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -120,3 +120,14 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
 
 def test_the_other_ranks_end_with_the_same_exit_code() -> None:
     assert ErrorOnMain("busy", ExitCode.USER).exit_code is ExitCode.USER
+
+
+@pytest.mark.parametrize(("local_rank", "num_gpus", "gpu"), [(0, 1, 0), (3, 1, 0), (3, 4, 3), (7, 8, 7)])
+def test_a_rank_takes_the_gpu_of_its_place_or_the_only_one_it_sees(local_rank: int, num_gpus: int, gpu: int) -> None:
+    assert gpu_of(5, local_rank, num_gpus) == gpu
+
+
+@pytest.mark.parametrize(("num_gpus", "seen"), [(0, "no GPU is"), (7, "7 GPUs are")])
+def test_a_rank_without_a_gpu_of_its_own_says_so_and_takes_no_others(num_gpus: int, seen: str) -> None:
+    with pytest.raises(DeviceError, match=rf"rank 15 on .* is the node's rank 7, and {seen} visible there"):
+        gpu_of(15, 7, num_gpus)
