@@ -59,7 +59,7 @@ class ClusterConfig:
     tokens_per_s_per_device: float | None = None
     """Measured training speed, for the plan; left out: estimated from device_tflops."""
     device_tflops: float | None = None
-    """Peak matrix rate of one device in TFLOP/s, for the plan; left out: a table by precision, stated in the plan."""
+    """Peak dense 16-bit matrix rate of one device in TFLOP/s, for the plan; left out: a table, stated in the plan."""
     price_per_device_hour: float | None = None
     """Price of one GPU-hour, in any currency, for the plan and the bill."""
     partition: str | None = None
@@ -81,7 +81,8 @@ class ClusterConfig:
     cpus_per_task: int | None = None
     """Cores of each rank; left out: 4 for one with a GPU, else what Slurm gives."""
     memory_gib_per_node: float | None = None
-    """Host memory asked for on each node; 0 asks for all of it; left out: the site's default."""
+    """Host memory asked for on each node; 0 asks for all of it; left out: the site's default. Other stages than
+    training ask for one GPU's part of it (docs/slurm.md)."""
     exclusive: bool = False
     """Ask for whole nodes."""
     nodelist: str | None = None
@@ -97,19 +98,21 @@ class ClusterConfig:
     sbatch_args: list[str] = field(default_factory=list)
     """Further sbatch options for the training job, one word each, such as --switches=1."""
     srun_args: list[str] = field(default_factory=list)
-    """Further srun options for the ranks, one word each, such as --cpu-bind=cores."""
+    """Further srun options for the ranks, one word each, such as --cpu-bind=cores; what the launcher sets itself and
+    what runs other programs is refused."""
     modules: list[str] = field(default_factory=list)
     """Environment modules the job loads first."""
     setup_file: str | None = None
     """Shell file the job sources first, for whatever else the site needs."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables for the ranks, such as NCCL_SOCKET_IFNAME; no secrets: this is written to config.yaml."""
+    """Variables for the ranks and for export and eval, such as NCCL_SOCKET_IFNAME; no secrets: this is written to
+    config.yaml."""
     container: ContainerRuntime = ContainerRuntime.none
-    """Run the ranks inside a container: apptainer, or pyxis (enroot)."""
+    """Run the ranks, export, eval and the doctor's probe inside a container: apptainer, or pyxis (enroot)."""
     container_image: str | None = None
     """Image file (apptainer) or image name or file (pyxis)."""
     container_mounts: list[str] = field(default_factory=list)
-    """Folders the container sees besides run, data, model and working folder, as SOURCE:TARGET."""
+    """Folders the container sees besides run, data, model, cache and working folder, as /SOURCE:/TARGET."""
     prepare: PrepareAt = PrepareAt.auto
     """Where launcher submit prepares the data: auto does small files at once and large ones in a job of their own."""
     cpu_partition: str | None = None

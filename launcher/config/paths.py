@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,3 +137,22 @@ class RunPaths:
 def cache_dir() -> Path:
     """Where converted models and prepared data are kept: $LAUNCHER_CACHE, else ~/.cache/launcher."""
     return Path(os.environ.get("LAUNCHER_CACHE") or Path.home() / ".cache" / "launcher")
+
+
+_SCRATCH: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+def new_cache_dir() -> Path:
+    """Where prepared data and hashes that are made now are kept: as cache_dir, but see scratch_cache."""
+    return _SCRATCH.get() or cache_dir()
+
+
+@contextmanager
+def scratch_cache() -> Iterator[None]:
+    """For a dry run: what the cache holds is found, and what is made meanwhile lies elsewhere and goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="launcher-") as folder:
+        token = _SCRATCH.set(Path(folder))
+        try:
+            yield
+        finally:
+            _SCRATCH.reset(token)

@@ -16,9 +16,10 @@ _NAMES = frozenset([
     "VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HUGGING_FACE_HUB_TOKEN",
+    "MODULEPATH", "MODULESHOME",
 ])
 _PREFIXES = (
-    "LC_", "XDG_", "PYTHON", "LAUNCHER_",
+    "LC_", "XDG_", "PYTHON", "LAUNCHER_", "LMOD_",
     "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "FI_", "ROCR_", "HIP_", "HSA_", "MIOPEN_",
     "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "BNB_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_",
     "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "WANDB_",

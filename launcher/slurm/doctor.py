@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.config.cluster_schema import ClusterConfig
+from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import RunConfig
 from launcher.config.share import share_dir
 from launcher.config.world import resolve_world
 from launcher.errors import Problem
 from launcher.launch.rundir import versions
+from launcher.slurm.doctor_job import write_site
 from launcher.slurm.doctor_judge import Report, judge_nodes, judge_sum
 from launcher.slurm.findings import Finding, fail, has_failed, of_problem, ok, warn
 from launcher.slurm.parse import JobInfo, Partition
@@ -112,6 +113,7 @@ class DoctorJob:
     device: str
     devices_per_node: int
     nodes: int
+    cluster: ClusterConfig
 
 
 def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
@@ -139,6 +141,7 @@ def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
         device=world.device,
         devices_per_node=world.devices_per_node,
         nodes=world.nodes,
+        cluster=cluster,
     )
 
 
@@ -146,6 +149,7 @@ def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[Finding]:
     """Queues the job, waits for it and judges what it says. Its folder stays only if something is wrong."""
     job.folder.mkdir(mode=0o700, parents=True)
     (job.folder / "token").write_text(job.token, encoding="utf-8")
+    write_site(job.folder, job.cluster)
     try:
         job_id = slurm.submit(job.argv, job.environment, comment=job.comment)
     except SlurmError as error:
@@ -218,7 +222,9 @@ def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[Finding]:
     if not found:
         found.append(ok("job", f"job {info.job_id} started after {queued_s:.0f} s on {', '.join(nodes)}"))
     probes = [report for path in sorted(job.folder.glob("probe-*.json")) if (report := _read_json(path))]
-    found += judge_nodes(probes, nodes, device=job.device, devices_per_node=job.devices_per_node, here=_versions_here())
+    found += judge_nodes(
+        probes, nodes, device=job.device, devices_per_node=job.devices_per_node, here=_versions_here(job)
+    )
     if said.get("sum_exit") is not None:
         sums = [report for path in sorted(job.folder.glob("link-*.json")) if (report := _read_json(path))]
         found += judge_sum(sums, job.nodes * job.devices_per_node)
@@ -227,8 +233,10 @@ def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[Finding]:
     return found
 
 
-def _versions_here() -> dict[str, str | None]:
-    return versions()
+def _versions_here(job: DoctorJob) -> dict[str, str | None]:
+    """What the nodes are compared with. An image has packages of its own; only the launcher must be the same one."""
+    here = versions()
+    return here if job.cluster.container is ContainerRuntime.none else {"launcher": here["launcher"]}
 
 
 def _read_json(path: Path) -> Report:

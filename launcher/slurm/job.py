@@ -5,8 +5,8 @@
     export     the tuned model of a run as a Hugging Face folder
     eval       the tuned model of a run against its base
 
-A run is named with --run RUN, or with --sweep DIR by its place in a job array; train also takes
-the settings of a new run.
+A run is named with --run RUN, or with --sweep DIR by its place in a job array; prepare --sweep DIR is for all of its
+runs, one after the other. train also takes the settings of a new run.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, LauncherError, UserError
 from launcher.log import setup_logging
+
+if TYPE_CHECKING:
+    from launcher.slurm.allocation import Allocation
 
 # Not __name__: started with -m that is __main__, which has no handler.
 logger = logging.getLogger("launcher.slurm.job")
@@ -47,6 +51,8 @@ def _run(argv: list[str]) -> int:
     from launcher.slurm.allocation import read_allocation
 
     allocation = read_allocation(os.environ)
+    if args.stage == "prepare" and args.sweep is not None:
+        return _prepare_sweep(args.sweep, allocation)
     asked = Asked(run=args.run, sweep=args.sweep, overrides=tuple(args.overrides), conf_dir=args.conf_dir)
     if args.stage == "train":
         from launcher.slurm.supervise import supervise
@@ -55,6 +61,25 @@ def _run(argv: list[str]) -> int:
     from launcher.slurm.stages import run_stage
 
     return run_stage(args.stage, find_or_make_run(asked, allocation), further, allocation)
+
+
+def _prepare_sweep(folder: Path, allocation: Allocation) -> int:
+    """The data of every member. They share them as a rule, so the first one does the work and the others find it.
+
+    Returns: the code of the last member that cannot train; the job array, which waits for this job, then never starts.
+    """
+    from launcher.launch.rundir import run_name
+    from launcher.slurm.live import members_of
+    from launcher.slurm.stages import run_stage
+
+    code: int = ExitCode.DONE
+    for run_dir in members_of(folder.resolve()):
+        try:
+            run_stage("prepare", run_dir, [], allocation)
+        except LauncherError as error:
+            logger.error("%s: %s", run_name(run_dir), error)
+            code = error.exit_code
+    return code
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -14,9 +14,10 @@ from launcher.launch.attempts import read_attempts
 from launcher.launch.outcome import FINAL_STATES
 from launcher.launch.rundir import SWEEP_FILE
 from launcher.launch.states import JobPhase, JobWord, RunState, is_on_slurm, run_state
+from launcher.slurm.lost import lost_job
 from launcher.slurm.parse import JobInfo
 from launcher.slurm.query import Slurm, SlurmError
-from launcher.slurm.submission import read_submission
+from launcher.slurm.submission import Submission, read_submission
 from launcher.slurm.sweep import read_sweep
 from launcher.track.events import read_events
 from launcher.track.jsonl import utc_text
@@ -29,6 +30,7 @@ FRESH_S = 5.0
 
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 _NEVER = "DependencyNeverSatisfied"
+_NO_ANSWER = "sbatch has given no answer, and no job of it is in the queue"
 _WHY_IT_WAITS = {
     "Priority": "other jobs come first",
     "Resources": "it is next, when enough nodes are free",
@@ -73,12 +75,19 @@ class Jobs:
 
     def __init__(self, slurm: Slurm | None = None, *, fresh_s: float = FRESH_S) -> None:
         self.slurm = slurm or Slurm(retry_s=PATIENCE_S, timeout_s=2 * PATIENCE_S)
-        self.not_asked = ""
-        """Why the last question found no answer."""
         self._fresh_s = fresh_s
+        self._unheard = ""
         self._asked_at = float("-inf")
         self._wanted: frozenset[str] = frozenset()
         self._found: dict[str, JobInfo] = {}
+        self._mine: list[JobInfo] = []
+        self._mine_unheard = ""
+        self._mine_at = float("-inf")
+
+    @property
+    def not_asked(self) -> str:
+        """Why the last question found no answer."""
+        return self._unheard or self._mine_unheard
 
     def ask(self, job_ids: Sequence[str]) -> dict[str, JobInfo] | None:
         """The jobs Slurm knows, by id; None when it could not be asked (see `not_asked`)."""
@@ -86,19 +95,32 @@ class Jobs:
         stale = time.monotonic() - self._asked_at > self._fresh_s
         if wanted and (stale or not wanted <= self._wanted):
             self._question(wanted)
-        return None if self.not_asked else self._found
+        return None if self._unheard else self._found
+
+    def lost(self, submission: Submission) -> str | None:
+        """The job that trains a run for which sbatch gave no answer, found by its comment; empty where there is none.
+
+        None: Slurm could not be asked (see `not_asked`).
+        """
+        if time.monotonic() - self._mine_at > self._fresh_s:
+            try:
+                self._mine, self._mine_unheard = self.slurm.my_jobs(), ""
+            except SlurmError as error:
+                self._mine, self._mine_unheard = [], _first_line(error)
+            self._mine_at = time.monotonic()
+        return None if self._mine_unheard else lost_job(submission, "train", self._mine)
 
     def forget(self) -> None:
         """The next question is asked anew."""
-        self._asked_at = float("-inf")
+        self._asked_at = self._mine_at = float("-inf")
 
     def _question(self, wanted: frozenset[str]) -> None:
         try:
             jobs = self.slurm.listed(sorted(wanted))
-            self.not_asked = ""
+            self._unheard = ""
         except SlurmError as error:
             jobs = []
-            self.not_asked = str(error).splitlines()[0]
+            self._unheard = _first_line(error)
         # A member of an array has two names: ARRAY_TASK, and a number of its own once it began.
         self._found = {name: job for job in jobs for name in (job.job_id, job.name)}
         self._wanted, self._asked_at = wanted, time.monotonic()
@@ -110,17 +132,24 @@ def live_state(run_dir: Path, jobs: Jobs | None = None) -> RunState:
 
 
 def live_states(run_dirs: Sequence[Path], jobs: Jobs | None = None) -> list[RunState]:
-    """The states of many runs, with at most one question to Slurm."""
+    """The states of many runs, with one question to Slurm; one more where the answer of sbatch was lost."""
     return _states(run_dirs, jobs or Jobs(), ended_too=False)
 
 
 def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[RunState]:
     states = {run_dir: run_state(run_dir) for run_dir in run_dirs}
-    ids = {
-        run_dir: job_id
-        for run_dir, state in states.items()
-        if (ended_too or state.state not in FINAL_STATES) and (job_id := job_of(run_dir))
-    }
+    ids: dict[Path, str] = {}
+    for run_dir, state in states.items():
+        if state.state in FINAL_STATES and not ended_too:
+            continue
+        in_doubt = submission if (submission := read_submission(run_dir)) and submission.unanswered else None
+        lost = jobs.lost(in_doubt) if in_doubt else ""
+        if job_id := lost or job_of(run_dir):
+            ids[run_dir] = job_id
+        elif lost is None:
+            states[run_dir] = replace(state, not_asked=jobs.not_asked)
+        elif in_doubt:
+            states[run_dir] = replace(state, reason=_NO_ANSWER, todo=f"launcher resume {state.name}")
     if ids:
         found = jobs.ask(list(ids.values()))
         for run_dir, job_id in ids.items():
@@ -130,6 +159,10 @@ def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[Ru
             else:
                 states[run_dir] = run_state(run_dir, job_word(job_id, found.get(job_id)))
     return list(states.values())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def find_sweep(text: str, runs_dir: str = "runs") -> Path | None:

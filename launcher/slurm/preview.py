@@ -40,6 +40,10 @@ def variables_of(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
 def _previewed(
     config: RunConfig, run_dir: Path, stages: tuple[str, ...], key: str, environ: Mapping[str, str]
 ) -> list[JobRequest]:
-    requests = stage_requests(config, run_dir, stages, key, variables_of(config, environ))
-    befores = ["", *(f"{stage.upper()}_JOB" for stage in stages[:-1])]
+    return chained(stage_requests(config, run_dir, stages, key, variables_of(config, environ)))
+
+
+def chained(requests: list[JobRequest]) -> list[JobRequest]:
+    """The same requests, each after the one before; STAGE_JOB stands for the number that job would have."""
+    befores = ["", *(f"{request.stage.upper()}_JOB" for request in requests[:-1])]
     return [with_dependency(request, before) for request, before in zip(requests, befores, strict=True)]

@@ -9,16 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig, GpuRequest
-from launcher.config.schema import RunConfig
+from launcher.config.parameters import count_parameters
+from launcher.config.schema import MethodKind, RunConfig
 from launcher.config.world import resolve_world
 from launcher.errors import ConfigErrors, Problem
 from launcher.launch.environment import job_environment
+from launcher.slurm.container import container_problems
 from launcher.slurm.words import path_problem, why_unfit, word_problems
 
 STAGES = ("prepare", "train", "export", "eval")
+"""In the order they run in."""
 CORES_PER_GPU = 4
 """Cores asked for with a GPU where the site file says nothing."""
-"""In the order they run in."""
+STAGE_MEMORY_GIB = 16.0
+"""The least a stage other than training asks for, where memory is asked for at all."""
 
 COMMENT = "launcher:"
 """Jobs of a run carry this and the submission's key as their comment."""
@@ -87,7 +91,7 @@ def comment(key: str, stage: str) -> str:
 def sbatch_problems(config: RunConfig) -> list[Problem]:
     """What sbatch would not take as it stands, or would take in another sense."""
     cluster = config.cluster
-    problems = word_problems(cluster)
+    problems = [*word_problems(cluster), *container_problems(config)]
     runs_dir = path_problem("runs_dir", Path(config.runs_dir).absolute())
     if runs_dir is not None:
         problems.append(runs_dir)
@@ -143,7 +147,7 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
         ("time", cluster.walltime_min if stage == "train" else cluster.stage_walltime_min),
         ("nodes", cluster.nodes if stage == "train" else 1),
         ("ntasks-per-node", cluster.devices_per_node or 1 if stage == "train" else 1),
-        _cores(config, stage),
+        ("cpus-per-task", cores_per_task(config, stage)),
     ]
     if not elsewhere:
         wanted += [
@@ -151,7 +155,7 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
             ("reservation", cluster.reservation),
             ("nodelist", cluster.nodelist if stage == "train" else None),
             ("exclude", cluster.exclude),
-            ("mem", _memory(cluster)),
+            ("mem", _memory(config, stage)),
         ]
     if not on_cpus(config, stage):
         wanted.append(_gpus(cluster, cluster.devices_per_node or 1 if stage == "train" else 1))
@@ -165,20 +169,44 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
     return words
 
 
-def _cores(config: RunConfig, stage: str) -> tuple[str, int | None]:
-    """Cores of a task. Many sites give one per job unless told otherwise, and a rank that feeds a GPU needs some."""
+def cores_per_task(config: RunConfig, stage: str = "train") -> int | None:
+    """Cores asked for with each task of a stage; None leaves them to Slurm.
+
+    Many sites give one per job unless told otherwise, and a rank that feeds a GPU needs some.
+    """
     cluster = config.cluster
     unasked = cluster.cpus_per_task is None and not cluster.exclusive and cluster.gpu_request is not GpuRequest.none
-    if unasked and not on_cpus(config, stage):
-        return "cpus-per-task", CORES_PER_GPU
-    return "cpus-per-task", cluster.cpus_per_task
+    return CORES_PER_GPU if unasked and not on_cpus(config, stage) else cluster.cpus_per_task
 
 
-def _memory(cluster: ClusterConfig) -> str | None:
-    asked = cluster.memory_gib_per_node
+def _memory(config: RunConfig, stage: str) -> str | None:
+    asked = config.cluster.memory_gib_per_node if stage == "train" else _stage_memory_gib(config, stage)
     if asked is None:
         return None
     return f"{math.ceil(asked * 1024)}M" if asked else "0"
+
+
+def _stage_memory_gib(config: RunConfig, stage: str) -> float | None:
+    """The part of a node's memory that goes with one of its GPUs, or more where the weights need it: no stage has more
+    than one GPU, and whoever takes all the memory keeps everybody else from the others.
+    """
+    cluster = config.cluster
+    parts = cluster.devices_per_node or 1
+    if cluster.memory_gib_per_node is None or cluster.gpu_request is GpuRequest.none or parts == 1:
+        return cluster.memory_gib_per_node
+    # 0 is all of a node, and how much that is only host_memory_gib tells.
+    whole = cluster.memory_gib_per_node or cluster.host_memory_gib or 0.0
+    needed = max(whole / parts, STAGE_MEMORY_GIB, 0.0 if stage == "prepare" else _weights_gib(config))
+    return min(whole, needed) if whole else needed
+
+
+def _weights_gib(config: RunConfig) -> float:
+    """Host memory of an export, which eval makes too: all trained weights in 32 bits beside those that are written."""
+    figures = config.model.architecture
+    if figures.hidden_size == 0:  # a model of the user's own, of which nothing is known here
+        return 0.0
+    per_parameter = 8 if config.method.kind is MethodKind.full else 4
+    return per_parameter * count_parameters(figures) / 2**30
 
 
 def _gpus(cluster: ClusterConfig, count: int) -> tuple[str, str | None]:

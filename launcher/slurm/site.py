@@ -8,6 +8,7 @@ from launcher.config.typed import one_of
 from launcher.config.world import resolve_world
 from launcher.errors import Problem
 from launcher.slurm.parse import NodeKind, Partition
+from launcher.slurm.sbatch import CORES_PER_GPU, cores_per_task
 
 _CPU_STAGES = ("prepare", "export")
 
@@ -87,16 +88,18 @@ def _misfits(config: RunConfig, partition: Partition) -> list[Problem]:
     if resolve_world(config, []).device == "cuda":
         kinds, found = _with_gpus(cluster, kinds, partition.name)
         problems += found
-    for key, value, need, has, unit in _sizes(cluster, kinds):
+    for key, value, need, has, unit in _sizes(config, kinds):
         most = max(has, default=0)
         if kinds and need > most:
             why = (
                 f"no node of partition {partition.name} has more than {most:,} {unit}, and {need:,} are needed on each"
             )
-            problems.append(Problem(key, value, why, "Ask for less"))
+            is_default = key == "cluster.cpus_per_task" and value is None
+            todo = f"Left out it is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
+            problems.append(Problem(key, value, why, todo))
     if problems:
         return problems + _too_many(cluster, partition, partition.nodes, "")
-    fitting = sum(kind.count for kind in kinds if _is_big_enough(cluster, kind))
+    fitting = sum(kind.count for kind in kinds if _is_big_enough(config, kind))
     return _too_many(cluster, partition, fitting, "" if fitting == partition.nodes else " that have all this")
 
 
@@ -138,16 +141,18 @@ def _gpus_of(cluster: ClusterConfig, kind: NodeKind) -> int:
     return kind.gpu_count if cluster.gpu_type is None else kind.gpus.get(cluster.gpu_type, 0)
 
 
-def _sizes(cluster: ClusterConfig, kinds: list[NodeKind]) -> list[tuple[str, object, int, list[int], str]]:
+def _sizes(config: RunConfig, kinds: list[NodeKind]) -> list[tuple[str, object, int, list[int], str]]:
     """Key, value, what each node must have, what the kinds have, and the unit."""
+    cluster = config.cluster
     memory_mib = round(1024 * (cluster.memory_gib_per_node or 0))
+    # Where a task gets no cores by name, it is the number of tasks that a node is too small for.
     key, value = (
         ("cluster.cpus_per_task", cluster.cpus_per_task)
-        if cluster.cpus_per_task is not None
+        if cores_per_task(config) is not None
         else ("cluster.devices_per_node", cluster.devices_per_node)
     )
     return [
-        (key, value, _cores(cluster), [kind.cpus for kind in kinds], "cores"),
+        (key, value, _cores(config), [kind.cpus for kind in kinds], "cores"),
         (
             "cluster.memory_gib_per_node",
             cluster.memory_gib_per_node,
@@ -158,12 +163,13 @@ def _sizes(cluster: ClusterConfig, kinds: list[NodeKind]) -> list[tuple[str, obj
     ]
 
 
-def _cores(cluster: ClusterConfig) -> int:
-    return (cluster.cpus_per_task or 1) * (cluster.devices_per_node or 1)
+def _cores(config: RunConfig) -> int:
+    """Of each node, as the sbatch command asks for them."""
+    return (cores_per_task(config) or 1) * (config.cluster.devices_per_node or 1)
 
 
-def _is_big_enough(cluster: ClusterConfig, kind: NodeKind) -> bool:
-    return kind.cpus >= _cores(cluster) and kind.memory_mib >= 1024 * (cluster.memory_gib_per_node or 0)
+def _is_big_enough(config: RunConfig, kind: NodeKind) -> bool:
+    return kind.cpus >= _cores(config) and kind.memory_mib >= 1024 * (config.cluster.memory_gib_per_node or 0)
 
 
 def _too_many(cluster: ClusterConfig, partition: Partition, nodes: int, which: str) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""The words of srun for the ranks of an attempt, and the environment they get. Pure; nothing is started here."""
+"""The words of srun for the ranks of an attempt and for a stage, and what environment they get. Nothing is started."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
-from launcher.config.paths import RunPaths, cache_dir
+from launcher.config.paths import RunPaths
 from launcher.config.schema import Derived, RunConfig
-from launcher.errors import RunError
+from launcher.errors import ConfigErrors, RunError
 from launcher.launch.environment import job_environment
+from launcher.slurm.container import contained, container_problems, run_folders, site_options
+from launcher.slurm.words import srun_word_problems
 
 EARLY_EXIT_WAIT_S = 60
 """How long others may go on after the first rank is done: rank 0 still hands the last lines to W&B."""
@@ -50,8 +51,13 @@ def srun_argv(
         cpus_per_task: cores of a rank; srun does not take them over from sbatch.
         is_crowded: a node has fewer cores than ranks, so they must share.
     Raises:
-        RunError: a path that srun cannot take, or a container without an image.
+        ConfigErrors: options or a container that srun would take otherwise; submit finds them before the job waits.
+        RunError: a path that srun or a container cannot take.
     """
+    _refuse_unfit(config)
+    words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
+    gpus = derived.device == "cuda"
+    task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=gpus, python=python)
     log = RunPaths(run_dir).attempt(attempt) / "rank-%4t.log"
     return [
         "srun",
@@ -71,14 +77,30 @@ def srun_argv(
         "--export=ALL",
         f"--output={_pattern(RunPaths(run_dir).attempt(attempt))}/{log.name}",
         "--open-mode=append",
-        *_container_options(config.cluster, derived, run_dir),
+        *task.options,
         *config.cluster.srun_args,
-        *worker_argv(config.cluster, derived, run_dir=run_dir, attempt=attempt, python=python),
+        *task.command,
     ]
 
 
-def stage_argv(words: Sequence[str], *, cpus_per_task: int, python: str = sys.executable) -> list[str]:
-    """srun with one task on this node for a command of the launcher, such as export or eval."""
+def stage_argv(
+    config: RunConfig,
+    words: Sequence[str],
+    *,
+    shown: Sequence[Path],
+    gpus: bool,
+    cpus_per_task: int,
+    python: str = sys.executable,
+) -> list[str]:
+    """srun with one task on this node for a command of the launcher, such as export or eval.
+
+    Args:
+        shown, gpus: what it needs, where it runs in a container.
+    Raises:
+        ConfigErrors, RunError: as srun_argv.
+    """
+    _refuse_unfit(config)
+    task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus, python=python)
     return [
         "srun",
         "--nodes=1",
@@ -88,61 +110,15 @@ def stage_argv(words: Sequence[str], *, cpus_per_task: int, python: str = sys.ex
         "--input=none",
         "--unbuffered",
         "--export=ALL",
-        python,
-        "-m",
-        "launcher",
-        *words,
+        *task.options,
+        *site_options(config.cluster),
+        *task.command,
     ]
 
 
-def worker_argv(
-    cluster: ClusterConfig, derived: Derived, *, run_dir: Path, attempt: int, python: str = sys.executable
-) -> list[str]:
-    """The command of one rank, inside its container where there is one."""
-    before: list[str] = []
-    if cluster.container is not ContainerRuntime.none:
-        # The image brings its own Python; the one outside is not there.
-        python = "python"
-    if cluster.container is ContainerRuntime.apptainer:
-        before = ["apptainer", "exec"]
-        if derived.device == "cuda":
-            before.append("--nv")
-        before += [word for mount in mounts(cluster, derived, run_dir) for word in ("--bind", mount)]
-        before += ["--pwd", str(Path.cwd()), _image(cluster)]
-    return [*before, python, "-m", "launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
-
-
-def _container_options(cluster: ClusterConfig, derived: Derived, run_dir: Path) -> list[str]:
-    if cluster.container is not ContainerRuntime.pyxis:
-        return []
-    return [
-        f"--container-image={_image(cluster)}",
-        f"--container-mounts={','.join(mounts(cluster, derived, run_dir))}",
-        f"--container-workdir={Path.cwd()}",
-    ]
-
-
-def _image(cluster: ClusterConfig) -> str:
-    if not cluster.container_image:
-        raise RunError(
-            f"cluster.container = {cluster.container.value!r} without cluster.container_image; give the image, or "
-            "cluster.container=none"
-        )
-    return cluster.container_image
-
-
-def mounts(cluster: ClusterConfig, derived: Derived, run_dir: Path) -> list[str]:
-    """SOURCE:TARGET of everything the ranks need: run, data, model, cache, working folder, and what the site adds.
-
-    Raises:
-        RunError: a path with a colon or a comma, which container programs take for a separator.
-    """
-    needed = [run_dir, Path(derived.data_dir), Path(derived.model_dir), cache_dir(), Path.cwd()]
-    found = dict.fromkeys(f"{path}:{path}" for path in needed)
-    for path in needed:
-        if {",", ":"} & set(str(path)):
-            raise RunError(f"{path} cannot be shown to a container: its name holds a comma or a colon; rename it")
-    return [*found, *(mount for mount in cluster.container_mounts if mount not in found)]
+def _refuse_unfit(config: RunConfig) -> None:
+    if problems := [*srun_word_problems(config.cluster), *container_problems(config)]:
+        raise ConfigErrors(problems)
 
 
 def _pattern(folder: Path) -> str:
@@ -169,6 +145,16 @@ def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What of the job's environment srun and the ranks get: the allow-list, and what Slurm says of the job."""
     slurm = {name: value for name, value in environ.items() if name.startswith("SLURM_") and name not in _SRUN_SETTINGS}
     return {**job_environment(environ), **slurm}
+
+
+def stage_environment(environ: Mapping[str, str], config: RunConfig, *, cpus: int) -> dict[str, str]:
+    """The environment of a stage: that of the ranks, without what tells them where to meet."""
+    return {
+        **step_environment(environ),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(cpus),
+        **config.cluster.environment,
+    }
 
 
 def ranks_environment(

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launcher.config.cluster_schema import ContainerRuntime
+from launcher.config.freeze import thaw
 from launcher.config.paths import RunPaths
-from launcher.errors import ExitCode, UserError
+from launcher.config.schema import DataConfig, Derived, FrozenRun
+from launcher.errors import ExitCode, RunError, UserError
 from launcher.slurm import ledger
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.srun import stage_argv, step_environment
+from launcher.slurm.container import run_folders
+from launcher.slurm.srun import stage_argv, stage_environment
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +27,14 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
     Args:
         further: options for the command of the stage, such as --merge for export.
     Returns: the exit code of the job.
+    Raises:
+        UserError: the run has not finished training. ConfigErrors, RunError: as srun.stage_argv.
     """
     if stage == "prepare":
         return _prepare(run_dir)
     if ledger.last_state(RunPaths(run_dir)) != "succeeded":
         raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
-    words = [*stage_words(stage, run_dir, further)]
-    return _run_alone(words, allocation)
+    return _run_alone(stage_words(stage, run_dir, further), run_dir, thaw(RunPaths(run_dir).config), allocation)
 
 
 def _prepare(run_dir: Path) -> int:
@@ -47,12 +52,53 @@ def stage_words(stage: str, run_dir: Path, further: list[str]) -> list[str]:
     return [stage, str(run_dir), *further]
 
 
-def _run_alone(words: list[str], allocation: Allocation) -> int:
-    environment = {
-        **step_environment(os.environ),
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(allocation.cpus_per_node),
-    }
-    argv = stage_argv(words, cpus_per_task=allocation.cpus_per_node, python=sys.executable)
+def _run_alone(words: list[str], run_dir: Path, frozen: FrozenRun, allocation: Allocation) -> int:
+    if frozen.derived is None:
+        raise RunError(f"{RunPaths(run_dir).config} has no derived values: this run was never started")
+    is_contained = frozen.config.cluster.container is not ContainerRuntime.none
+    argv = stage_argv(
+        frozen.config,
+        words,
+        shown=stage_folders(words, run_dir, frozen.config.data, frozen.derived) if is_contained else [],
+        gpus=words[0] == "eval" and frozen.derived.device == "cuda",
+        cpus_per_task=allocation.cpus_per_node,
+        python=sys.executable,
+    )
+    environment = stage_environment(os.environ, frozen.config, cpus=allocation.cpus_per_node)
     done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: Derived) -> list[Path]:
+    """What a stage in a container must see of the node's files: what ranks see, and what export or eval adds.
+
+    Raises:
+        RunError: --to names a folder that cannot be shown.
+    """
+    folders = run_folders(run_dir, derived)
+    if words[0] == "eval":
+        return [*folders, *_examples(data)]
+    target = _target(words)
+    if any(target.is_relative_to(folder) for folder in folders):
+        return folders
+    # The folder itself is made by the export, beside a hidden one that it is renamed from.
+    above = next(folder for folder in target.parents if folder.is_dir())
+    if above == Path("/"):
+        raise RunError(f"--to {target}: a container cannot be shown all of /; make {target.parent} first")
+    return [*folders, above]
+
+
+def _examples(data: DataConfig) -> list[Path]:
+    """Files and folders of examples on this machine: evaluation reads the held-out ones again where they came from."""
+    named = [data.path, data.validation_path, *(part.path for part in data.mixture)]
+    places = [Path(text).expanduser().absolute() for text in named if text is not None]
+    return [place for place in places if place.exists()]
+
+
+def _target(words: list[str]) -> Path:
+    """The folder behind --to; the last one counts."""
+    target = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--to" or word.startswith("--to="):
+            target = following if word == "--to" else word.removeprefix("--to=")
+    return Path(target).expanduser().absolute()

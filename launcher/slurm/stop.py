@@ -13,9 +13,12 @@ from launcher.launch.outcome import FINAL_STATES
 from launcher.launch.rundir import last_attempt, run_name, write_state
 from launcher.launch.states import JobPhase, run_state
 from launcher.slurm.live import job_of, job_word
+from launcher.slurm.lost import lost_job
 from launcher.slurm.parse import JobInfo
 from launcher.slurm.query import Slurm, SlurmError, SlurmUnavailable
+from launcher.slurm.sbatch import STAGES, comment
 from launcher.slurm.submission import read_submission
+from launcher.slurm.sweep import read_sweep
 
 SIGNAL = "TERM"
 """What tells ranks to save and leave; the marker tells whoever watches them that it is for good."""
@@ -58,13 +61,29 @@ class _Stopping:
 
 
 def jobs_to_stop(run_dirs: Sequence[Path], slurm: Slurm) -> list[JobInfo]:
-    """Jobs of these runs that wait or run, those of their other stages too; one question.
+    """Jobs of these runs that wait or run, those of their other stages too; one question, two if one was lost.
 
     Raises:
         SlurmUnavailable: nobody answered.
     """
+    submissions = [found for run_dir in run_dirs if (found := read_submission(run_dir))]
+    in_doubt = [submission for submission in submissions if submission.unanswered]
+    mine = slurm.my_jobs() if in_doubt else []
     ids = [job_id for run_dir in run_dirs for job_id in _ids(run_dir)]
-    return [job for job in slurm.listed(list(dict.fromkeys(ids))) if not job.finished]
+    ids += [name for submission in in_doubt for stage in STAGES if (name := lost_job(submission, stage, mine))]
+    others = _needed_by_others(run_dirs)
+    jobs = slurm.listed(list(dict.fromkeys(ids)))
+    return [job for job in jobs if not job.finished and job.comment not in others]
+
+
+def _needed_by_others(run_dirs: Sequence[Path]) -> set[str]:
+    """Comments of jobs that prepare the data of a whole sweep, where not all of its members are to stop."""
+    stopped: dict[Path, int] = {}
+    for run_dir in run_dirs:
+        folder = run_dir.absolute().parent
+        stopped[folder] = stopped.get(folder, 0) + 1
+    sweeps = [(read_sweep(folder), count) for folder, count in stopped.items()]
+    return {comment(sweep.key, "prepare") for sweep, count in sweeps if sweep and count < len(sweep.members)}
 
 
 def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slurm | None = None) -> None:

@@ -37,17 +37,29 @@ class Submission:
     """In the comment of every job of the run (`launcher:KEY`): tells whether a call that got no answer was heard."""
     stages: list[StageJob] = field(default_factory=list)
     sweep: dict[str, object] | None = None
-    """For a member of a sweep: dir and index."""
+    """For a member of a sweep: dir, index, and key, which the job array carries as its comment."""
+    unanswered: bool = False
+    """sbatch was called and its answer is not in yet, or was lost: Slurm may have jobs that are not in `stages`."""
     cluster_name: str = ""
     estimate_start: str = ""
     """When Slurm expected the first job to start, UTC; empty: it did not say."""
+
+    @property
+    def sweep_key(self) -> str:
+        """Key of the job array of the sweep; empty for a run of its own."""
+        return str((self.sweep or {}).get("key", ""))
+
+    @property
+    def sweep_index(self) -> str:
+        """Its task in the job array of the sweep; empty for a run of its own."""
+        return str((self.sweep or {}).get("index", ""))
 
     def newest(self, stage: str) -> StageJob | None:
         """The job that was queued last for a stage."""
         return next((job for job in reversed(self.stages) if job.stage == stage), None)
 
     def with_jobs(self, jobs: list[StageJob], *, estimate_start: str = "") -> Submission:
-        """This submission and further jobs."""
+        """This submission and further jobs, whose numbers are known."""
         return Submission(
             key=self.key,
             stages=[*self.stages, *jobs],

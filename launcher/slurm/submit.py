@@ -23,10 +23,11 @@ from launcher.config.paths import RunPaths
 from launcher.config.schema import RunConfig
 from launcher.config.share import share_dir
 from launcher.errors import ConfigErrors, Problem, RunError, UserError
-from launcher.launch.rundir import create_run, is_locked, refuse_taken_name, write_state
+from launcher.launch.rundir import create_run, is_locked, refuse_taken_name, run_name, write_state
 from launcher.launch.states import run_state
 from launcher.planning import PlannedRun, allow_problems, plan_cheaply, prepares_quickly
 from launcher.planning import plan_run as plan_composed
+from launcher.slurm.lost import lost_job
 from launcher.slurm.query import Slurm, SlurmError, SlurmMissing, SlurmUnavailable
 from launcher.slurm.sbatch import (
     STAGES,
@@ -184,10 +185,6 @@ def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Qu
     except NothingQueued as error:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise UserError(f"{error}\nNothing was queued, and no run directory was kept") from error
-    except SlurmUnavailable as error:
-        raise SlurmUnavailable(
-            f"{error}\nWhether a job was queued is not known; launcher submit --run {run_dir.name} looks and retries"
-        ) from error
 
 
 def queue_run(
@@ -209,18 +206,26 @@ def queue_run(
         full = sbatch_environment(environ, variables)
         requests = stage_requests(config, run_dir, stages, submission.key, sorted(variables))
         if not is_new:
-            _refuse_second(run_dir, submission, requests, slurm)
-        write_submission(run_dir, submission)
+            submission = _with_lost_jobs(run_dir, submission, slurm)
+            _refuse_second(run_dir, submission, stages, slurm)
+        write_submission(run_dir, replace(submission, unanswered=True))
         estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)
         before = run_state(run_dir).state
         # Before the job is there, for it writes its own states as soon as it starts, and stops at once at this mark.
         write_state(run_dir, "queued")
         RunPaths(run_dir).cancel.unlink(missing_ok=True)
         try:
-            jobs = _queue_all(config, requests, slurm, full)
+            jobs = queue_all(config, requests, slurm, full)
         except UserError as error:
+            write_submission(run_dir, submission)
             write_state(run_dir, before, reason=f"was not queued: {error}")
             raise
+        except SlurmUnavailable as error:
+            name = run_name(run_dir)
+            raise SlurmUnavailable(
+                f"{error}\nWhether a job was queued is not known, so {run_dir} stays. launcher status {name} looks for "
+                f"the job; launcher submit --run {name} looks, too, and queues one where there is none"
+            ) from error
         submission = submission.with_jobs(jobs, estimate_start=utc_text(estimate) if estimate is not None else "")
         write_submission(run_dir, submission)
         record_submitted(run_dir, jobs)
@@ -256,13 +261,18 @@ def stage_requests(
             stage=stage,
             job_name=name if stage == "train" else f"{name}-{stage}",
             key=key,
-            script=share_dir("slurm") / f"{stage}.sbatch",
+            script=script_of(stage),
             script_args=["--run", str(run_dir)],
             log_dir=run_dir,
             variables=variables,
         )
         for stage in stages
     ]
+
+
+def script_of(stage: str) -> Path:
+    """The constant script of a stage."""
+    return share_dir("slurm") / f"{stage}.sbatch"
 
 
 def with_dependency(request: JobRequest, after: str) -> JobRequest:
@@ -303,9 +313,14 @@ def queue_one(config: RunConfig, request: JobRequest, slurm: Slurm, environ: Map
     )
 
 
-def _queue_all(
+def queue_all(
     config: RunConfig, requests: list[JobRequest], slurm: Slurm, environ: Mapping[str, str]
 ) -> list[StageJob]:
+    """Jobs in the queue, each after the one before.
+
+    Raises:
+        UserError: sbatch refused one; those before it are taken back. SlurmUnavailable: no answer.
+    """
     jobs: list[StageJob] = []
     try:
         for request in requests:
@@ -320,24 +335,33 @@ def _queue_all(
     return jobs
 
 
-def _refuse_second(run_dir: Path, submission: Submission, requests: list[JobRequest], slurm: Slurm) -> None:
-    """A run has one job of a stage at a time: two would train beside each other.
+def _with_lost_jobs(run_dir: Path, submission: Submission, slurm: Slurm) -> Submission:
+    """The submission with the jobs that a call without an answer queued, which are entered now."""
+    mine = slurm.my_jobs()
+    names = {stage: lost_job(submission, stage, mine) for stage in STAGES}
+    known = {"", *(job.job_id for job in submission.stages)}
+    lost = [
+        StageJob(stage=stage, job_id=name, argv=[], script=str(script_of(stage)), submitted=utc_now())
+        for stage, name in names.items()
+        if name not in known
+    ]
+    if lost:
+        submission = submission.with_jobs(lost)
+        write_submission(run_dir, submission)
+        record_submitted(run_dir, lost)
+    return submission
 
-    A job that was queued by a call that got no answer is entered now.
-    """
-    for request in requests:
-        known = [job.job_id for job in submission.stages if job.stage == request.stage]
+
+def _refuse_second(run_dir: Path, submission: Submission, stages: tuple[str, ...], slurm: Slurm) -> None:
+    """A run has one job of a stage at a time: two would train beside each other."""
+    for stage in stages:
+        known = [job.job_id for job in submission.stages if job.stage == stage]
         waiting = [job.name for job in slurm.listed(known) if not job.finished]
-        lost = "" if waiting else slurm.find(comment(request.key, request.stage))
-        if lost:
-            script = str(request.script)
-            job = StageJob(stage=request.stage, job_id=lost, argv=[], script=script, submitted=utc_now())
-            write_submission(run_dir, submission.with_jobs([job]))
-            record_submitted(run_dir, [job])
-        if waiting or lost:
+        if waiting:
+            name = run_name(run_dir)
             raise RunError(
-                f"{run_dir.name} has a {request.stage} job in the queue already: {lost or waiting[0]}. Look at it with "
-                f"launcher status {run_dir.name}, or stop it first with launcher cancel {run_dir.name}"
+                f"{name} has a {stage} job in the queue already: {waiting[0]}. Look at it with "
+                f"launcher status {name}, or stop it first with launcher cancel {name}"
             )
 
 

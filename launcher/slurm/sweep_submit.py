@@ -1,4 +1,7 @@
-"""Submitting a sweep: every member planned and checked, a run directory each, one job array for all of them."""
+"""Submitting a sweep: every member planned and checked, a run directory each, one job array for all of them.
+
+Where a job is to prepare data, there is one for the whole sweep, and the array waits for it.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,22 @@ from pathlib import Path
 
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
-from launcher.config.share import share_dir
 from launcher.errors import ConfigErrors, LauncherError, Problem, UserError
 from launcher.launch.rundir import make_folder, refuse_taken_name, write_state
 from launcher.planning import allow_problems
 from launcher.slurm.query import Slurm, SlurmUnavailable
 from launcher.slurm.sbatch import JobRequest, job_variables, sbatch_argv, sbatch_environment, sbatch_problems
-from launcher.slurm.submission import StageJob, Submission, write_submission
-from launcher.slurm.submit import SubmitPlan, ask_site, create, kind_problems, plan_checked, queue_one, record_submitted
+from launcher.slurm.submission import StageJob, Submission, read_submission, write_submission
+from launcher.slurm.submit import (
+    SubmitPlan,
+    ask_site,
+    create,
+    kind_problems,
+    plan_checked,
+    queue_all,
+    record_submitted,
+    script_of,
+)
 from launcher.slurm.sweep import Member, Sweep, differences, member_problems, write_sweep
 from launcher.track.jsonl import utc_text
 
@@ -55,7 +66,7 @@ def plan_sweep(
     problems = member_problems(found, differs)
     configs = [config for config, _ in composed]
     if not problems:
-        problems = _uneven(configs)
+        problems = _uneven(configs) or _twins(configs, differs)
     warnings: list[str] = []
     if not problems:
         problems, warnings = ask_site(configs[0], slurm, STAGES, must_be_there=not dry_run)
@@ -86,12 +97,25 @@ def _uneven(configs: list[RunConfig]) -> list[Problem]:
     return problems
 
 
+def _twins(configs: list[RunConfig], differs: list[dict[str, str]]) -> list[Problem]:
+    """Members that are the same run, whether they were typed alike (seed=1,1) or not (optim.lr=1e-4,0.0001)."""
+    problems = []
+    seen: dict[str, int] = {}
+    for index, config in enumerate(configs):
+        first = seen.setdefault(repr(config), index)
+        if first != index:
+            typed = " ".join(f"{key}={value}" for key, value in differs[index].items())
+            why = f"is the same run as member {first:02d}, and would be trained a second time"
+            label = f"{index:02d} ({typed})" if typed else f"{index:02d}"
+            problems.append(Problem("member of the sweep", label, why, "Give each value once"))
+    return problems
+
+
 def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: bool) -> list[SubmitPlan]:
     plans: list[SubmitPlan] = []
     found: list[list[Problem]] = []
     for config in configs:
-        # Members share their data as a rule: prepared here once, by the first of them.
-        config.cluster = replace(config.cluster, prepare=type(config.cluster.prepare).login)
+        # Members share their data as a rule: what is prepared here, or by the job before the array, is made once.
         try:
             plans.append(plan_checked(config, stages=STAGES, warnings=[], dry_run=dry_run))
             found.append([])
@@ -102,24 +126,27 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
     return plans
 
 
-def sweep_request(plan: SweepPlan, folder: Path, key: str, variables: list[str]) -> JobRequest:
-    """The job array of a sweep."""
-    return JobRequest(
+def sweep_requests(plan: SweepPlan, folder: Path, key: str, variables: list[str]) -> list[JobRequest]:
+    """The job array of a sweep, and before it the job that prepares the data of all members, where one is to."""
+    base = JobRequest(
         stage="train",
         job_name=folder.name,
         key=key,
-        script=share_dir("slurm") / "train.sbatch",
+        script=script_of("train"),
         script_args=["--sweep", str(folder)],
         log_dir=folder,
         variables=variables,
-        members=len(plan.plans),
-        throttle=plan.throttle,
     )
+    array = replace(base, members=len(plan.plans), throttle=plan.throttle)
+    if not any(member.in_job for member in plan.plans):
+        return [array]
+    return [replace(base, stage="prepare", job_name=f"{folder.name}-prepare", script=script_of("prepare")), array]
 
 
-def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> tuple[Path, Sweep]:
+def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> tuple[Path, Sweep, list[StageJob]]:
     """Makes a folder with a run directory for each member, and queues them as one job array.
 
+    Returns: the folder, what sweep.json holds, and the jobs: the array, after one that prepares the data if need be.
     Raises:
         UserError: sbatch refused; nothing is left behind. SlurmUnavailable: no answer; the folder stays.
     """
@@ -127,7 +154,7 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
     folder = make_folder(Path(config.runs_dir), config.name, f"{config.experiment_name}-sweep").absolute()
     key = secrets.token_hex(8)
     try:
-        runs = [_create_member(member, folder, index) for index, member in enumerate(plan.plans)]
+        runs = [_create_member(member, folder, index, key) for index, member in enumerate(plan.plans)]
         members = [
             Member(index=index, run=run.name, overrides=plan.overrides[index], differs=plan.differs[index])
             for index, run in enumerate(runs)
@@ -135,32 +162,47 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
         sweep = Sweep(key=key, throttle=plan.throttle, members=members)
         write_sweep(folder, sweep)
         variables = job_variables(config.cluster, environ, python=sys.executable)
-        request = sweep_request(plan, folder, key, sorted(variables))
+        requests = sweep_requests(plan, folder, key, sorted(variables))
         full = sbatch_environment(environ, variables)
-        estimate = slurm.estimate_start(sbatch_argv(config, request), full)
+        estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)
         for run in runs:
             write_state(run, "queued")
-        job = queue_one(config, request, slurm, full)
+        jobs = queue_all(config, requests, slurm, full)
     except SlurmUnavailable as error:
-        raise SlurmUnavailable(f"{error}\nWhether the job array was queued is not known; squeue --me tells") from error
+        raise SlurmUnavailable(f"{error}\n{_in_doubt(folder)}") from error
     except LauncherError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"{error}\nNothing was queued, and no run directory was kept") from error
-    sweep = replace(sweep, job_id=job.job_id, argv=job.argv, submitted=job.submitted)
+    array = jobs[-1]
+    sweep = replace(sweep, job_id=array.job_id, argv=array.argv, submitted=array.submitted)
     write_sweep(folder, sweep)
     for index, run in enumerate(runs):
-        _record_member(run, folder, index, job, key, utc_text(estimate) if estimate is not None else "")
-    return folder, sweep
+        _record_member(run, index, jobs, utc_text(estimate) if estimate is not None else "")
+    return folder, sweep, jobs
 
 
-def _create_member(plan: SubmitPlan, folder: Path, index: int) -> Path:
+def _in_doubt(folder: Path) -> str:
+    name = folder.name
+    return (
+        f"Whether the job array was queued is not known, so {folder} stays. launcher status {name} looks for its jobs; "
+        f"launcher resume {name}/00 (and so on) looks, too, and queues a member where it has none. Where none has one, "
+        f"remove the folder and submit again"
+    )
+
+
+def _create_member(plan: SubmitPlan, folder: Path, index: int, key: str) -> Path:
     config = plan.planned.config
     config.runs_dir, config.name = str(folder), f"{index:02d}"
-    return create(plan)
+    run = create(plan)
+    # Now, not when the array has a number: where the answer of sbatch is lost, this is how the array is found.
+    place: dict[str, object] = {"dir": str(folder), "index": index, "key": key}
+    write_submission(run, Submission(key=f"{key}_{index}", sweep=place, unanswered=True))
+    return run
 
 
-def _record_member(run: Path, folder: Path, index: int, job: StageJob, key: str, estimate: str) -> None:
-    mine = replace(job, job_id=f"{job.job_id}_{index}")
-    place: dict[str, object] = {"dir": str(folder), "index": index}
-    write_submission(run, Submission(key=f"{key}_{index}", stages=[mine], sweep=place, estimate_start=estimate))
-    record_submitted(run, [mine])
+def _record_member(run: Path, index: int, jobs: list[StageJob], estimate: str) -> None:
+    mine = [replace(job, job_id=f"{job.job_id}_{index}") if job.stage == "train" else job for job in jobs]
+    submission = read_submission(run)
+    assert submission is not None, "written by _create_member"
+    write_submission(run, submission.with_jobs(mine, estimate_start=estimate))
+    record_submitted(run, mine)

@@ -1,10 +1,10 @@
-"""What of a user's text sbatch takes as it stands. Everything else is refused, with the key and the value; pure."""
+"""What of a user's text sbatch and srun take as it stands. The rest is refused, with the key and the value; pure."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig
@@ -30,17 +30,43 @@ _LETTERS: dict[str, str] = {
 _MODULE = re.compile(r"[\w.+@/][\w.+@/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Options of which the launcher's promises are made, those that run text as a program, read files, or never return.
-_OWN_OPTIONS = (
+_OWN_OF_SBATCH = (
     "array", "bbf", "chdir", "clusters", "comment", "container", "dependency", "error", "export", "export-file",
     "get-user-env", "gid", "help", "input", "job-name", "kill-on-invalid-dep", "no-requeue", "nodefile", "nodes",
     "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "signal", "test-only", "uid", "usage",
     "version", "wait", "wrap",
 )  # fmt: skip
-# sbatch options that stand alone; any other would take the next word of the command as its value.
-_FLAGS = frozenset(
+# Options that stand alone; any other would take the next word of the command as its value.
+_FLAGS_OF_SBATCH = frozenset(
     {
         "contiguous", "exclusive", "hold", "no-kill", "overcommit", "oversubscribe", "reboot", "spread-job",
         "use-min-nodes",
+    }
+)  # fmt: skip
+# The same for srun: where the ranks run and how many, their logs, their end, and what they may see of each other.
+_OWN_OF_SRUN = (
+    "array", "async", "batch", "bbf", "chdir", "clusters", "container", "container-id", "container-image",
+    "container-mounts", "container-workdir", "cpus-per-gpu", "cpus-per-task", "debugger-test", "dependency",
+    "disable-status", "distribution", "error", "exclude", "export", "export-file", "external", "get-user-env", "gid",
+    "help", "het-group", "ignore-signals", "immediate", "input", "interactive", "jobid", "kill-on-bad-exit",
+    "kill-on-invalid-dep", "label", "no-allocate", "no-requeue", "no-shell", "nodefile", "nodelist", "nodes", "ntasks",
+    "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket", "ntasks-per-tres", "open-mode",
+    "output", "overcommit", "pack-group", "parsable", "preserve-env", "pty", "quit-on-interrupt", "relative",
+    "requeue", "signal", "tasks-per-node", "test-only", "time", "uid", "unbuffered", "usage", "version", "wait", "x11",
+)  # fmt: skip
+# srun options that start, replace or copy programs.
+_PROGRAMS_OF_SRUN = (
+    "bcast", "bcast-exclude", "compress", "epilog", "external-launcher", "multi-prog", "prolog", "send-libs",
+    "task-epilog", "task-prolog", "wrap",
+)  # fmt: skip
+_FLAGS_OF_SRUN = frozenset(
+    {
+        "contiguous", "exact", "exclusive", "no-kill", "overlap", "oversubscribe", "propagate", "quiet", "resv-ports",
+        "spread-job", "use-min-nodes", "verbose", "whole",
+        # Of pyxis.
+        "container-entrypoint", "container-entrypoint-log", "container-mount-home", "container-readonly",
+        "container-remap-root", "container-writable", "no-container-entrypoint", "no-container-mount-home",
+        "no-container-remap-root",
     }
 )  # fmt: skip
 # A whole option that begins like another one.
@@ -58,11 +84,26 @@ def why_unfit(text: str, *, max_bytes: int = _MAX_BYTES) -> str:
 
 
 def word_problems(cluster: ClusterConfig) -> list[Problem]:
-    """Every text setting that sbatch would not take exactly as it stands."""
+    """Every text setting that sbatch or srun would not take exactly as it stands."""
     problems = [problem for name in _LETTERS if (problem := _setting_problem(cluster, name)) is not None]
-    problems += [problem for word in cluster.sbatch_args if (problem := _argument_problem(word)) is not None]
+    key = "cluster.sbatch_args"
+    for word in cluster.sbatch_args:
+        if problem := _argument_problem(key, word, own=_OWN_OF_SBATCH, flags=_FLAGS_OF_SBATCH):
+            problems.append(problem)
+    problems += srun_word_problems(cluster)
     problems += _job_text_problems(cluster)
     return problems
+
+
+def srun_word_problems(cluster: ClusterConfig) -> list[Problem]:
+    """Every further option of srun that would undo what the launcher asks of it, or become another program."""
+    key = "cluster.srun_args"
+    own = (*_OWN_OF_SRUN, *_PROGRAMS_OF_SRUN)
+    found = [
+        _program_problem(key, word) or _argument_problem(key, word, own=own, flags=_FLAGS_OF_SRUN)
+        for word in cluster.srun_args
+    ]
+    return [problem for problem in found if problem is not None]
 
 
 def _setting_problem(cluster: ClusterConfig, name: str) -> Problem | None:
@@ -81,19 +122,27 @@ def _setting_problem(cluster: ClusterConfig, name: str) -> Problem | None:
     return None
 
 
-def _argument_problem(word: str) -> Problem | None:
-    key = "cluster.sbatch_args"
+def _program_problem(key: str, word: str) -> Problem | None:
+    match = _ARGUMENT.fullmatch(word)
+    name = match.group(1) if match is not None else ""
+    if why_unfit(word) or name not in _PROGRAMS_OF_SRUN:
+        return None
+    why = f"--{name} would run something else than the ranks, or other files than theirs"
+    return Problem(key, _short(word), why, "Leave it out; cluster.setup_file runs what the site needs first")
+
+
+def _argument_problem(key: str, word: str, *, own: Sequence[str], flags: Collection[str]) -> Problem | None:
     match = _ARGUMENT.fullmatch(word)
     if reason := why_unfit(word):
         return Problem(key, _short(word), reason)
     if match is None:
         return Problem(key, _short(word), "is not an option", "Write --option=value, each as one word")
     name, value = match.groups()
-    # sbatch completes options that are cut short, so --wra is --wrap.
-    own = next((option for option in _OWN_OPTIONS if option.startswith(name) and name not in _WHOLE), None)
-    if own is not None:
-        return Problem(key, _short(word), f"--{own} is the launcher's own", "Leave it out")
-    if value is None and name not in _FLAGS:
+    # Both complete options that are cut short, so --wra is --wrap.
+    taken = next((option for option in own if option.startswith(name) and name not in _WHOLE), None)
+    if taken is not None:
+        return Problem(key, _short(word), f"--{taken} is the launcher's own", "Leave it out")
+    if value is None and name not in flags:
         return Problem(key, word, "would take the next word of the command as its value", f"Write --{name}=VALUE")
     return None
 

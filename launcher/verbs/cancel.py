@@ -86,7 +86,7 @@ def _stop_jobs(run_dirs: list[Path], before: list[RunState], args: argparse.Name
             raise RunError(f"all {len(before)} runs have ended already. There is nothing to cancel")
         stop_runs(run_dirs, now=args.now, wait_s=args.wait, slurm=slurm)
     except SlurmUnavailable as error:
-        raise RunError(
+        raise type(error)(
             f"Slurm runs {before[0].name} (job {before[0].job_id}) and does not answer here: {error}. "
             "Try again, or on a machine of that cluster"
         ) from error

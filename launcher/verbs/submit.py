@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
     from launcher.planning import PlannedRun
     from launcher.slurm.sbatch import JobRequest
+    from launcher.slurm.submission import StageJob
     from launcher.slurm.submit import Queued, SubmitPlan
     from launcher.slurm.sweep import Sweep
     from launcher.slurm.sweep_submit import SweepPlan
@@ -47,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launcher.config.paths import scratch_cache
     from launcher.slurm.submit import check_stages
     from launcher.slurm.sweep import expand
 
@@ -57,9 +60,20 @@ def run(args: argparse.Namespace) -> int:
         return _again(args, stages)
     check_stages(stages)
     members = expand(args.overrides, args.sweep)
-    if len(members) > 1:
-        return _sweep(args, members, stages)
-    return _one(args, members[0], stages)
+    # A dry run leaves nothing behind, in the cache neither.
+    with scratch_cache() if args.dry_run else nullcontext():
+        if len(members) > 1:
+            return _sweep(args, members, stages)
+        _refuse_throttle(args)
+        return _one(args, members[0], stages)
+
+
+def _refuse_throttle(args: argparse.Namespace) -> None:
+    if args.throttle:
+        raise UserError(
+            f"--throttle {args.throttle}: says how many members of a sweep run at once, and this is one run; leave it "
+            "out, or make a sweep of it, such as seed=0,1"
+        )
 
 
 def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]) -> int:
@@ -83,6 +97,7 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
 def _again(args: argparse.Namespace, stages: tuple[str, ...]) -> int:
     if args.overrides or args.sweep:
         raise UserError("settings of a run are frozen when it is created; start a new run for other settings")
+    _refuse_throttle(args)
     return submit_again(
         args.run, stages=stages, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json, verbose=args.verbose
     )
@@ -138,24 +153,26 @@ def _sweep(args: argparse.Namespace, members: list[list[str]], stages: tuple[str
     plan = plan_sweep(members, slurm, conf_dir=args.conf_dir, throttle=args.throttle, dry_run=args.dry_run)
     if args.dry_run:
         return _show_sweep_dry_run(args, plan)
-    folder, sweep = submit_sweep(plan, slurm, os.environ)
+    folder, sweep, jobs = submit_sweep(plan, slurm, os.environ)
     if args.json:
         document = {
             "run_dir": str(folder),
             "name": folder.name,
             "job_id": sweep.job_id,
             "argv": sweep.argv,
+            "jobs": _job_documents(jobs),
             "members": [{"run": f"{folder.name}/{member.run}", "differs": member.differs} for member in sweep.members],
             "warnings": plan.warnings,
         }
         print(json.dumps(document, indent=2))
     else:
-        _tell_sweep(folder, sweep, plan)
+        _tell_sweep(folder, sweep, plan, jobs)
     return ExitCode.DONE
 
 
-def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan) -> None:
+def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan, jobs: list[StageJob]) -> None:
     lines = [f"warning  {text}" for text in plan.warnings]
+    lines += [f"{folder.name}: job {job.job_id} prepares the data of all runs before they start" for job in jobs[:-1]]
     lines += [f"{folder.name}: job array {sweep.job_id}, {len(sweep.members)} runs in {folder}"]
     for member in sweep.members:
         setting = " ".join(f"{key}={value}" for key, value in member.differs.items())
@@ -176,13 +193,14 @@ def _queued_document(queued: Queued, warnings: list[str]) -> dict[str, object]:
         "run_dir": str(queued.run_dir),
         "name": run_name(queued.run_dir),
         "job_id": main.job_id,
-        "jobs": [
-            {"stage": job.stage, "job_id": job.job_id, "dependency": job.dependency, "argv": job.argv}
-            for job in queued.jobs
-        ],
+        "jobs": _job_documents(queued.jobs),
         "estimate_start": queued.submission.estimate_start if queued.estimate_start is not None else None,
         "warnings": warnings,
     }
+
+
+def _job_documents(jobs: list[StageJob]) -> list[dict[str, object]]:
+    return [{"stage": job.stage, "job_id": job.job_id, "dependency": job.dependency, "argv": job.argv} for job in jobs]
 
 
 def _tell_queued(queued: Queued, warnings: list[str]) -> None:
@@ -220,11 +238,11 @@ def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
 
 
 def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
-    from launcher.slurm.preview import NO_KEY, preview_folder, variables_of
-    from launcher.slurm.sweep_submit import sweep_request
+    from launcher.slurm.preview import NO_KEY, chained, preview_folder, variables_of
+    from launcher.slurm.sweep_submit import sweep_requests
 
     folder = preview_folder(plan.first)
-    request = sweep_request(plan, folder, NO_KEY, variables_of(plan.first, os.environ))
+    requests = chained(sweep_requests(plan, folder, NO_KEY, variables_of(plan.first, os.environ)))
     runs: list[dict[str, object]] = [
         {"run": f"{folder.name}/{i:02d}", "differs": differs} for i, differs in enumerate(plan.differs)
     ]
@@ -234,7 +252,7 @@ def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
             print("member    " + " ".join(f"{key}={value}" for key, value in one.items()))
     plan_fields = plan.plans[0].planned.plan.as_dict()
     _show_jobs(
-        [request],
+        requests,
         plan.first,
         as_json=args.json,
         verbose=args.verbose,

@@ -141,13 +141,14 @@ def _is_for_slurm(run_dir: Path) -> bool:
 def _refuse_beside_job(run_dir: Path) -> None:
     """Inside a job, such as a terminal that Slurm gives out, the lock of the run says nothing of other machines.
 
-    Raises: RunError while a job of the run waits or runs, or when Slurm cannot be asked.
+    Raises: RunError while a job of the run waits or runs; SlurmUnavailable when that cannot be asked.
     """
     from launcher.slurm.live import live_state
+    from launcher.slurm.query import SlurmUnavailable
 
     state = live_state(run_dir)
     if state.not_asked:
-        raise RunError(f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}")
+        raise SlurmUnavailable(f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}")
     if state.alive or state.requeued or state.state == "queued":
         raise RunError(
             f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "

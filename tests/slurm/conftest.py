@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=ours)
     items[:] = [item for item in items if item not in ours]
     config.stash[_NOT_RUN] = message
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Where tests are dealt out to several processes, the one that deals them has collected none itself.
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["slurm_not_run"] = session.config.stash.get(_NOT_RUN, "")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if message := getattr(node, "workeroutput", {}).get("slurm_not_run", ""):
+        node.config.stash[_NOT_RUN] = message
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

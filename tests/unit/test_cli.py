@@ -16,6 +16,7 @@ import pytest
 
 from launcher import __version__, cli
 from launcher.errors import CheckpointError, ConfigErrors, DataError, LauncherError, Problem, RunError
+from launcher.slurm.query import SlurmError, SlurmMissing, SlurmUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,6 +105,9 @@ def test_an_unknown_verb_gets_a_hint_and_exit_code_2(word: str, hint: str, capsy
         (ConfigErrors([Problem("a.b", 1, "is wrong", "Fix it")]), 2),
         (CheckpointError("torn"), 3),
         (LauncherError("odd"), 1),
+        (SlurmUnavailable("sinfo did not answer within 30 s"), 8),
+        (SlurmError("squeue: Access/permission denied"), 8),
+        (SlurmMissing("sinfo is not installed here"), 2),
         (KeyboardInterrupt(), 130),
         (ValueError("surprise"), 1),
     ],

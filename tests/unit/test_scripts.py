@@ -45,6 +45,50 @@ def test_a_batch_script_parses_and_takes_options_as_they_are(stage: str) -> None
     assert script.read_text().endswith(f'exec "$python" -m launcher.slurm.job {stage} "$@"\n')
 
 
+def test_the_batch_scripts_differ_only_in_what_they_become() -> None:
+    texts = [path.read_text() for path in (ROOT / "slurm").glob("*.sbatch")]
+    shared = {text[text.index("set -euo pipefail") : text.index("\nexec ")] for text in texts}
+    assert len(texts) == 5 and len(shared) == 1
+
+
+def run_with_modules(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A batch script that wants two modules, with a Python that only says so."""
+    python = folder / "python"
+    python.write_text("#!/bin/bash\n[[ $1 == -c ]] || echo started\n")
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "LAUNCHER_PYTHON": str(python), "LAUNCHER_MODULES": "gcc/12 cuda/12.4"}
+    command = ["bash", str(ROOT / "slurm" / "eval.sbatch")]
+    return subprocess.run(
+        command, env={**environment, **variables}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def modules_in(folder: Path, name: str, further: str = "") -> Path:
+    """A folder like that of Lmod or Environment Modules, whose command tells its name."""
+    (folder / name / "init").mkdir(parents=True)
+    (folder / name / "init" / "bash").write_text(f'module() {{ echo "{name} $*"; }}\n{further}')
+    return folder / name
+
+
+@pytest.mark.parametrize("variable", ["LMOD_PKG", "MODULESHOME"])
+def test_a_module_command_that_only_login_shells_know_is_found(tmp_path: Path, variable: str) -> None:
+    done = run_with_modules(tmp_path, **{variable: str(modules_in(tmp_path, "site"))})
+    assert done.stdout.splitlines() == ["site load gcc/12", "site load cuda/12.4", "started"], done.stderr
+
+
+def test_the_first_module_command_is_used_even_if_its_file_ends_badly(tmp_path: Path) -> None:
+    lmod = modules_in(tmp_path, "lmod", "unset_by_site=$never_set\nfalse\n")
+    done = run_with_modules(tmp_path, LMOD_PKG=str(lmod), MODULESHOME=str(modules_in(tmp_path, "other")))
+    assert done.stdout.splitlines() == ["lmod load gcc/12", "lmod load cuda/12.4", "started"], done.stderr
+
+
+def test_a_node_without_modules_says_so(tmp_path: Path) -> None:
+    if any((Path("/etc/profile.d") / f"{name}.sh").exists() for name in ("lmod", "z00_lmod", "z01_lmod", "modules")):
+        pytest.skip("this machine has modules")
+    done = run_with_modules(tmp_path, LMOD_PKG=str(tmp_path / "gone"))
+    assert done.returncode == 2 and "there is no 'module' command" in done.stderr
+
+
 def test_every_pinned_version_is_exact_and_none_names_a_place() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 and "@" not in line and "/" not in line for line in lines)

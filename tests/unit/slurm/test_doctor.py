@@ -15,14 +15,18 @@ import pytest
 from packaging.requirements import Requirement
 
 from launcher.cli import main
+from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.compose import compose_with_problems
 from launcher.slurm import doctor_probe
+from launcher.slurm.allocation import Allocation
 from launcher.slurm.doctor import plan_job, tool_findings
 from launcher.slurm.doctor_files import folder_findings, semantics, shared_finding
+from launcher.slurm.doctor_job import read_site, step_argv, write_site
 from launcher.slurm.doctor_judge import judge_nodes, judge_sum
 from launcher.slurm.doctor_machine import compare_packages
 from launcher.slurm.findings import Finding, Level, fail, ok
 from launcher.slurm.query import Slurm
+from tests.unit.slurm.recipes import job_config
 
 HERE = {"launcher": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
 
@@ -181,6 +185,36 @@ def test_the_job_is_as_large_as_the_run_but_short_and_carries_no_values_of_varia
     assert job.argv[-5].endswith("doctor.sbatch") and job.argv[-4:] == [str(job.folder), job.token, "cuda", "4"]
     assert "canary" not in " ".join(job.argv)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_probe_starts_where_ranks_would_with_the_variables_they_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "no-cache-yet"))
+    config = job_config(
+        container=ContainerRuntime.apptainer,
+        container_image="/images/a.sif",
+        container_mounts=["/a:/b"],
+        environment={"NCCL_DEBUG": "INFO"},
+    )
+    write_site(tmp_path, plan_job(config, {"PATH": "/bin"}).cluster)
+    cluster = read_site(tmp_path)
+    assert cluster.environment == {"NCCL_DEBUG": "INFO"}
+    allocation = Allocation(job_id="7", nodes=("n1", "n2"))
+    words = step_argv(cluster, allocation, 1, ["x.probe", "y"], folder=tmp_path, output="probe-%n.json", gpus=True)
+    assert {"--nodes=2", "--ntasks=2", f"--output={tmp_path}/probe-%n.json"} <= set(words)
+    inside = words[words.index("apptainer") :]
+    bound = [inside[place + 1] for place, word in enumerate(inside) if word == "--bind"]
+    assert bound == [f"{tmp_path}:{tmp_path}", f"{Path.cwd()}:{Path.cwd()}", "/a:/b"]
+    assert "--nv" in inside and inside[-5:] == ["/images/a.sif", "python", "-m", "x.probe", "y"]
+
+
+def test_without_a_container_the_probe_has_the_python_of_the_job(tmp_path: Path) -> None:
+    config, _ = compose_with_problems([*SITE, "runs_dir=runs"])
+    write_site(tmp_path, config.cluster)
+    allocation = Allocation(job_id="7", nodes=("n1",))
+    words = step_argv(read_site(tmp_path), allocation, 4, ["x.y"], folder=tmp_path, output="o", gpus=True)
+    assert words[-3:] == [sys.executable, "-m", "x.y"] and "--ntasks=4" in words
 
 
 def test_a_dry_run_shows_the_job_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

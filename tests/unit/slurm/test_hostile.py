@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.compose import compose_with_problems
 from launcher.config.share import share_dir
 from launcher.errors import ConfigErrors
-from launcher.slurm.sbatch import STAGES, job_variables, sbatch_argv
+from launcher.slurm.sbatch import STAGES, job_variables, sbatch_argv, sbatch_problems
+from launcher.slurm.srun import srun_argv
 from tests.unit.slurm.hostile import can_be_argument, hostile_texts, recorded, recorder
 from tests.unit.slurm.recipes import job_config, request
+from tests.unit.slurm.test_srun import derived
 
 SEED = 20260301
 PER_RUN = 500
@@ -57,6 +60,29 @@ def test_text_as_a_further_option_stays_an_option_or_is_refused(tmp_path: Path, 
                 continue
             assert argv[argv.index("/share/slurm/train.sbatch") - 1] == word
             assert word.startswith("--") and "wrap" not in word.partition("=")[0]
+
+
+@pytest.mark.parametrize("count", BUDGETS)
+def test_text_for_srun_stays_an_option_of_it_or_a_part_of_the_container_or_is_refused(
+    tmp_path: Path, count: int
+) -> None:
+    model = derived()
+    for number, text in enumerate(hostile_texts(SEED + 5, count, tmp_path)):
+        cluster: dict[str, object] = {"container": ContainerRuntime.pyxis, "container_image": "/a.sqsh"}
+        key, value = [
+            ("srun_args", [text]),
+            ("srun_args", [f"--network={text}"]),
+            ("container_image", text),
+            ("container_mounts", [f"/a{text}:/b"]),
+        ][number % 4]
+        config = job_config(**{**cluster, key: value})
+        if problems := sbatch_problems(config):
+            assert {problem.key for problem in problems} == {f"cluster.{key}"}
+            continue
+        words = srun_argv(config, model, run_dir=tmp_path, attempt=1, cpus_per_task=1)
+        assert words[-7:-4] == ["python", "-m", "launcher.train"]
+        assert all(word.startswith("--") for word in words[1:-7])
+        assert sum(word.startswith("--container-image=") for word in words) == 1
 
 
 @pytest.mark.parametrize("count", [120, pytest.param(2400, marks=pytest.mark.nightly)])

@@ -37,7 +37,7 @@ def test_nothing_is_started_while_slurm_cannot_be_asked(
     submitted: Path, tools: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tools, "squeue", "sys.exit('slurm_load_jobs error: Access/permission denied')")
-    assert main(["resume", "one"]) == ExitCode.USER
+    assert main(["resume", "one"]) == ExitCode.UNAVAILABLE
     assert "is not known, so nothing is started" in capsys.readouterr().err
     assert not list(RunPaths(submitted).attempts.iterdir())
 

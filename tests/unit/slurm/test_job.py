@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.config.schema import DataConfig
+from launcher.errors import ExitCode, RunError
+from launcher.slurm.container import run_folders
 from launcher.slurm.job import main
-from launcher.slurm.stages import stage_words
+from launcher.slurm.stages import stage_folders, stage_words
+from tests.unit.slurm.test_srun import derived
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,27 @@ def test_an_export_goes_into_the_run_unless_told_otherwise() -> None:
     ]
     assert stage_words("export", run_dir, ["--to", "/x"]) == ["export", "/runs/one", "--to", "/x"]
     assert stage_words("eval", run_dir, ["--limit", "5"]) == ["eval", "/runs/one", "--limit", "5"]
+
+
+def test_a_stage_in_a_container_sees_what_it_reads_and_writes(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    (tmp_path / "models").mkdir()
+    run_dir, world = Path("/runs/one"), derived()
+    data = DataConfig(path=str(tmp_path / "train.jsonl"), validation_path="builtin:next_number")
+    seen = run_folders(run_dir, world)
+    assert {run_dir, Path("/shared/data"), Path("/shared/model"), Path.cwd()} <= set(seen)
+    assert stage_folders(["eval", "/runs/one"], run_dir, data, world) == [*seen, tmp_path / "train.jsonl"]
+    inside = stage_words("export", run_dir, [])
+    assert stage_folders(inside, run_dir, data, world) == seen
+    for outside in ([f"--to={tmp_path}/models/a/b"], ["--to", "/x", "--to", f"{tmp_path}/models/hf"]):
+        words = stage_words("export", run_dir, outside)
+        assert stage_folders(words, run_dir, data, world) == [*seen, tmp_path / "models"]
+
+
+def test_an_export_that_would_need_the_root_of_the_node_in_the_container_is_refused() -> None:
+    words = stage_words("export", Path("/runs/one"), ["--to", "/no-such-folder/hf"])
+    with pytest.raises(RunError, match=r"--to /no-such-folder/hf.*make /no-such-folder first"):
+        stage_folders(words, Path("/runs/one"), DataConfig(), derived())
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,9 @@ import pytest
 from launcher.config.paths import RunPaths
 from launcher.launch.attempts import AttemptRecord, write_attempt
 from launcher.launch.states import JobPhase
-from launcher.slurm.live import find_sweep, job_of, job_word, members_of, why_it_waits
-from launcher.slurm.parse import parse_squeue
+from launcher.slurm.live import Jobs, find_sweep, job_of, job_word, live_states, members_of, why_it_waits
+from launcher.slurm.parse import JobInfo, parse_squeue
+from launcher.slurm.query import Slurm, SlurmUnavailable
 from launcher.slurm.submission import StageJob, Submission, write_submission
 from launcher.slurm.sweep import Member, Sweep, write_sweep
 from launcher.track.status import Status, write_status
@@ -139,3 +140,50 @@ def test_a_sweep_is_found_by_name_and_path_and_lists_its_runs(tmp_path: Path) ->
     assert find_sweep(str(folder)) == folder
     assert members_of(folder) == [folder / "00", folder / "01"]
     assert find_sweep("other", str(tmp_path / "runs")) is None
+
+
+class Queue(Slurm):
+    """A Slurm that lists what it is given, and may fail to list a user's own jobs."""
+
+    def __init__(self, text: str, *, own_fails: bool = False) -> None:
+        super().__init__()
+        self.found, self.own_fails, self.questions = parse_squeue(text), own_fails, 0
+
+    def my_jobs(self) -> list[JobInfo]:
+        self.questions += 1
+        if self.own_fails:
+            raise SlurmUnavailable("squeue did not answer within 6 s\nand more")
+        return self.found
+
+    def listed(self, job_ids: list[str]) -> list[JobInfo]:
+        self.questions += 1
+        return [job for job in self.found if job.name in job_ids]
+
+
+def in_doubt(run: Path, key: str, sweep: dict[str, object] | None = None) -> None:
+    run.mkdir(parents=True)
+    write_submission(run, Submission(key=key, sweep=sweep, unanswered=True))
+
+
+def test_runs_whose_answer_was_lost_are_found_with_one_more_question(tmp_path: Path) -> None:
+    runs = [tmp_path / "grid" / "00", tmp_path / "grid" / "01", tmp_path / "alone"]
+    for index, run in enumerate(runs[:2]):
+        in_doubt(run, f"s_{index}", {"dir": str(run.parent), "index": index, "key": "s"})
+    in_doubt(runs[2], "a")
+    member, other = listed("PENDING", "Priority").replace("7|7|N/A", "7|7|1"), listed("PENDING").replace("7", "9")
+    slurm = Queue(member.replace("(null)", "launcher:s") + other.replace("(null)", "launcher:a"))
+    states = live_states(runs, Jobs(slurm))
+    assert [state.job_id for state in states] == ["", "7_1", "9"]
+    assert (states[1].state, states[1].queue_reason) == ("queued", "Priority")
+    assert "no job of it is in the queue" in states[0].reason
+    assert slurm.questions == 2
+
+
+def test_a_question_that_fails_leaves_other_runs_as_they_are(tmp_path: Path) -> None:
+    in_doubt(tmp_path / "lost", "a")
+    (tmp_path / "other").mkdir()
+    submit(tmp_path / "other", "7", at="2026-03-01T10:00:00.000Z")
+    jobs = Jobs(Queue(listed("PENDING"), own_fails=True))
+    lost, other = live_states([tmp_path / "lost", tmp_path / "other"], jobs)
+    assert lost.not_asked == jobs.not_asked == "squeue did not answer within 6 s"
+    assert (lost.job_id, other.job_id, other.state, other.not_asked) == ("", "7", "queued", "")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.cluster_schema import Device, GpuRequest
+from launcher.config.cluster_schema import ContainerRuntime, Device, GpuRequest
+from launcher.config.schema import ArchitectureConfig, MethodKind
 from launcher.errors import ConfigErrors
 from launcher.slurm.sbatch import job_variables, sbatch_argv, sbatch_environment, sbatch_problems
 from tests.unit.slurm.recipes import KEY, job_config, request
@@ -98,6 +99,45 @@ def test_evaluation_takes_one_gpu_of_the_training_partition() -> None:
     assert (asked["--partition"], asked["--nodes"], asked["--gpus-per-node"]) == ("gpu", "1", "1")
 
 
+@pytest.mark.parametrize("stage", ["prepare", "export", "eval"])
+@pytest.mark.parametrize(
+    ("cluster", "expected"),
+    [
+        pytest.param({"memory_gib_per_node": 480.0}, "122880M", id="the part of a node that goes with a GPU"),
+        pytest.param({"memory_gib_per_node": 40.0}, "16384M", id="but enough to work with"),
+        pytest.param({"memory_gib_per_node": 8.0}, "8192M", id="and never more than the node"),
+        pytest.param({"memory_gib_per_node": 0.0}, "16384M", id="all of a node of unknown size"),
+        pytest.param({"memory_gib_per_node": 0.0, "host_memory_gib": 480.0}, "122880M", id="all of a known one"),
+        pytest.param({"memory_gib_per_node": 0.0, "gpu_request": GpuRequest.none}, "0", id="nodes are given out whole"),
+        pytest.param({"memory_gib_per_node": 64.0, "devices_per_node": 1}, "65536M", id="training has no more"),
+        pytest.param({}, None, id="the site decides"),
+    ],
+)
+def test_a_stage_leaves_the_memory_of_the_other_gpus_to_others(
+    stage: str, cluster: dict[str, object], expected: str | None
+) -> None:
+    assert options(sbatch_argv(job_config(**cluster), request(stage))).get("--mem") == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "method", "expected"),
+    [
+        ("export", MethodKind.full, 60),
+        ("eval", MethodKind.full, 60),
+        ("export", MethodKind.lora, 30),
+        ("prepare", MethodKind.full, 16),
+    ],
+)
+def test_a_stage_that_holds_the_weights_gets_room_for_them(stage: str, method: MethodKind, expected: int) -> None:
+    config = job_config(memory_gib_per_node=0.0)
+    config.method.kind = method
+    config.model.architecture = ArchitectureConfig(  # Llama 3 8B
+        hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8, vocab_size=128256
+    )
+    asked = options(sbatch_argv(config, request(stage)))["--mem"]
+    assert round(int(asked.removesuffix("M")) / 1024) == expected
+
+
 def test_a_sweep_is_one_array_with_a_throttle() -> None:
     asked = options(sbatch_argv(job_config(), request(members=12, throttle=3)))
     assert (asked["--array"], asked["--output"]) == ("0-11%3", "/runs/lora/slurm-%A_%a.out")
@@ -157,6 +197,41 @@ def test_further_options_of_a_site_pass(word: str) -> None:
     assert sbatch_problems(job_config(sbatch_args=[word])) == []
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--ntasks=9", "--nodes=1", "--output=x", "--kill-on-bad-exit=0", "--kill=0", "--wait=0", "--export=NONE",
+        "--time=1", "--multi-prog", "--multi", "--task-prolog=/x", "--task-epilog=/x", "--prolog=/x", "--epilog=/x",
+        "--bcast", "--bcast=/x", "--task-p=/x", "--pty", "--jobid=7", "--container-image=x",
+        "--container=/bundle", "--cont=x",
+        "--relative=1", "--exclude=n1", "/bin/sh", "id", "--", "", "-n9", "-l", "--mem", "--cpu-bind", "--network=a\n",
+        "--MPI=none", "--test-only", "--label", "--distribution=cyclic", "--chdir=/", "--overcommit", "--signal=9@1",
+    ],
+)  # fmt: skip
+def test_further_options_of_srun_can_neither_undo_the_launchers_own_nor_become_the_program(word: str) -> None:
+    problems = sbatch_problems(job_config(srun_args=[word]))
+    assert [problem.key for problem in problems] == ["cluster.srun_args"]
+    assert problems[0].value == word
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "--cpu-bind=cores", "--mpi=pmix", "--gpu-bind=none", "--mem=0", "--mem-bind=local", "--exact", "--overlap",
+        "--network=sn_all", "--container-mount-home", "--no-container-remap-root", "--container-name=x",
+        "--bb=capacity=1", "--gres=gpu:4", "--verbose", "--hint=nomultithread",
+    ],
+)  # fmt: skip
+def test_further_options_of_srun_for_a_site_pass(word: str) -> None:
+    assert sbatch_problems(job_config(srun_args=[word])) == []
+
+
+def test_an_option_that_runs_a_program_is_refused_with_another_way() -> None:
+    (problem,) = sbatch_problems(job_config(srun_args=["--task-prolog=/site/prolog"]))
+    assert "--task-prolog would run something else than the ranks" in str(problem)
+    assert "cluster.setup_file" in problem.todo
+
+
 @pytest.mark.parametrize("folder", ["/runs/100%", "/runs/%j", "/runs/a\\b", "/runs/a\nb"])
 def test_a_folder_slurm_would_rename_is_refused(folder: str) -> None:
     config = job_config()
@@ -173,16 +248,22 @@ def test_a_warning_longer_than_the_whole_limit_is_refused() -> None:
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     config = job_config(partition="a b", mail_user="x y", sbatch_args=["--wrap=id"], modules=["$(id)"])
+    config.cluster.srun_args = ["--ntasks=1", "--multi-prog"]
+    config.cluster.container, config.cluster.container_mounts = ContainerRuntime.pyxis, ["/a,b:/c"]
     config.cluster.environment = {"A-B": "x", "SLURM_X": "y", "OK": "a\0"}
     keys = [problem.key for problem in sbatch_problems(config)]
     assert keys == [
         "cluster.partition",
         "cluster.mail_user",
         "cluster.sbatch_args",
+        "cluster.srun_args",
+        "cluster.srun_args",
         "cluster.modules",
         "cluster.environment",
         "cluster.environment.SLURM_X",
         "cluster.environment.OK",
+        "cluster.container_image",
+        "cluster.container_mounts",
     ]
 
 

@@ -55,6 +55,16 @@ def test_what_it_lacks_is_refused_by_name(cluster: dict[str, object], key: str) 
     assert keys(**cluster) == [key]
 
 
+def test_cores_are_compared_as_they_will_be_asked_for() -> None:
+    """Four with each GPU where nothing is said: 8 GPUs on a node of 16 cores would wait for ever."""
+    small = [gpu_partition(kinds=[NodeKind(count=4, cpus=16, memory_mib=512_000, gpus={"": 8}, state="idle")])]
+    (problem,) = site_problems(job_config(devices_per_node=8), small)
+    assert (problem.key, problem.value) == ("cluster.cpus_per_task", None)
+    assert "32 are needed on each" in problem.why and "Left out it is 4 for each GPU" in problem.todo
+    for fits in ({"cpus_per_task": 2}, {"exclusive": True}, {"gpu_request": GpuRequest.none}, {"devices_per_node": 4}):
+        assert site_problems(job_config(**{"devices_per_node": 8, **fits}), small) == []
+
+
 def test_the_nearest_partition_is_named() -> None:
     (problem,) = site_problems(job_config(partition="gpus"), SITE)
     assert "Did you mean gpu?" in problem.todo

@@ -8,8 +8,15 @@ import pytest
 
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import Derived, RunConfig
-from launcher.errors import RunError
-from launcher.slurm.srun import cores_per_rank, mounts, ranks_environment, srun_argv, step_environment
+from launcher.errors import ConfigErrors, RunError
+from launcher.slurm.srun import (
+    cores_per_rank,
+    ranks_environment,
+    srun_argv,
+    stage_argv,
+    stage_environment,
+    step_environment,
+)
 
 RUN = Path("/shared/runs/one")
 
@@ -39,6 +46,12 @@ def derived(*, nodes: int = 2, per_node: int = 4, device: str = "cuda") -> Deriv
 def argv(cluster: ClusterConfig | None = None, *, run_dir: Path = RUN, **world: Any) -> list[str]:
     config = RunConfig(cluster=cluster or ClusterConfig())
     return srun_argv(config, derived(**world), run_dir=run_dir, attempt=3, cpus_per_task=5, python="/env/bin/python")
+
+
+def stage(cluster: ClusterConfig, *, gpus: bool = False) -> list[str]:
+    words = ["eval", str(RUN)]
+    config = RunConfig(cluster=cluster)
+    return stage_argv(config, words, shown=[RUN], gpus=gpus, cpus_per_task=5, python="/env/bin/python")
 
 
 def environment(config: RunConfig | None = None, environ: dict[str, str] | None = None, **given: Any) -> dict[str, str]:
@@ -96,11 +109,45 @@ def test_pyxis_gets_image_and_mounts_as_options_of_srun() -> None:
     assert words[-7:-4] == ["python", "-m", "launcher.train"]
 
 
-def test_a_container_needs_an_image_and_paths_without_separators() -> None:
-    with pytest.raises(RunError, match=r"cluster\.container = 'apptainer' without cluster\.container_image"):
-        argv(ClusterConfig(container=ContainerRuntime.apptainer))
-    with pytest.raises(RunError, match=r"/a,b cannot be shown to a container.*rename it"):
-        mounts(ClusterConfig(), derived(), Path("/a,b"))
+@pytest.mark.parametrize(
+    ("cluster", "key"),
+    [
+        (ClusterConfig(container=ContainerRuntime.apptainer), "cluster.container_image"),
+        (ClusterConfig(srun_args=["/bin/true"]), "cluster.srun_args"),
+        (ClusterConfig(srun_args=["--multi-prog"]), "cluster.srun_args"),
+    ],
+)
+def test_a_run_that_was_never_checked_starts_nothing_else(cluster: ClusterConfig, key: str) -> None:
+    """As one that was started with sbatch by hand."""
+    with pytest.raises(ConfigErrors) as raised:
+        argv(cluster)
+    assert [problem.key for problem in raised.value.problems] == [key]
+    with pytest.raises(ConfigErrors):
+        stage(cluster)
+
+
+def test_a_stage_starts_in_the_container_of_the_ranks() -> None:
+    image = "/images/a.sif"
+    words = stage(ClusterConfig(container=ContainerRuntime.apptainer, container_image=image), gpus=True)
+    inside = words[words.index("apptainer") :]
+    assert inside[:3] == ["apptainer", "exec", "--nv"] and f"{RUN}:{RUN}" in inside
+    assert inside[inside.index(image) + 1 :] == ["python", "-m", "launcher", "eval", str(RUN)]
+    options = ["--container-writable", "--no-container-mount-home", "--cpu-bind=cores"]
+    words = stage(ClusterConfig(container=ContainerRuntime.pyxis, container_image="a/b", srun_args=options))
+    assert {"--container-image=a/b", "--container-writable", "--no-container-mount-home"} <= set(words)
+    assert any(word.startswith(f"--container-mounts={RUN}:{RUN}") for word in words)
+    assert "--cpu-bind=cores" not in words  # said of the ranks, which are many
+    assert words[-5:] == ["python", "-m", "launcher", "eval", str(RUN)]
+
+
+def test_without_a_container_a_stage_has_the_python_of_the_job() -> None:
+    assert stage(ClusterConfig())[-5:] == ["/env/bin/python", "-m", "launcher", "eval", str(RUN)]
+
+
+def test_a_stage_gets_the_variables_of_the_site_as_the_ranks_do() -> None:
+    config = RunConfig(cluster=ClusterConfig(environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}))
+    found = stage_environment({"PATH": "/bin", "HF_HUB_OFFLINE": "0", "AWS_KEY": "x"}, config, cpus=6)
+    assert found == {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +209,7 @@ def test_a_run_on_the_cpu_sees_no_gpu() -> None:
 
 
 def test_every_word_reaches_a_program_as_it_is() -> None:
-    nasty = ["--comment=$(touch /tmp/x); `id` \"' \\ \n", "--x=a b"]
+    nasty = ["--comment=$(touch /tmp/x); `id` \"' \\", "--network=a b"]
     words = argv(ClusterConfig(srun_args=nasty))
     told = subprocess.run(["printf", r"%s\0", *words], capture_output=True, text=True, check=True).stdout
     assert told.split("\0")[:-1] == words

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from launcher.config.freeze import thaw
 from launcher.config.paths import RunPaths
 from launcher.errors import ExitCode
 from launcher.launch.start import complete_run
+from launcher.slurm.job import main as job_main
+from launcher.slurm.query import Slurm
+from launcher.slurm.stop import jobs_to_stop
 from launcher.slurm.submission import read_submission
 from launcher.slurm.sweep import read_sweep
 from launcher.track.events import read_events
@@ -112,6 +117,34 @@ def test_a_dry_run_shows_the_job_and_leaves_no_trace(
     assert not (tools / "queued").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["seed=0,1"], ["cluster.prepare=job"]], ids=["run", "sweep", "prepared by a job"])
+def test_a_dry_run_counts_the_examples_and_keeps_nothing_in_the_cache(
+    tools: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], more: list[str],
+) -> None:  # fmt: skip
+    scratch, cache = tmp_path / "scratch", tmp_path / "cache"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("LAUNCHER_CACHE", str(cache))
+    assert main(["submit", *settings, *more, "--dry-run", "--json"]) == ExitCode.DONE
+    plan = answer(capsys)["plan"]
+    assert isinstance(plan, dict) and plan["data"]["is_estimate"] is False
+    assert not cache.exists()
+    assert list(scratch.iterdir()) == [] and list(Path.cwd().iterdir()) == []
+
+
+def test_a_dry_run_uses_what_the_cache_holds(
+    tools: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    assert main(["submit", *settings]) == ExitCode.DONE
+    before = sorted((tmp_path / "cache").rglob("*"))
+    assert before
+    monkeypatch.setattr("launcher.data.prepare._make", None)
+    assert main(["submit", *settings[:-1], "name=two", "--dry-run"]) == ExitCode.DONE
+    assert sorted((tmp_path / "cache").rglob("*")) == before
+
+
 def test_a_dry_run_works_where_no_slurm_is(
     settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +224,133 @@ def test_an_answer_that_was_lost_does_not_queue_the_job_twice(
     assert len(heard.read_text().splitlines()) == 1
 
 
+LOST = "sys.exit('sbatch: error: Batch job submission failed: Socket timed out on send/recv operation')"
+DENIED = "sys.exit('slurm_load_jobs error: Access/permission denied')"
+
+
+def line(job: str, comment: str, *, task: str = "N/A", state: str = "PENDING") -> str:
+    """A job as squeue prints it."""
+    return f"{job}|{job}|{task}|{state}|main|10:00|2026-03-01T10:00:00|N/A|N/A||None|{comment}"
+
+
+def lists(folder: Path, *jobs: str) -> None:
+    """From now on these jobs are in the queue."""
+    write(
+        folder,
+        "squeue",
+        "wanted = [word.partition('=')[2].split(',') for word in sys.argv if word.startswith('--jobs=')]\n"
+        f"for line in {list(jobs)!r}:\n"
+        "    job, _, task = line.split('|')[:3]\n"
+        "    if not wanted or (job if task == 'N/A' else f'{job}_{task}') in wanted[0]: print(line)",
+    )
+
+
+def lose_answers(tools: Path, *words: str) -> None:
+    """Submits while sbatch does not answer, and squeue says something that is no answer either."""
+    (tools / "sbatch").rename(tools / "sbatch-that-answers")
+    write(tools, "sbatch", LOST)
+    write(tools, "squeue", DENIED)
+    assert main(["submit", *words]) == ExitCode.UNAVAILABLE
+    (tools / "sbatch-that-answers").rename(tools / "sbatch")
+
+
+def test_a_run_whose_job_is_in_doubt_is_kept_and_its_job_found_later(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_answers(tools, *settings)
+    said = capsys.readouterr().err
+    assert "Whether a job was queued is not known" in said and "launcher status one" in said
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None and submission.unanswered
+    lists(tools, line("77", f"launcher:{submission.key}"))
+    assert main(["status", "one", "--json"]) == ExitCode.DONE
+    assert answer(capsys)["job_id"] == "77"
+    assert main(["submit", "--run", "one"]) == ExitCode.USER
+    assert "one has a train job in the queue already: 77" in capsys.readouterr().err
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None and not submission.unanswered
+    assert [job.job_id for job in submission.stages] == ["77"]
+
+
+def test_a_run_in_doubt_that_has_no_job_says_how_it_gets_one(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_answers(tools, *settings)
+    capsys.readouterr()
+    assert main(["status", "one", "--json"]) == ExitCode.DONE
+    assert "permission denied" in str(answer(capsys)["not_asked"])
+    lists(tools)
+    assert main(["status", "one", "--json"]) == ExitCode.DONE
+    state = answer(capsys)
+    assert (state["state"], state["todo"]) == ("queued", "launcher resume one")
+    assert "no job of it is in the queue" in str(state["reason"])
+    assert main(["resume", "one", "--json"]) == ExitCode.DONE
+    assert answer(capsys)["job_id"] == "101"
+
+
+def test_a_refusal_after_a_lost_answer_is_looked_into(tools: Path, settings: list[str]) -> None:
+    """The first call was heard late, and the second one is refused for the job that it queued."""
+    calls = tools / "calls"
+    write(
+        tools,
+        "sbatch",
+        "if '--test-only' not in sys.argv:\n"
+        "    comment = [word for word in sys.argv if word.startswith('--comment=')][0].partition('=')[2]\n"
+        f"    open({str(calls)!r}, 'a').write(comment + '\\n')\n"
+        f"    if len(open({str(calls)!r}).readlines()) > 1: sys.exit('sbatch: error: QOSMaxSubmitJobPerUserLimit')\n"
+        f"{LOST}",
+    )
+    write(
+        tools,
+        "squeue",
+        f"lines = open({str(calls)!r}).readlines()\nif len(lines) > 1: print({line('77', '')!r} + lines[0].strip())",
+    )
+    assert main(["submit", *settings]) == ExitCode.DONE
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None and submission.stages[0].job_id == "77"
+
+
+def test_a_job_that_slurm_refuses_leaves_no_doubt(tools: Path, settings: list[str]) -> None:
+    assert main(["submit", *settings]) == ExitCode.DONE
+    write(tools, "sbatch", "sys.exit('sbatch: error: Invalid account or account/partition combination specified')")
+    assert main(["submit", "--run", "one"]) == ExitCode.USER
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None and not submission.unanswered
+
+
+def test_members_of_a_sweep_in_doubt_are_found_in_its_array(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_answers(tools, *settings, "seed=0,1")
+    assert "launcher resume one/00" in capsys.readouterr().err
+    sweep = read_sweep(Path("runs/one"))
+    assert sweep is not None
+    lists(tools, *(line("77", f"launcher:{sweep.key}", task=str(index)) for index in range(2)))
+    assert main(["status", "one", "--json"]) == ExitCode.DONE
+    members = answer(capsys)["members"]
+    assert isinstance(members, list)
+    assert [(member["state"], member["job_id"]) for member in members] == [("queued", "77_0"), ("queued", "77_1")]
+    runs = [Path("runs/one") / f"0{index}" for index in range(2)]
+    assert [job.name for job in jobs_to_stop(runs[1:], Slurm())] == ["77_1"]
+    assert main(["resume", "one/01"]) == ExitCode.USER
+    assert "one/01 has a train job in the queue already: 77_1" in capsys.readouterr().err
+    submission = read_submission(runs[1])
+    assert submission is not None and [job.job_id for job in submission.stages] == ["77_1"]
+    assert not (tools / "queued").exists()
+
+
+def test_a_member_of_a_sweep_in_doubt_that_is_not_in_the_array_is_queued_alone(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_answers(tools, *settings, "seed=0,1")
+    sweep = read_sweep(Path("runs/one"))
+    assert sweep is not None
+    lists(tools, line("77", f"launcher:{sweep.key}", task="1"))
+    assert main(["resume", "one/00"]) == ExitCode.DONE
+    submission = read_submission(Path("runs/one/00"))
+    assert submission is not None and [job.job_id for job in submission.stages] == ["101"]
+
+
 def test_a_run_is_not_queued_beside_its_own_job(
     tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +411,125 @@ def test_a_sweep_is_one_array_of_runs(tools: Path, settings: list[str], capsys: 
         assert states(run_dir) == ["validating", "queued"]
         rates.append((config.optim.lr, config.seed))
     assert rates == [(1e-4, 0), (1e-4, 1), (2e-4, 0), (2e-4, 1)]
+
+
+@pytest.fixture
+def prepared_by_a_job(tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]) -> Path:
+    """Folder of a sweep of two runs whose data job 101 prepares; array 102 waits for it."""
+    assert main(["submit", *settings, "seed=0,1", "cluster.prepare=job", "--json"]) == ExitCode.DONE
+    jobs = answer(capsys)["jobs"]
+    assert isinstance(jobs, list)
+    assert [(job["stage"], job["job_id"], job["dependency"]) for job in jobs] == [
+        ("prepare", "101", ""),
+        ("train", "102", "101"),
+    ]
+    folder = Path("runs/one").absolute()
+    assert jobs[0]["argv"][-2:] == jobs[1]["argv"][-2:] == ["--sweep", str(folder)]
+    assert not any(word.startswith("--array") for word in jobs[0]["argv"])
+    assert {"--dependency=afterok:101", "--kill-on-invalid-dep=yes", "--array=0-1"} <= set(jobs[1]["argv"])
+    return folder
+
+
+def test_the_data_of_a_sweep_are_prepared_by_one_job_that_the_array_waits_for(
+    prepared_by_a_job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [prepared_by_a_job / "00", prepared_by_a_job / "01"]
+    for index, run in enumerate(runs):
+        submission = read_submission(run)
+        assert submission is not None
+        assert [(job.stage, job.job_id) for job in submission.stages] == [("prepare", "101"), ("train", f"102_{index}")]
+        assert thaw(RunPaths(run).config).derived is None
+    monkeypatch.setenv("SLURM_JOB_ID", "101")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    assert job_main(["prepare", "--sweep", str(prepared_by_a_job)]) == ExitCode.DONE
+    derived = [thaw(RunPaths(run).config).derived for run in runs]
+    assert derived[0] is not None and derived[1] is not None
+    assert derived[0].data_key == derived[1].data_key and derived[0].run_id != derived[1].run_id
+
+
+def test_a_member_that_cannot_train_fails_the_job_that_prepares_the_sweep(
+    prepared_by_a_job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "101")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    config = RunPaths(prepared_by_a_job / "00").config
+    config.write_text(re.sub(r"(?m)^( *seq_len_tokens:).*", r"\1 16", config.read_text()))
+    assert job_main(["prepare", "--sweep", str(prepared_by_a_job)]) == ExitCode.USER
+    assert "one/00: " in capsys.readouterr().err
+    assert thaw(RunPaths(prepared_by_a_job / "01").config).derived is not None
+
+
+def test_a_member_that_is_cancelled_leaves_the_others_the_job_that_prepares(
+    prepared_by_a_job: Path, tools: Path
+) -> None:
+    sweep = read_sweep(prepared_by_a_job)
+    assert sweep is not None
+    lists(tools, line("101", f"launcher:{sweep.key}:prepare"), line("102", f"launcher:{sweep.key}", task="0"))
+    runs = [prepared_by_a_job / "00", prepared_by_a_job / "01"]
+    assert [job.name for job in jobs_to_stop(runs[:1], Slurm())] == ["102_0"]
+    assert [job.name for job in jobs_to_stop(runs, Slurm())] == ["101", "102_0"]
+
+
+def test_a_dry_run_of_a_sweep_shows_the_job_that_prepares(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings, "seed=0,1", "cluster.prepare=job", "--dry-run", "--json"]) == ExitCode.DONE
+    jobs = answer(capsys)["jobs"]
+    assert isinstance(jobs, list)
+    assert [job["stage"] for job in jobs] == ["prepare", "train"]
+    assert "--dependency=afterok:PREPARE_JOB" in jobs[1]["argv"]
+
+
+def test_large_data_of_a_sweep_are_left_to_a_job_as_those_of_a_run(
+    tools: Path, settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("launcher.planning._SMALL_BYTES", -1)
+    assert main(["submit", *settings, "seed=0,1", "--json"]) == ExitCode.DONE
+    jobs = answer(capsys)["jobs"]
+    assert isinstance(jobs, list) and [job["stage"] for job in jobs] == ["prepare", "train"]
+
+
+def test_a_sweep_whose_array_is_refused_takes_the_job_before_it_back(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = (tools / "sbatch").read_text().partition("import os, sys\n")[2]
+    write(tools, "sbatch", f"if '--array=0-1' in sys.argv: sys.exit('sbatch: error: no')\n{body}")
+    assert main(["submit", *settings, "seed=0,1", "cluster.prepare=job"]) == ExitCode.USER
+    assert "Taken back: prepare job 101" in capsys.readouterr().err
+    assert (tools / "cancelled").read_text() == "101\n"
+    assert list(Path("runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["seed=1,1"], ["optim.lr=1e-4,0.0001"]], ids=" ".join)
+def test_members_that_are_the_same_run_are_refused(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["submit", *settings, *words]) == ExitCode.USER
+    assert "is the same run as member 00" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_throttle_without_a_sweep_is_refused(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *settings, "--throttle", "2"]) == ExitCode.USER
+    assert "--throttle 2: says how many members of a sweep run at once" in capsys.readouterr().err
+    assert main(["submit", "--run", "one", "--throttle", "2"]) == ExitCode.USER
+    assert "this is one run" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["resume", "one"], ["logs", "one"], ["verify", "one"], ["submit", "--run", "one"]])
+def test_a_verb_for_one_run_names_the_members_of_a_sweep(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["submit", *settings, "seed=0,1"]) == ExitCode.DONE
+    capsys.readouterr()
+    assert main(words) == ExitCode.USER
+    said = capsys.readouterr().err
+    assert "one is a sweep of 2 runs, and this works on one run: give one of one/00, one/01" in said
 
 
 def test_problems_of_all_members_come_at_once(

@@ -149,3 +149,10 @@ def test_members_are_found_and_listed_by_their_name(tmp_path: Path) -> None:
     assert find_run("grid/01", str(tmp_path)) == folder / "01"
     with pytest.raises(RunError, match="grid/01"):
         find_run("grid/02", str(tmp_path))
+
+
+def test_a_sweep_is_no_run_and_its_members_are_named(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path)
+    for text in ("grid", str(folder)):
+        with pytest.raises(RunError, match=r"grid is a sweep of 2 runs.*give one of grid/00, grid/01 "):
+            find_run(text, str(tmp_path))
