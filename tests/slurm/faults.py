@@ -36,12 +36,18 @@ def node_of(process: psutil.Process) -> str:
     return ""
 
 
+def some_rank(run_dir: Path, chance: random.Random, patience_s: float = 90.0) -> psutil.Process:
+    """One of the run's ranks; while its job is in the queue they are waited for."""
+    end = time.monotonic() + patience_s
+    while not (ranks := ranks_of(run_dir)):
+        assert time.monotonic() < end, f"no rank of {run_dir} for {patience_s:.0f} s"
+        time.sleep(0.1)
+    return chance.choice(ranks)
+
+
 def kill_rank(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
     """SIGKILL for one rank: what the kernel does when memory runs out."""
-    ranks = ranks_of(run_dir)
-    if not ranks:
-        return "kill_rank: no rank there"
-    victim = chance.choice(ranks)
+    victim = some_rank(run_dir, chance)
     node = node_of(victim)
     with suppress(psutil.Error):
         victim.kill()
@@ -50,10 +56,7 @@ def kill_rank(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
 
 def freeze_rank(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
     """SIGSTOP for a second, then SIGCONT: a machine that swaps. Nobody may take it for a hang."""
-    ranks = ranks_of(run_dir)
-    if not ranks:
-        return "freeze_rank: no rank there"
-    victim = chance.choice(ranks)
+    victim = some_rank(run_dir, chance)
     with suppress(psutil.Error):
         victim.suspend()
         time.sleep(1.0)

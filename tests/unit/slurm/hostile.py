@@ -15,6 +15,9 @@ _TRAPS = [
     "/etc/passwd", "../..", "ALL", "NONE", "null",
 ]  # fmt: skip
 
+_LONGEST_ARGUMENT_BYTES = 128 * 1024
+"""Linux: MAX_ARG_STRLEN, with the NUL at the end."""
+
 
 def hostile_texts(seed: int, count: int, canary: Path) -> list[str]:
     """So many different texts; one in eight is a trap as it stands, others are sewn together of several."""
@@ -28,7 +31,8 @@ def hostile_texts(seed: int, count: int, canary: Path) -> list[str]:
 
 def can_be_argument(text: str) -> bool:
     """Whether the operating system itself could hand it to a program."""
-    return "\0" not in text and "\udc80" not in text
+    is_short = len(text.encode(errors="replace")) < _LONGEST_ARGUMENT_BYTES
+    return is_short and "\0" not in text and "\udc80" not in text
 
 
 def recorder(folder: Path, record: Path) -> Path:
