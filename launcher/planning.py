@@ -6,7 +6,7 @@ What `launcher train`, `launcher check` and the worker share, so that all of the
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.config.batch import derive
 from launcher.config.devices import visible_gpus
@@ -14,16 +14,18 @@ from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder
 from launcher.config.plan import DataFacts, Plan, make_plan
 from launcher.config.schema import Derived, ModelConfig, RunConfig
 from launcher.config.world import resolve_world
-from launcher.data.audit import RULES
+from launcher.data.audit import RULES, Finding
+from launcher.data.hub import NotFetched
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
 from launcher.data.sources import HUB, find_sources
 from launcher.errors import ModelError, Problem
+from launcher.skim import READ_BYTES, skim
 
-_SMALL_BYTES = 20 * 2**20
-_BYTES_PER_TOKEN = 4
-_BYTES_PER_EXAMPLE = 1000
-"""For sizing an unprepared data set only."""
+_SMALL_BYTES = READ_BYTES
+# For planning with a data set of the Hub that was not fetched yet.
+_HUB_EXAMPLES = 10_000
+_HUB_TOKENS = 2_500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class PlannedRun:
     plan: Plan
     prepared: PreparedInfo | None
     """None in a plan made without preparing the data."""
+    findings: tuple[Finding, ...] = ()
+    """Of the audit, as far as it went."""
+    unaudited: str = ""
+    """What the audit has not seen yet; empty once the data is prepared."""
 
 
 def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedRun:
@@ -49,7 +55,8 @@ def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedR
 
 
 def plan_cheaply(config: RunConfig) -> PlannedRun:
-    """The plan as far as this machine knows it already: prepares small local data, guesses the rest, fetches nothing.
+    """The plan as far as this machine knows it already: prepares small local data, reads other data without a tokenizer
+    (`unaudited` then says what that leaves out), fetches nothing.
 
     Raises:
         DataError: the data cannot be found or read. What the audit refuses is among the plan's problems.
@@ -57,13 +64,47 @@ def plan_cheaply(config: RunConfig) -> PlannedRun:
     try:
         files = locate_model(config.model, weights=False, download=False)
     except ModelError:  # not fetched or not converted yet; figures may be shipped all the same
-        return _planned(config, "", None, guess_facts(config))
-    prepared = _prepare_if_small(config, files)
-    if prepared is None:
-        return _planned(config, str(files.folder), None, guess_facts(config))
-    planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
-    planned.plan.problems.extend(finding.as_problem() for finding in prepared.audit.errors)
+        files = None
+    prepared = _prepare_if_small(config, files) if files is not None else None
+    if prepared is not None:
+        assert files is not None
+        planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
+    else:
+        planned = _plan_unprepared(config, files)
+    planned.plan.problems.extend(finding.as_problem() for finding in planned.findings if finding.vetoes)
     return planned
+
+
+def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
+    model_dir = str(files.folder) if files is not None else ""
+    try:
+        sources = find_sources(config.data, download=False)
+    except NotFetched:
+        planned = _planned(config, model_dir, None, _hub_facts(config))
+        return replace(planned, unaudited="the data set was not fetched from the Hub yet")
+    skimmed = skim(config.data, sources)
+    planned = _planned(config, model_dir, None, skimmed.facts)
+    limit = config.data.seq_len_tokens
+    if skimmed.num_long:
+        planned.plan.warnings.append(
+            f"data: about {skimmed.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
+        )
+    why = " (the model is not on this machine)" if files is None else ""
+    unseen = f"lengths in tokens and the chat template were not checked{why}"
+    unaudited = f"{skimmed.unread}, and {unseen}" if skimmed.unread else unseen
+    return replace(planned, findings=skimmed.audit.findings, unaudited=unaudited)
+
+
+def _undivided(config: RunConfig) -> list[str]:
+    """A share to hold out counts only where the data brings nothing that is held out."""
+    share = config.data.validation_fraction
+    if share <= 0:
+        return []
+    try:
+        brought = find_sources(config.data, download=False).validation
+    except NotFetched:
+        return []
+    return [f"data.validation_fraction = {share:g} does nothing: {brought[0].name} is held out"] if brought else []
 
 
 def prepares_quickly(config: RunConfig, *, look_only: bool = False) -> bool:
@@ -124,32 +165,25 @@ def data_facts(prepared: PreparedInfo) -> DataFacts:
     )
 
 
-def guess_facts(config: RunConfig) -> DataFacts:
-    """Counts guessed from the size of the data, where it was not prepared; a data set of the Hub counts as 10 MB."""
-    data = config.data
-    size = _local_bytes(config)
-    num_bytes = 10_000_000 if size is None else size
-    tokens = max(1, num_bytes // _BYTES_PER_TOKEN)
-    examples = max(1, num_bytes // _BYTES_PER_EXAMPLE)
-    longest = data.seq_len_tokens
-    packs = max(1, -(-tokens // longest)) if data.packing else examples
+def _hub_facts(config: RunConfig) -> DataFacts:
+    """Made up, to plan memory with: a data set of the Hub that is not here counts as 10 MB."""
+    longest = config.data.seq_len_tokens
     return DataFacts(
-        examples=examples,
+        examples=_HUB_EXAMPLES,
         validation_examples=0,
-        tokens=tokens,
-        supervised_tokens=tokens // 2,
-        num_packs=packs,
+        tokens=_HUB_TOKENS,
+        supervised_tokens=_HUB_TOKENS // 2,
+        num_packs=-(-_HUB_TOKENS // longest) if config.data.packing else _HUB_EXAMPLES,
         max_pack_tokens=longest,
-        max_pack_supervised=longest,  # the worst case, for memory
+        max_pack_supervised=longest,  # the worst case
         is_estimate=True,
+        is_counted=False,
     )
 
 
 def _prepare_if_small(config: RunConfig, files: ModelFiles) -> PreparedInfo | None:
     size = _local_bytes(config)
-    if size is None:
-        return None
-    if size <= _SMALL_BYTES:
+    if size is not None and size <= _SMALL_BYTES:
         return prepare(config, files, allow_vetoed=True)
     return find_prepared(config, files, allow_vetoed=True)
 
@@ -176,4 +210,12 @@ def _planned(config: RunConfig, model_dir: str, prepared: PreparedInfo | None, f
         device=world.device,
         devices_per_node=world.devices_per_node,
     )
-    return PlannedRun(config=config, derived=derived, plan=make_plan(config, derived, facts), prepared=prepared)
+    plan = make_plan(config, derived, facts)
+    plan.warnings.extend(_undivided(config))
+    return PlannedRun(
+        config=config,
+        derived=derived,
+        plan=plan,
+        prepared=prepared,
+        findings=prepared.audit.findings if prepared is not None else (),
+    )

@@ -22,6 +22,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.checks import config_problems
+from launcher.config.idle import typed_in_vain
 from launcher.config.schema import ArchitectureConfig, RunConfig
 from launcher.config.share import share_dir
 from launcher.config.typed import build, field_types, leaf_types, one_of, unknown_key
@@ -81,19 +82,10 @@ def compose_with_problems(overrides: list[str], *, extra_dir: Path | None = None
         key.startswith("model.architecture") for key in request.values
     ):
         config.model.architecture = ArchitectureConfig()  # the shipped figures are those of another model
-    problems += _conflicts(request)
-    seen = {problem.key for problem in problems}
-    problems += [problem for problem in config_problems(config) if problem.key not in seen]
+    for found in (typed_in_vain(config, request.values), config_problems(config)):
+        seen = {problem.key for problem in problems}
+        problems += [problem for problem in found if problem.key not in seen]
     return config, problems
-
-
-def _conflicts(request: _Request) -> list[Problem]:
-    """Settings that would silently overrule each other; only what was typed tells, for the loser has a default."""
-    problems = []
-    for winner, loser in (("optim.max_steps", "optim.epochs"), ("optim.warmup_steps", "optim.warmup_ratio")):
-        if request.values.get(winner) is not None and loser in request.values:
-            problems.append(Problem(loser, request.values[loser], f"{winner} is given as well", "Give one of them"))
-    return problems
 
 
 def group_options(group: str, folders: list[Path]) -> list[str]:

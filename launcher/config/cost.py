@@ -69,14 +69,22 @@ def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
 
 
 def _peak_tflops(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> tuple[float, str]:
-    if cluster.device_tflops is not None:
-        return cluster.device_tflops, "cluster.device_tflops"
+    stated = cluster.device_tflops
     if device == "cpu":
+        if stated is not None:
+            return stated, "cluster.device_tflops"
         rate, instructions = _core_tflops(precision)
         cores = threads or usable_cores()
         return rate * cores, f"{cores} cores with {instructions}"
     fitting = [row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0]]
     _, half, full, card = fitting[0] if fitting else _GPU_CLASSES[-1]
+    if stated is not None:
+        if precision is not Precision.fp32:
+            return stated, "cluster.device_tflops"
+        return (
+            stated * full / half,
+            f"cluster.device_tflops = {stated:g}, in fp32 as much less as on a card like {card}",
+        )
     return (full if precision is Precision.fp32 else half), f"{precision.value} on a card like {card}"
 
 

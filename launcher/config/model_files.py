@@ -6,16 +6,24 @@ import json
 import os
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from launcher.config.paths import cache_dir
 from launcher.config.schema import ArchitectureConfig, ModelConfig
+from launcher.config.share import share_dir
 from launcher.config.typed import one_of
 from launcher.errors import ModelError
 
 EMBEDDED = ("smollm2-135m-instruct",)
 _PREFIX = "embedded:"
+_USUAL_MODULES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "smollm3", "granite", "olmo", "olmo2")
+)
+"""model_type of architectures whose modules have the names Llama's have; a test compares them with transformers."""
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _WEIGHT_FILES = ["*.safetensors"]
 _TOKEN_HELP = "Set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
@@ -117,6 +125,24 @@ def read_architecture(config_json: Path) -> ArchitectureConfig:
         tied_embeddings=bool(values.get("tie_word_embeddings", False)),
         attention_bias=bool(qkv_bias),
     )
+
+
+def has_usual_modules(model: ModelConfig, *, model_dir: str = "") -> bool:
+    """Whether the layers are known to be called as in parameters.module_shapes; False also where nothing is known."""
+    if model.name_or_path in _shipped_models():
+        return True
+    try:
+        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False).folder
+        return _read_json(folder / "config.json").get("model_type") in _USUAL_MODULES
+    except ModelError:
+        return False
+
+
+@cache
+def _shipped_models() -> frozenset[str]:
+    """Names in conf/model/, which has models of the Llama kind only."""
+    files = share_dir("conf").glob("model/*.yaml")
+    return frozenset(str(yaml.safe_load(file.read_text(encoding="utf-8")).get("name_or_path")) for file in files)
 
 
 def _embedded(name: str) -> Path:

@@ -6,7 +6,12 @@ attention, a gated feed-forward layer and two norms, then a norm and the languag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from launcher.config.schema import ArchitectureConfig, MethodConfig, MethodKind
+
+_LAYERS = "model.layers."
+_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 def head_dim(figures: ArchitectureConfig) -> int:
@@ -47,24 +52,43 @@ def count_parameters(figures: ArchitectureConfig) -> int:
     return figures.num_layers * layer_parameters(figures) + figures.hidden_size + embedding_parameters(figures)
 
 
-def _adapted_shapes(figures: ArchitectureConfig, method: MethodConfig) -> list[tuple[int, int]]:
-    shapes = linear_shapes(figures)
-    names = shapes if method.target_modules == ["all-linear"] else set(method.target_modules)
-    return [shape for name, shape in shapes.items() if name in names]
+def module_shapes(figures: ArchitectureConfig) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every module of the whole model that can take an adapter, by its full name."""
+    shapes = {
+        f"model.layers.{layer}.{'mlp' if name in _FEED_FORWARD else 'self_attn'}.{name}": shape
+        for layer in range(figures.num_layers)
+        for name, shape in linear_shapes(figures).items()
+    }
+    ends = (figures.vocab_size, figures.hidden_size)
+    return {**shapes, "model.embed_tokens": ends, "lm_head": ends}
+
+
+def matching(names: Iterable[str], wanted: str) -> list[str]:
+    """Modules that an entry of method.target_modules means: those that end in it, in whole words (as peft has it)."""
+    return [name for name in names if name == wanted or name.endswith(f".{wanted}")]
+
+
+def _adapted_shapes(figures: ArchitectureConfig, method: MethodConfig) -> dict[str, tuple[int, int]]:
+    shapes = module_shapes(figures)
+    if method.target_modules == ["all-linear"]:
+        return {name: shape for name, shape in shapes.items() if name.startswith(_LAYERS)}
+    return {name: shapes[name] for wanted in method.target_modules for name in matching(shapes, wanted)}
 
 
 def adapter_inputs(figures: ArchitectureConfig, method: MethodConfig) -> int:
-    """Input widths of the adapted linear layers of one decoder layer, added up."""
-    return sum(inputs for inputs, _ in _adapted_shapes(figures, method))
+    """Input widths of the adapted linear layers, added up: of one decoder layer, where they differ on average."""
+    adapted = _adapted_shapes(figures, method)
+    total = sum(inputs for name, (inputs, _) in adapted.items() if name.startswith(_LAYERS))
+    return -(-total // max(1, figures.num_layers))
 
 
 def adapter_parameters(figures: ArchitectureConfig, method: MethodConfig) -> int:
     """Trained parameters of the adapters: two thin matrices per adapted layer; DoRA adds a magnitude per output."""
-    adapted = _adapted_shapes(figures, method)
-    per_layer = sum(method.rank * (inputs + outputs) for inputs, outputs in adapted)
+    adapted = _adapted_shapes(figures, method).values()
+    total = sum(method.rank * (inputs + outputs) for inputs, outputs in adapted)
     if method.kind is MethodKind.dora:
-        per_layer += sum(outputs for _, outputs in adapted)
-    return figures.num_layers * per_layer
+        total += sum(outputs for _, outputs in adapted)
+    return total
 
 
 def trained_parameters(figures: ArchitectureConfig, method: MethodConfig) -> int:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.config.checks import has_validation
-from launcher.config.cluster_schema import ClusterKind
+from launcher.config.cluster_schema import ClusterConfig, ClusterKind
 from launcher.config.cost import Bill, expected_bill, expected_speed
 from launcher.config.devices import host_memory_gib, visible_gpus
+from launcher.config.idle import idle_warnings
 from launcher.config.memory import GIB, Load, MemoryEstimate, Place, estimate, with_settings
-from launcher.config.model_files import architecture
-from launcher.config.parameters import count_parameters, trained_parameters
-from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, StrategyKind
+from launcher.config.model_files import architecture, has_usual_modules
+from launcher.config.parameters import count_parameters, matching, module_shapes, trained_parameters
+from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
 from launcher.config.typed import plain
 from launcher.errors import Problem
 
@@ -33,7 +34,9 @@ class DataFacts:
     max_pack_tokens: int
     max_pack_supervised: int
     is_estimate: bool = False
-    """Guessed from file size; nothing was tokenised."""
+    """Nothing was tokenised: tokens and packs are estimates."""
+    is_counted: bool = True
+    """Whether examples were counted; of very large or distant data they are an estimate too."""
 
     @property
     def mean_pack_tokens(self) -> float:
@@ -131,6 +134,15 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
     )
     _judge_memory(plan, config, derived)
     _judge_batch(plan, config)
+    _judge_steps(plan, config)
+    if figures is not None and config.method.kind is not MethodKind.full:
+        _judge_adapters(plan, config, figures, names_known=_names_known(config, derived))
+    if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
+        plan.warnings.append(
+            f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} does nothing: this plan is for a CPU; "
+            "cluster.device=cuda plans for GPUs"
+        )
+    plan.warnings.extend(idle_warnings(config))
     return plan
 
 
@@ -282,12 +294,91 @@ def _judge_batch(plan: Plan, config: RunConfig) -> None:
             f"the data has only {facts.num_packs} sequences, fewer than batch.global_sequences = {wanted}: "
             "every epoch is one step"
         )
+    wanted_tokens = config.batch.global_tokens
+    if wanted_tokens is not None and wanted_tokens > facts.tokens:
+        plan.warnings.append(
+            f"the data has only {facts.tokens:,} tokens, fewer than batch.global_tokens = {wanted_tokens:,}: "
+            "every epoch is one step"
+        )
+    asked = config.batch.micro_sequences
+    if asked is not None and batch.grad_accum_steps == 1 and batch.micro_sequences < asked:
+        plan.warnings.append(
+            f"batch.micro_sequences = {asked} is more than a step has for one device: "
+            f"each takes {batch.micro_sequences}"
+        )
     if batch.world_size > batch.global_sequences:
         idle = batch.world_size - batch.global_sequences
         plan.warnings.append(f"{idle} of {batch.world_size} devices get nothing to do: raise batch.global_sequences")
-    if batch.total_steps < 10 and not facts.is_estimate:
+    if batch.total_steps < 10 and _steps_are_known(plan, config):
         plan.warnings.append(
             f"only {batch.total_steps} optimizer steps: lower batch.global_sequences or raise optim.epochs"
         )
     if facts.is_estimate:
-        plan.warnings.append("the data is not prepared: counts are guessed from its size (4 bytes a token)")
+        what = "tokens are" if facts.is_counted else "examples and tokens are"
+        plan.warnings.append(f"the data is not prepared: {what} estimated (4 bytes a token)")
+
+
+def _judge_steps(plan: Plan, config: RunConfig) -> None:
+    """Settings in steps that do not fit into the run."""
+    optim, total, warmup = config.optim, plan.batch.total_steps, plan.batch.warmup_steps
+    if not _steps_are_known(plan, config):
+        return  # a guess is no ground for judging
+    if optim.warmup_steps is not None and optim.warmup_steps > warmup:
+        plan.warnings.append(
+            f"optim.warmup_steps = {optim.warmup_steps:,} is more than this run of {_steps(total)} has room for: "
+            f"cut to {warmup:,}, so the peak learning rate is reached in the last step only"
+        )
+    decay = round(total * optim.decay_ratio)
+    if optim.schedule is Schedule.wsd and decay > total - warmup:
+        plan.warnings.append(
+            f"optim.decay_ratio = {optim.decay_ratio:g} asks for {_steps(decay)} of decay, and warm-up leaves "
+            f"{total - warmup:,} of {total:,}: the decay is cut to those"
+        )
+    # what comes at the end of an epoch comes all the same
+    for key, every, act in (
+        ("checkpoint.save_every_steps", config.checkpoint.save_every_steps, "only the end is saved"),
+        ("track.eval_every_steps", config.track.eval_every_steps, "held-out loss is measured after each epoch only"),
+    ):
+        if every > total:
+            plan.warnings.append(f"{key} = {every:,} is more than this run of {_steps(total)}: {act}")
+
+
+def _steps_are_known(plan: Plan, config: RunConfig) -> bool:
+    """Whether the number of steps is more than a guess: without packing, counting examples is enough."""
+    facts = plan.data
+    by_examples = facts.is_counted and not config.data.packing and config.batch.global_tokens is None
+    return config.optim.max_steps is not None or not facts.is_estimate or by_examples
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
+
+
+def _names_known(config: RunConfig, derived: Derived) -> bool:
+    return config.method.target_modules == ["all-linear"] or has_usual_modules(
+        config.model, model_dir=derived.model_dir
+    )
+
+
+def _judge_adapters(plan: Plan, config: RunConfig, figures: ArchitectureConfig, *, names_known: bool) -> None:
+    """Names of layers the model does not have. Only where its names are known: elsewhere they may well be right."""
+    named, shapes = config.method.target_modules, module_shapes(figures)
+    absent = [name for name in named if name != "all-linear" and not matching(shapes, name)]
+    if not absent:
+        return
+    if not names_known:
+        plan.warnings.append(
+            f"method.target_modules = {named}: what this model calls its layers is not known here, so "
+            f"{', '.join(absent)} could not be checked and does not count in memory and disk; training stops if none "
+            "of the names matches"
+        )
+        return
+    ours = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+    plan.problems.append(
+        Problem(
+            "method.target_modules",
+            named,
+            f"the model has no module named {', '.join(absent)}",
+            f"Give all-linear, or some of: {', '.join(ours)}",
+        )
+    )

@@ -219,9 +219,9 @@ class OptimConfig:
     """How long and how fast."""
 
     epochs: float = 3.0
-    """Passes over the training data; may be a fraction. Ignored when max_steps is given."""
+    """Passes over the training data; may be a fraction. Give this or max_steps, not both."""
     max_steps: int | None = None
-    """Optimizer steps; overrides epochs."""
+    """Optimizer steps, instead of epochs: what a recipe says of epochs then does not count."""
     lr: float | None = None
     """Peak learning rate; left out, it is computed from model size and method (see the plan)."""
     lr_multiplier: float = 1.0
@@ -229,7 +229,7 @@ class OptimConfig:
     schedule: Schedule = Schedule.cosine
     """Shape after warm-up: constant, linear, cosine, or wsd (stable, then linear decay)."""
     warmup_steps: int | None = None
-    """Optimizer steps of linear warm-up; overrides warmup_ratio."""
+    """Optimizer steps of linear warm-up, instead of warmup_ratio; cut, with a warning, to one less than all steps."""
     warmup_ratio: float = 0.03
     """Share of all steps spent warming up."""
     decay_ratio: float = 0.2

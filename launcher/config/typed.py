@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origi
 
 from omegaconf import MISSING
 
+from launcher.config.aliases import answer, foreign_names
 from launcher.errors import Problem
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ else:
     T = TypeVar("T")
 
 _BAD = object()
+_LEAST_ALIKE = 0.78
+_SAME_SECTION = 0.1
+_SURE = 0.85
+_BEGINNING = 4
+"""Letters that are enough to name a setting by its beginning."""
 
 
 @cache
@@ -47,22 +53,36 @@ def leaf_types(cls: type[DataclassInstance], prefix: str = "") -> Iterator[tuple
 
 
 def nearest_key(key: str, known: list[str]) -> str | None:
-    """The known dotted key most like `key`: the same last word in another section, else the closest spelling."""
-    leaf = key.rpartition(".")[2]
-    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
-    close = difflib.get_close_matches(key, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
-    if close:
-        return close[0]
-    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
-    return leaves[close[0]] if close else None
+    """The known dotted key most like `key` by its last word, the same section first; None rather than a far one."""
+    section, _, leaf = key.rpartition(".")
+
+    def likeness(name: str) -> float:
+        own_section, _, own = name.rpartition(".")
+        alike = difflib.SequenceMatcher(None, leaf, own).ratio()
+        if len(leaf) >= _BEGINNING and own.startswith(f"{leaf}_"):
+            alike = max(alike, _LEAST_ALIKE)
+        return alike + (_SAME_SECTION if section == own_section else 0.0)
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best) >= _LEAST_ALIKE else None
 
 
 def unknown_key(key: str, value: object, known: list[str]) -> Problem:
     """The problem of a key that no schema field has."""
+    return Problem(key, value, "there is no such setting", _instead_of(key, known))
+
+
+def _instead_of(key: str, known: list[str]) -> str:
+    """What to write instead: what another program's name means here, the nearest key, or where to look."""
+    in_list = "[" in key  # of a part of a mixture, which no name from elsewhere means
+    told = "" if in_list else answer(key)
+    if told:
+        return told
     near = nearest_key(key, known)
-    todo = f"Did you mean {near}?" if near else "`launcher check --cfg` lists every setting"
-    return Problem(key, value, "there is no such setting", todo)
+    if near:
+        return f"Did you mean {near}?"
+    misspelt = [] if in_list else difflib.get_close_matches(key.rpartition(".")[2], foreign_names(), 1, _SURE)
+    return answer(misspelt[0]) if misspelt else "`launcher check --cfg` lists every setting"
 
 
 def one_of(value: object, choices: list[str]) -> str:

@@ -78,8 +78,7 @@ RULES: dict[str, Rule] = {
     ),
     "earlier_turns_differ": Rule(
         _W,
-        "the chat template writes earlier answers differently from the last one (thinking removed), "
-        "so they teach what is never asked for",
+        "the chat template writes earlier answers differently from the last one, so they teach what is never asked for",
         "give each answer its own example, or set weight 0 on earlier ones",
     ),
     "no_supervised_tokens": Rule(_E, "no token to learn from", "set weight 1 on an answer, or remove the example"),
@@ -121,8 +120,8 @@ RULES: dict[str, Rule] = {
     ),
     "inconsistent_prefix": Rule(
         _W,
-        "inputs that lack the keywords most others have, or have them in another order",
-        "use the same keywords, format and order in all examples, and in production",
+        "prompts that do not begin as most do: other keywords, order, first words or system message",
+        "use the same keywords, format, order and system message in all examples, and in production",
     ),
     "held_out_files_ignored": Rule(_W, "files named for testing in the data folder, not read", "nothing, if meant"),
 }

@@ -45,8 +45,8 @@ class ChatTokenizer:
         )
         # Offsets must cover the space a token begins with; templates write their own special tokens.
         self._tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        eos = chat.special_tokens.get("eos_token")
-        self._eos_id = self._tokenizer.token_to_id(eos) if eos else None
+        self._eos = chat.special_tokens.get("eos_token")
+        self._eos_id = self._tokenizer.token_to_id(self._eos) if self._eos else None
         self._ends_turns = chat.end_of_turn is not None
 
     def encode(self, texts: Sequence[tuple[str, Sequence[Turn]]]) -> list[Tokens | ExampleError]:
@@ -60,14 +60,16 @@ class ChatTokenizer:
                 made.append(error)
         return made
 
-    def as_document(self, tokens: Tokens) -> Tokens:
-        """Plain text as a document: begun as the tokenizer begins texts, ended by eos; everything is taught."""
-        before, after = len(self._prefix_ids), [] if self._eos_id is None else [self._eos_id]
-        ids = np.concatenate([np.array(self._prefix_ids, np.int32), tokens.ids, np.array(after, np.int32)])
+    def as_document(self, text: str, tokens: Tokens) -> tuple[str, Tokens]:
+        """Plain text as a document: begun as the tokenizer begins texts, ended by one eos; everything is taught."""
+        begun = tokens.ids[: len(self._prefix_ids)].tolist() == self._prefix_ids
+        before = [] if begun else self._prefix_ids
+        after = [] if self._eos_id is None or tokens.ids[-1:].tolist() == [self._eos_id] else [self._eos_id]
+        ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array(after, np.int32)])
         mask = np.ones(len(ids), dtype=np.bool_)
-        mask[:before] = False
-        last = int(tokens.ends.max(initial=0))
-        return Tokens(ids, mask, np.pad(tokens.ends, (before, len(after)), constant_values=(0, last)))
+        mask[: len(self._prefix_ids)] = False
+        ends = np.pad(tokens.ends, (len(before), len(after)), constant_values=(0, len(text) + len(self._eos or "")))
+        return text + (self._eos or "" if after else ""), Tokens(ids, mask, ends)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids, special tokens included."""

@@ -14,9 +14,10 @@ from launcher.config.schema import DataFormat, OverLength
 from launcher.data.audit import RULES, Place, Severity, Tally
 from launcher.data.chat_tokenizer import ChatTokenizer, Tokens
 from launcher.data.example import Example, ExampleError
-from launcher.data.example_checks import check_example, digests, keywords
+from launcher.data.example_checks import Issue, check_example, check_text, digests
 from launcher.data.formats import to_example
 from launcher.data.mask import Rendered, Turn, render_with_turns
+from launcher.data.openings import Opening, opening_of
 from launcher.data.prepared import TokenBatch
 from launcher.data.readers import Chunk, parse
 from launcher.data.template import ChatFormat
@@ -58,7 +59,7 @@ class EncodedChunk:
     batch: TokenBatch
     input_digest: npt.NDArray[np.uint64]
     example_digest: npt.NDArray[np.uint64]
-    keywords: list[tuple[str, ...]]
+    openings: list[Opening | None]
     tally: Tally
     num_read: int
     num_truncated: int
@@ -97,7 +98,7 @@ class Encoder:
             batch=batch,
             input_digest=np.array([mark[0] for mark in marks], dtype=np.uint64),
             example_digest=np.array([mark[1] for mark in marks], dtype=np.uint64),
-            keywords=[keywords(encoded.example) for encoded in kept],
+            openings=[opening_of(encoded.example, self._chat.system_prompt) for encoded in kept],
             tally=tally,
             num_read=sum(not _is_blank(payload) for payload in chunk.payloads),
             num_truncated=sum(encoded.num_cut > 0 for encoded in kept),
@@ -126,7 +127,8 @@ class Encoder:
                 tally.add(tokens.code, Place(name, example.line, tokens.why))
                 continue
             if example.text is not None:
-                tokens = self._tokens.as_document(tokens)
+                text, tokens = self._tokens.as_document(example.text, tokens)
+                rendered = Rendered(text, ())
             fitted = self._fit(example, rendered, tokens, tally)
             if fitted is not None:
                 kept.append(fitted)
@@ -135,9 +137,8 @@ class Encoder:
     def _render(self, example: Example, tally: Tally) -> Rendered | None:
         """Text and turns, or None when a finding makes the example unusable."""
         place = Place(example.source, example.line)
-        issues = check_example(example, self._special, self._settings.max_input_chars, self._settings.max_output_chars)
         usable = True
-        for code, detail in issues:
+        for code, detail in self._issues(example):
             tally.add(code, Place(place.file, place.line, detail))
             usable = usable and (RULES[code].keeps or RULES[code].severity is Severity.warning)
         if not usable:
@@ -154,6 +155,13 @@ class Encoder:
             tally.add("generation_prompt_added", Place(place.file, place.line, repr(self._chat.shape.header)))
         self._note_changes(example, rendered.turns, tally)
         return rendered
+
+    def _issues(self, example: Example) -> list[Issue]:
+        limits = self._settings
+        if example.text is not None:
+            end_token = self._chat.special_tokens.get("eos_token")
+            return check_text(example.text, self._special, end_token, limits.max_output_chars)
+        return check_example(example, self._special, limits.max_input_chars, limits.max_output_chars)
 
     def _turns(self, example: Example, taught: list[int]) -> Rendered:
         tools = example.tools or None
@@ -174,7 +182,8 @@ class Encoder:
             detail = f"the generation prompt ends in {surplus!r}" if surplus else "for this conversation only"
             tally.add("generation_prompt_differs", Place(example.source, example.line, detail))
         if differing:
-            detail = f"answer at message {differing[0].message}"
+            left_out = "" if differing[0].complete else ", of which part is left out"
+            detail = f"answer at message {differing[0].message}{left_out}"
             tally.add("earlier_turns_differ", Place(example.source, example.line, detail))
         if lost:
             tally.add("content_lost", Place(example.source, example.line, f"answer at message {lost[0].message}"))

@@ -15,7 +15,10 @@ class ExampleError(Exception):
     def __init__(self, code: str, why: str) -> None:
         self.code = code
         self.why = why
-        super().__init__(f"{code}: {why}")
+        super().__init__(code, why)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What can be said about one example without rendering it: order of roles, empty turns, sizes, digests, keywords."""
+"""What can be said about one example without rendering it: order of roles, empty turns, sizes, digests."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from launcher.data.example import Example, Message
 Issue = tuple[str, str]
 """Audit code and detail."""
 
-_LABEL = re.compile(r"(?:^|(?<=\s))([A-Za-z][A-Za-z0-9_-]{0,24}(?: [A-Za-z0-9_-]{1,24})?):(?=\s|$)")
-_MAX_LABELS = 8
-_LABEL_CHARS = 4000
-
 
 def check_example(
     example: Example, special_tokens: re.Pattern[str] | None, max_input_chars: int | None, max_output_chars: int | None
 ) -> list[Issue]:
-    """Findings in one conversation; none for plain text."""
-    if example.text is not None:
-        return []
+    """Findings in one conversation."""
     issues: list[Issue] = []
     last = example.last_answer
     if last < 0:
@@ -38,6 +32,22 @@ def check_example(
     return issues
 
 
+def check_text(
+    text: str, special_tokens: re.Pattern[str] | None, end_token: str | None, max_output_chars: int | None
+) -> list[Issue]:
+    """Findings in plain text, all of which is output. One end token at its end is no fault: it would be added there."""
+    body = text.removesuffix(end_token) if end_token else text
+    issues: list[Issue] = []
+    if not body.strip():
+        issues.append(("empty_output", "text is empty"))
+    if max_output_chars is not None and len(body) > max_output_chars:
+        issues.append(("too_long_output_chars", f"{len(body)} characters"))
+    found = special_tokens.search(body) if special_tokens is not None else None
+    if found:
+        issues.append(("special_token_in_text", f"{found.group()!r} at character {found.start()}"))
+    return issues
+
+
 def input_text(example: Example) -> str:
     """All that stands before the last answer, as one text that is equal only for equal inputs."""
     return _joined(example, example.messages[: example.last_answer])
@@ -49,16 +59,6 @@ def digests(example: Example) -> tuple[int, int]:
         digest = _digest(example.text.strip())
         return digest, digest
     return _digest(input_text(example)), _digest(_joined(example, example.messages))
-
-
-def keywords(example: Example) -> tuple[str, ...]:
-    """Keywords such as `question:` and `context:` in the first user message, in order, if it begins with one."""
-    first = next((message.content for message in example.messages if message.role == "user"), "")[:_LABEL_CHARS].strip()
-    found = _LABEL.match(first)
-    if found is None:
-        return ()
-    labels = (match.group(1) for match in _LABEL.finditer(first))
-    return tuple(dict.fromkeys(labels))[:_MAX_LABELS]
 
 
 def _order(messages: tuple[Message, ...]) -> Iterator[Issue]:

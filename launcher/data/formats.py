@@ -156,9 +156,9 @@ def _conversations(record: Record) -> Example:
 
 
 def _contents(record: Record) -> Example:
-    """Gemini and Vertex: contents of role and parts."""
+    """Gemini and Vertex: contents of role and parts. REST writes names in camelCase, the Python SDK in snake_case."""
     messages: list[Message] = []
-    system = record.get("systemInstruction", record.get("system_instruction"))
+    system = _either(record, "systemInstruction", "system_instruction")
     if system is not None:
         messages.append(
             _gemini_message({**_object(system, "systemInstruction"), "role": "system"}, "systemInstruction")
@@ -169,9 +169,17 @@ def _contents(record: Record) -> Example:
     declared = [
         {"type": "function", "function": function}
         for group in _tools(record)
-        for function in _list(group, "functionDeclarations")
+        for function in _as_list(
+            _either(group, "functionDeclarations", "function_declarations"), "functionDeclarations"
+        )
     ]
     return Example(messages=tuple(messages), tools=tuple(declared))
+
+
+def _either(fields: Json, camel: str, snake: str) -> object:
+    """The value under one of two spellings; None where there is neither."""
+    value = fields.get(camel)
+    return fields.get(snake) if value is None else value
 
 
 def _gemini_message(fields: Json, where: str) -> Message:
@@ -183,11 +191,11 @@ def _gemini_message(fields: Json, where: str) -> Message:
         piece = _object(part, f"{where}.parts[{at}]")
         if isinstance(piece.get("text"), str):
             texts.append(str(piece["text"]))
-        elif "functionCall" in piece:
-            call = _object(piece["functionCall"], f"{where}.parts[{at}].functionCall")
+        elif (called := _either(piece, "functionCall", "function_call")) is not None:
+            call = _object(called, f"{where}.parts[{at}].functionCall")
             calls.append(_tool_call({"name": call.get("name"), "arguments": call.get("args") or {}}, where))
-        elif "functionResponse" in piece:
-            answer = _object(piece["functionResponse"], f"{where}.parts[{at}].functionResponse")
+        elif (answered := _either(piece, "functionResponse", "function_response")) is not None:
+            answer = _object(answered, f"{where}.parts[{at}].functionResponse")
             role, name = "tool", str(answer.get("name") or "")
             texts.append(json.dumps(answer.get("response"), ensure_ascii=False))
         else:
@@ -305,12 +313,15 @@ def _as_text(value: object, where: str) -> str:
 
 
 def _list(record: Json, field: str) -> list[object]:
-    value = record.get(field)
+    return _as_list(record.get(field), field)
+
+
+def _as_list(value: object, where: str) -> list[object]:
     if isinstance(value, str):
         # A cell of a table can hold a list only as JSON text.
-        value = _parse(value, field)
+        value = _parse(value, where)
     if not isinstance(value, list):
-        raise ExampleError("wrong_fields", f"{field} is of type {type(value).__name__}; a list expected")
+        raise ExampleError("wrong_fields", f"{where} is of type {type(value).__name__}; a list expected")
     return value
 
 

@@ -6,16 +6,17 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.config.paths import cache_dir
 from launcher.data.content_hash import write_atomically
 from launcher.errors import DataError
 
-_TOKEN = (
-    "Make a token with read access at https://huggingface.co/settings/tokens and set it: export HF_TOKEN=hf_... "
-    "(for a gated data set also accept its terms on its page)"
-)
+_TOKEN = "make a token with read access at https://huggingface.co/settings/tokens and set it: export HF_TOKEN=hf_..."
+
+# What huggingface_hub speaks HTTP with: another one in each of its major versions, and with other types of errors.
+_HTTP_LIBRARIES = ("httpx2", "httpx", "requests")
 
 
 class NotFetched(DataError):
@@ -49,13 +50,15 @@ def fetch_split(name: str, split: str, revision: str | None, *, download: bool =
 def _download(name: str, split: str, revision: str | None) -> Path:
     import datasets
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     repository, _, subset = name.partition(":")
+    expected = (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError)
     try:
         commit = HfApi().dataset_info(repository, revision=revision).sha or revision or "unknown"
         loaded = datasets.load_dataset(repository, subset or None, split=split, revision=commit)
-    except (HfHubHTTPError, datasets.exceptions.DatasetNotFoundError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if not isinstance(error, expected) and not _is_of_http(error):
+            raise
         raise DataError(_explain(name, split, revision, error)) from error
     folder = cache_dir() / "hub" / f"{_safe(name)}@{commit}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,23 +71,63 @@ def _download(name: str, split: str, revision: str | None) -> Path:
 
 
 def _explain(name: str, split: str, revision: str | None, error: Exception) -> str:
-    """What went wrong in the user's words: who may not read what, and how to change that."""
+    """What went wrong in the user's words: who may not read what, and how to change that.
+
+    Types and status decide, as in config.model_files.explain_hub_error: a text may hold the name of the data set, and
+    so anything.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
     where = f"hub:{name} (split {split!r}{f', revision {revision}' if revision else ''})"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    text = str(error)
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    if status == 401 or "401" in first or "authenticated" in text or "gated" in text.lower():
-        return f"{where}: the Hub wants to know who asks. {_TOKEN}. It said: {first}"
-    if status == 403 or "403" in first:
-        return f"{where}: this token may not read it. {_TOKEN}. It said: {first}"
-    if status == 404 or "doesn't exist" in text or "not found" in text.lower():
-        return f"{where}: there is no such data set, revision or split, or it is private. Check the name; {_TOKEN}"
-    if "offline" in text.lower() or os.environ.get("HF_HUB_OFFLINE") == "1" or isinstance(error, OSError):
+    page = f"https://huggingface.co/datasets/{name.partition(':')[0]}"
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
+    status = answer.response.status_code if answer is not None and answer.response is not None else None
+    if isinstance(answer, GatedRepoError) or (_is_not_found(error) and " is a gated dataset" in said):
+        return f"{where}: it is gated. Accept its terms at {page}, then {_TOKEN}"
+    if isinstance(answer, RevisionNotFoundError):
+        return f"{where}: there is no such revision. Look at {page}/commits/main"
+    if isinstance(answer, RepositoryNotFoundError) or status == 404 or (status is None and _is_not_found(error)):
+        return (
+            f"{where}: there is no such data set, or it is private. Check the spelling; for a private data set {_TOKEN}"
+        )
+    if status == 401:
+        return f"{where}: the Hub did not accept the credentials (401). To replace an expired token, {_TOKEN}"
+    if status == 403:
+        return f"{where}: the Hub refuses access (403): this token may not read it; {_TOKEN}. It said: {said}"
+    if status is not None:
+        return f"{where}: the Hub answered with an error ({status}); try again later. It said: {said}"
+    if any(_is_unreachable(cause) for cause in _causes(error)):
         return (
             f"{where}: the Hub cannot be reached and the data set is not in the cache. Run `launcher prepare` once "
-            f"where there is a network (with the same LAUNCHER_CACHE), or give a file. It said: {first}"
+            f"where there is a network (with the same LAUNCHER_CACHE), or give a file. It said: {said}"
         )
-    return f"{where}: cannot be read: {first}"
+    return f"{where}: cannot be read: {said}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _is_not_found(error: BaseException) -> bool:
+    import datasets
+
+    return isinstance(error, datasets.exceptions.DatasetNotFoundError)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return isinstance(error, ConnectionError | TimeoutError | LocalEntryNotFoundError) or _is_of_http(error)
+
+
+def _is_of_http(error: BaseException) -> bool:
+    """Whether the HTTP library raised it, which it does where no answer comes."""
+    return type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
 
 
 def _safe(text: str) -> str:

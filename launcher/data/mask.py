@@ -31,9 +31,9 @@ class Turn:
     start: int
     end: int
     as_last: bool
-    """Whether the answer is written as it would be if it were the last turn, which is what inference asks for."""
+    """False if the answer is not written as it would be if it were the last turn, which is what inference asks for."""
     follows_prompt: bool
-    """Whether it follows exactly what inference puts before it."""
+    """False if it does not follow exactly what inference puts before it."""
     complete: bool
     """Whether all that the example says stands in the text (white space aside)."""
 
@@ -81,12 +81,14 @@ class _Finder:
         at = index + self._shift
         prompts = self._prompts(at)
         span = self._as_last(at, prompts)
-        as_last = span is not None or at == len(self._messages) - 1
+        # Before the first message there is no prompt, nor where the template refuses it: nothing to compare with.
+        comparable = at > 0 and bool(prompts)
+        as_last = span is not None or at == len(self._messages) - 1 or not comparable
         if span is None:
             span = self._by_mark(at, prompts)
         start, end = span
         says_all = _says_all(self._messages[at], self.text[start:end])
-        follows = any(start == len(prompt) for prompt in prompts[:1])
+        follows = not comparable or start == len(prompts[0])
         return Turn(index, start, end, as_last=as_last, follows_prompt=follows, complete=says_all)
 
     def _prompts(self, at: int) -> list[str]:

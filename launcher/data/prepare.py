@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launcher.config.paths import cache_dir
+from launcher.config.paths import cache_dir, new_cache_dir
 from launcher.config.schema import DataConfig, DataFormat, RunConfig
 from launcher.data.audit import Audit, Place, Tally
 from launcher.data.content_hash import file_sha256
@@ -27,7 +27,7 @@ from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, Problem
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the cache key; raise it whenever the same input would be prepared differently."""
 
 Progress = Callable[[int, float], None]
@@ -162,7 +162,9 @@ def _template_hash(data: DataConfig) -> str | None:
 
 
 def _folder(key: str) -> Path:
-    return cache_dir() / "prepared" / key
+    """Where the data set lies; where it is to lie while there is none."""
+    kept = cache_dir() / "prepared" / key
+    return kept if (kept / _INFO).is_file() else new_cache_dir() / "prepared" / key
 
 
 def _load(key: str, *, from_cache: bool = True) -> PreparedInfo | None:

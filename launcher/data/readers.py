@@ -128,7 +128,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
                 yield from _read_array(file)
                 return
     except UnicodeDecodeError as error:
-        yield 1, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
+        yield _not_utf8(path, error)
         return
     if opening == "{" and _is_json_lines(start):
         yield from _read_lines(path)
@@ -152,6 +152,9 @@ def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
     except ExampleError as error:
         yield 1, error, size
         return
+    except UnicodeDecodeError as error:
+        yield _not_utf8(path, error)
+        return
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         yield line, ExampleError("broken_json", _json_why(error)), size
@@ -167,6 +170,19 @@ def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
     yield 1, _checked(value), size
 
 
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> tuple[int, Payload, int]:
+    """The finding, with the line of the first byte that is no UTF-8: the error knows only its place in a buffer."""
+    line = 1
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            try:
+                text.decode("utf-8")
+            except UnicodeDecodeError:
+                line = number
+                break
+    return line, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
+
+
 def _is_records(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
@@ -177,31 +193,49 @@ def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
     window.skip_space()
     window.take("[")
     if window.skip_space() == "]":
+        yield from _nothing_behind(window)
         return
     while True:
         window.skip_space()
         line = window.line
         try:
             value, size = window.value()
+        except _BrokenJson as error:
+            yield error.line, ExampleError("broken_json", str(error)), 0
+            return
         except ExampleError as error:
             yield line, error, 0
-            if error.code == "broken_json":
-                return
-            size = 0
         else:
             yield line, _checked(value), size
         following = window.skip_space()
         if following == "]":
+            yield from _nothing_behind(window)
             return
         if following != ",":
             seen = f"{following!r}" if following else "the end of the file"
-            yield window.line, ExampleError("broken_json", f"expected ',' or ']', found {seen}"), 0
+            why = f"expected ',' or ']', found {seen} at column {window.column}"
+            yield window.line, ExampleError("broken_json", why), 0
             return
         window.take(",")
 
 
+def _nothing_behind(window: _Window) -> Iterator[tuple[int, Payload, int]]:
+    window.take("]")
+    if window.skip_space():
+        why = f"more text after the end of the array at column {window.column}; it is not read"
+        yield window.line, ExampleError("broken_json", why), 0
+
+
+class _BrokenJson(Exception):
+    """Why a text is no JSON, and the line that shows it."""
+
+    def __init__(self, line: int, why: str) -> None:
+        self.line = line
+        super().__init__(why)
+
+
 class _Window:
-    """The part of a text file that is being parsed, and the line it begins on."""
+    """The part of a text file that is being parsed, and the line and column (from 1) it begins at."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -209,6 +243,7 @@ class _Window:
         self._at = 0
         self._at_end = False
         self.line = 1
+        self.column = 1
 
     def skip_space(self) -> str:
         """Moves to the next character that is no white space and returns it; empty at the end."""
@@ -225,40 +260,42 @@ class _Window:
 
     def value(self) -> tuple[object, int]:
         """The next JSON value and its length in characters."""
+        try:
+            value, size = self._decode(_DECODER)
+        except ExampleError:
+            # Raised while an object closes, so the value may still be incomplete: find its end without the checks.
+            self._decode(_PLAIN_DECODER)
+            raise
+        return value, size
+
+    def _decode(self, decoder: json.JSONDecoder) -> tuple[object, int]:
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
-            except ExampleError:
-                # Raised while an object closes, so the value may still be incomplete: find its end without the checks.
-                self._skip_value()
-                raise
+                value, end = decoder.raw_decode(self._text, self._at)
             except (ValueError, RecursionError) as error:
+                broken = self._broken(error)  # before reading on, which moves the text the error speaks of
                 too_long = len(self._text) - self._at > _MAX_VALUE_CHARS
                 if isinstance(error, RecursionError) or too_long or not self._more(len(self._text) - self._at):
-                    raise ExampleError("broken_json", self._why(error)) from error
+                    raise broken from error
                 continue
             size = end - self._at
             self._advance(end)
             return value, size
 
-    def _skip_value(self) -> None:
-        while True:
-            try:
-                _, end = _PLAIN_DECODER.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError) as error:
-                if not self._more(len(self._text) - self._at):
-                    raise ExampleError("broken_json", self._why(error)) from error
-                continue
-            self._advance(end)
-            return
+    def _broken(self, error: Exception) -> _BrokenJson:
+        if not isinstance(error, json.JSONDecodeError):
+            return _BrokenJson(self.line, _json_why(error))
+        line, column = self._place(error.pos)
+        return _BrokenJson(line, f"{error.msg} at column {column}")
 
-    def _why(self, error: Exception) -> str:
-        if isinstance(error, json.JSONDecodeError):
-            return f"{error.msg} (line {self.line + self._text.count(chr(10), self._at, error.pos)})"
-        return _json_why(error)
+    def _place(self, at: int) -> tuple[int, int]:
+        """Line and column of a character of the window that has not been passed yet."""
+        breaks = self._text.count("\n", self._at, at)
+        column = at - self._text.rfind("\n", self._at, at) if breaks else self.column + at - self._at
+        return self.line + breaks, column
 
     def _advance(self, end: int) -> None:
-        self.line += self._text.count("\n", self._at, end)
+        self.line, self.column = self._place(end)
         self._at = end
 
     def _more(self, count: int) -> bool:
@@ -299,21 +336,33 @@ def _without_nulls(value: object) -> object:
 
 def _read_table(path: Path, delimiter: str | None) -> Iterator[tuple[int, Payload, int]]:
     csv.field_size_limit(1 << 30)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = delimiter or _separator(file.readline())
-            file.seek(0)
-            rows = csv.reader(file, delimiter=separator, strict=True)
+    # Bytes that are no UTF-8 come as lone surrogates, so that the row they stand in can be named and the rest read.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        separator = delimiter or _separator(file.readline())
+        file.seek(0)
+        rows = csv.reader(file, delimiter=separator, strict=True)
+        try:
             header = next(rows, [])
+            bad = _bad_byte(header, 1)
+            if bad is not None:
+                yield *bad, path.stat().st_size
+                return
             line = rows.line_num + 1
             for cells in rows:
                 if cells:
-                    yield line, _row(header, cells), sum(map(len, cells))
+                    yield *(_bad_byte(cells, line) or (line, _row(header, cells))), sum(map(len, cells))
                 line = rows.line_num + 1
-    except UnicodeDecodeError as error:
-        yield 1, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
-    except csv.Error as error:
-        yield rows.line_num, ExampleError("broken_row", str(error)), 0
+        except csv.Error as error:
+            yield rows.line_num, ExampleError("broken_row", str(error)), 0
+
+
+def _bad_byte(cells: list[str], line: int) -> tuple[int, ExampleError] | None:
+    """The first byte of a row that is no UTF-8, and its line; cells may go over several."""
+    found = _ESCAPED_BYTE.search(text := " ".join(cells))
+    if found is None:
+        return None
+    breaks = len(_LINE_BREAK.findall(text, 0, found.start()))
+    return line + breaks, ExampleError("not_utf8", f"byte 0x{ord(found.group()) - 0xDC00:02x}")
 
 
 def _separator(header: str) -> str:
@@ -358,6 +407,8 @@ def _no_constant(name: str) -> object:
     raise ExampleError("nan_value", f"{name} is no JSON")
 
 
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _PLAIN_DECODER = json.JSONDecoder()
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)

@@ -13,14 +13,12 @@ import numpy.typing as npt
 from launcher.config.schema import DataConfig
 from launcher.data.audit import Place, SplitCounts, Tally
 from launcher.data.encode import EncodedChunk
+from launcher.data.openings import Openings
 from launcher.data.prepared import SplitFacts, SplitWriter, read_batches
 from launcher.data.sources import Sources
 from launcher.data.whole_checks import Marks, check_whole
 
 Indices = npt.NDArray[np.int64]
-
-# More different keyword patterns than this are noise, and are counted as none.
-_MAX_PATTERNS = 10_000
 
 
 class SplitBuilder:
@@ -31,7 +29,7 @@ class SplitBuilder:
         self._folder = folder
         self._sources = sources
         self._data = data
-        self._patterns: dict[tuple[str, ...], int] = {(): 0}
+        self._openings = Openings()
         self._train = _Side(folder / "train")
         self._validation = _Side(folder / "validation")
 
@@ -39,7 +37,7 @@ class SplitBuilder:
         """A chunk of one source, counted as in `Sources.all`."""
         self.tally.merge(chunk.tally)
         side = self._train if source < len(self._sources.train) else self._validation
-        side.add(chunk, [self._pattern(words) for words in chunk.keywords])
+        side.add(chunk, [self._openings.number(opening) for opening in chunk.openings])
 
     def choose(self) -> Splits:
         """Decides which example goes into which split, and adds the findings about the whole to the tally."""
@@ -52,8 +50,9 @@ class SplitBuilder:
         parts = np.array([source.part for source in self._sources.train], dtype=np.int64)
         chosen = _weigh(chosen, parts[train.file[chosen]], self._sources.weights, self._data.seed)
         kept_out = train.take(held_out) if held_out is not None else validation
-        # Copies and keywords are judged on the examples as given, not as repeated by a mixture weight.
-        check_whole(self._marks(train.take(usable)), self._marks(kept_out), self._data.task, self.tally)
+        # Copies and openings are judged on the examples as given, not as repeated by a mixture weight.
+        marks = self._marks(train.take(usable)), self._marks(kept_out)
+        check_whole(*marks, *self._openings.close(), self._data.task, self.tally)
         if self._sources.validation and len(validation.line) == 0:
             self.tally.add("no_examples", Place("held-out data", 0))
         return Splits(
@@ -66,18 +65,13 @@ class SplitBuilder:
             counts=self._counts(train, validation, chosen, held_out),
         )
 
-    def _pattern(self, words: tuple[str, ...]) -> int:
-        if words not in self._patterns and len(self._patterns) >= _MAX_PATTERNS:
-            return 0
-        return self._patterns.setdefault(words, len(self._patterns))
-
     def _marks(self, columns: Columns) -> Marks:
         files = [source.name for source in self._sources.all()]
 
         def locate(index: int) -> tuple[str, int]:
             return files[columns.file[index]], int(columns.line[index])
 
-        return Marks(columns.inputs, columns.examples, columns.patterns, list(self._patterns), locate)
+        return Marks(columns.inputs, columns.examples, columns.openings, locate)
 
     def _counts(
         self, train: Columns, validation: Columns, chosen: Indices, held_out: Indices | None
@@ -97,7 +91,7 @@ class Columns:
 
     inputs: npt.NDArray[np.uint64]
     examples: npt.NDArray[np.uint64]
-    patterns: npt.NDArray[np.int32]
+    openings: npt.NDArray[np.int32]
     file: npt.NDArray[np.int32]
     line: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int32]
@@ -107,7 +101,7 @@ class Columns:
         return Columns(
             inputs=self.inputs[rows],
             examples=self.examples[rows],
-            patterns=self.patterns[rows],
+            openings=self.openings[rows],
             file=self.file[rows],
             line=self.line[rows],
             lengths=self.lengths[rows],
@@ -177,7 +171,7 @@ class _Side:
         self._num_truncated = 0
         self._tokens_cut = 0
 
-    def add(self, chunk: EncodedChunk, patterns: Sequence[int]) -> None:
+    def add(self, chunk: EncodedChunk, openings: Sequence[int]) -> None:
         batch = chunk.batch
         self.writer.write(batch)
         ends = np.concatenate([[0], np.cumsum(batch.mask, dtype=np.int64)])
@@ -185,7 +179,7 @@ class _Side:
             Columns(
                 inputs=chunk.input_digest,
                 examples=chunk.example_digest,
-                patterns=np.array(patterns, dtype=np.int32),
+                openings=np.array(openings, dtype=np.int32),
                 file=batch.file,
                 line=batch.line,
                 lengths=np.diff(batch.offsets),
@@ -202,7 +196,7 @@ class _Side:
         none = Columns(
             inputs=np.zeros(0, np.uint64),
             examples=np.zeros(0, np.uint64),
-            patterns=np.zeros(0, np.int32),
+            openings=np.zeros(0, np.int32),
             file=np.zeros(0, np.int32),
             line=np.zeros(0, np.int64),
             lengths=np.zeros(0, np.int32),
@@ -212,7 +206,7 @@ class _Side:
         return Columns(
             inputs=np.concatenate([part.inputs for part in parts]),
             examples=np.concatenate([part.examples for part in parts]),
-            patterns=np.concatenate([part.patterns for part in parts]),
+            openings=np.concatenate([part.openings for part in parts]),
             file=np.concatenate([part.file for part in parts]),
             line=np.concatenate([part.line for part in parts]),
             lengths=np.concatenate([part.lengths for part in parts]),

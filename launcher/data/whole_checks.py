@@ -1,8 +1,7 @@
-"""What can be said only about the data set as a whole: copies, overlap with held-out data, keywords, size."""
+"""What can be said only about the data set as a whole: copies, overlap with held-out data, openings, size."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from launcher.config.schema import Task
 from launcher.data.audit import MAX_PLACES, Place, Tally
+from launcher.data.openings import Common, Traits, expected_of
 
 _POSSIBLE = 20
 ADVISED = {
@@ -21,8 +21,7 @@ ADVISED = {
 }
 """Smallest advised number of examples, and the advice in words."""
 
-_SHARE_OF_KEYWORD = 0.5
-_FEWEST_FOR_KEYWORDS = 10
+_FEWEST_TO_COMPARE = 10
 
 Locate = Callable[[int], tuple[str, int]]
 """Example -> (file, line)."""
@@ -30,25 +29,26 @@ Locate = Callable[[int], tuple[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What is remembered of each example of a split: 64-bit digests, and the number of its keywords in `keywords`."""
+    """What is remembered of each example of a split: 64-bit digests, and the number of its opening (-1: none)."""
 
     inputs: npt.NDArray[np.uint64]
     examples: npt.NDArray[np.uint64]
-    keyword_ids: npt.NDArray[np.int32]
-    keywords: Sequence[tuple[str, ...]]
+    openings: npt.NDArray[np.int32]
     locate: Locate
 
     def __len__(self) -> int:
         return len(self.inputs)
 
 
-def check_whole(train: Marks, validation: Marks, task: Task, tally: Tally) -> None:
-    """Adds the findings about the data set as a whole."""
+def check_whole(
+    train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], task: Task, tally: Tally
+) -> None:
+    """Adds the findings about the data set as a whole; `traits` says what the numbers of openings stand for."""
     if len(train) == 0:
         tally.add("no_examples", Place("training data", 0))
     _check_copies(train, tally)
     _check_overlap(train, validation, tally)
-    _check_keywords(train, validation, tally)
+    _check_openings(train, validation, common, traits, tally)
     _check_size(len(train), task, tally)
 
 
@@ -82,28 +82,19 @@ def _check_overlap(train: Marks, validation: Marks, tally: Tally) -> None:
     _add(tally, "train_validation_overlap", shared, validation.locate, lambda i: "")
 
 
-def _check_keywords(train: Marks, validation: Marks, tally: Tally) -> None:
-    if len(train) < _FEWEST_FOR_KEYWORDS:
+def _check_openings(train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], tally: Tally) -> None:
+    compared = train.openings[train.openings >= 0]
+    if len(compared) < _FEWEST_TO_COMPARE:
         return
-    counts: Counter[str] = Counter()
-    uses = np.bincount(train.keyword_ids, minlength=len(train.keywords))
-    for words, number in zip(train.keywords, uses.tolist(), strict=True):
-        for word in words:
-            counts[word] += number
-    usual = {word for word, number in counts.items() if number > _SHARE_OF_KEYWORD * len(train)}
-    if not usual:
-        return
-    orders: Counter[tuple[str, ...]] = Counter()
-    for words, number in zip(train.keywords, uses.tolist(), strict=True):
-        orders[tuple(word for word in words if word in usual)] += number
-    expected = max(orders, key=lambda order: (orders[order], order))
-    wording = " ".join(f"{word}:" for word in expected)
+    uses = np.bincount(compared, minlength=len(traits)).tolist()
+    expected = expected_of(common, zip(traits, uses, strict=True))
+    # One more for -1: where there is no prompt, nothing is lacking.
+    lacking = [*map(expected.lacks, traits), ""]
+    is_odd = np.array([bool(why) for why in lacking])
     for marks in (train, validation):
-        has = np.array(
-            [tuple(word for word in words if word in usual) == expected for words in marks.keywords], dtype=bool
-        )
-        odd = np.flatnonzero(~has[marks.keyword_ids]) if len(marks) else np.zeros(0, dtype=np.int64)
-        _add(tally, "inconsistent_prefix", odd, marks.locate, lambda i: f"most have {wording}")
+        own = [lacking[number] for number in marks.openings]
+        odd = np.flatnonzero(is_odd[marks.openings])
+        _add(tally, "inconsistent_prefix", odd, marks.locate, own.__getitem__)
 
 
 def _first_of_same(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,15 +37,14 @@ def run(args: argparse.Namespace) -> int:
     if args.cfg and not args.json:
         _print_settings(config, problems)
         return ExitCode.USER if problems else ExitCode.DONE
-    plan: Plan | None = None
-    warnings: list[str] = []
+    seen = _Seen()
     if not _blocks_planning(problems):
-        plan, found, warnings = _plan(config)
-        problems = problems + found
+        seen = _plan(config)
+        problems = problems + seen.problems
     if args.json:
-        print(json.dumps(_document(config, plan, problems, warnings, with_config=args.cfg), indent=2))
+        print(json.dumps(_document(config, seen, problems, with_config=args.cfg), indent=2))
     else:
-        _print(config, plan, problems, warnings, args.overrides)
+        _print(config, seen, problems, args.overrides)
     return ExitCode.USER if problems else ExitCode.DONE
 
 
@@ -64,8 +64,19 @@ def _job_problems(config: RunConfig) -> list[Problem]:
     return sbatch_problems(config)
 
 
-def _plan(config: RunConfig) -> tuple[Plan | None, list[Problem], list[str]]:
-    """The plan, the problems it shows, and warnings: of the plan, of the data audit, of this machine."""
+@dataclass(slots=True)
+class _Seen:
+    """What planning showed."""
+
+    plan: Plan | None = None
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Of the plan, of the data audit, of this machine."""
+    unaudited: str = ""
+    """As PlannedRun.unaudited."""
+
+
+def _plan(config: RunConfig) -> _Seen:
     from launcher.config.devices import visible_gpus
     from launcher.config.places import machine_problems
     from launcher.planning import allow_problems, plan_cheaply
@@ -77,16 +88,13 @@ def _plan(config: RunConfig) -> tuple[Plan | None, list[Problem], list[str]]:
         planned = plan_cheaply(config)
     except DataError as error:
         found = error.problems or [Problem("data.path", config.data.path, str(error))]
-        return None, problems + found, warnings
-    if planned.prepared is not None:
-        findings = planned.prepared.audit.findings
-        warnings = [in_short(finding) for finding in findings if not finding.vetoes] + warnings
-    return planned.plan, problems + planned.plan.problems, planned.plan.warnings + warnings
+        return _Seen(None, problems + found, warnings)
+    audit = [in_short(finding) for finding in planned.findings if not finding.vetoes]
+    plan = planned.plan
+    return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited)
 
 
-def _document(
-    config: RunConfig, plan: Plan | None, problems: list[Problem], warnings: list[str], *, with_config: bool
-) -> dict[str, object]:
+def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
     from launcher.config.typed import plain
 
     document: dict[str, object] = {
@@ -95,8 +103,9 @@ def _document(
             {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.todo}
             for problem in problems
         ],
-        "warnings": warnings,
-        "plan": plan.as_dict() if plan is not None else None,
+        "warnings": seen.warnings,
+        "unaudited": seen.unaudited or None,
+        "plan": seen.plan.as_dict() if seen.plan is not None else None,
     }
     if with_config:
         document["config"] = plain(config)
@@ -121,10 +130,7 @@ def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
         print(to_yaml(config), end="")
 
 
-def _print(
-    config: RunConfig, plan: Plan | None, problems: list[Problem], warnings: list[str], overrides: list[str]
-) -> None:
-    import shlex
+def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: list[str]) -> None:
 
     from rich.console import Console
     from rich.markup import escape
@@ -134,18 +140,32 @@ def _print(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
-    if plan is not None:
-        print_plan(console, plan, config)
-    for warning in warnings:
+    if seen.plan is not None:
+        print_plan(console, seen.plan, config)
+    for warning in seen.warnings:
         console.print(f"[yellow]warning[/]  {escape(warning)}", soft_wrap=True)
     for problem in problems:
         console.print(f"[red]problem[/]  {escape(str(problem))}", soft_wrap=True)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         console.print(f"[bold red]{count}: this run should not start[/]")
-    elif any(warning.startswith(_NOT_HERE) for warning in warnings):
-        console.print("[bold green]this plan holds[/], where its devices and packages are")
     else:
-        verb = "submit" if config.cluster.kind.value == "slurm" else "train"
-        command = shlex.join(["launcher", verb, *overrides])
-        console.print("[bold green]this run can start[/]  " + escape(command), soft_wrap=True)
+        console.print(_verdict(config, seen, overrides), soft_wrap=True)
+
+
+def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
+    """What follows for a run in which nothing wrong was found, as rich markup."""
+    import shlex
+
+    from rich.markup import escape
+
+    is_elsewhere = any(warning.startswith(_NOT_HERE) for warning in seen.warnings)
+    where = ", where its devices and packages are" if is_elsewhere else ""
+    so_far = f"[bold green]this plan holds[/]{where}" if is_elsewhere else "[bold green]nothing wrong was found[/]"
+    if seen.unaudited:
+        prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
+        return f"{so_far}; the audit has not run on all of it: {escape(seen.unaudited)}. {prepare} does"
+    if is_elsewhere:
+        return so_far
+    verb = "submit" if config.cluster.kind.value == "slurm" else "train"
+    return "[bold green]this run can start[/]  " + escape(shlex.join(["launcher", verb, *overrides]))

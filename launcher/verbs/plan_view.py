@@ -54,7 +54,7 @@ def _lines(plan: Plan, config: RunConfig) -> list[tuple[str, str]]:
         ("ranks", _ranks(batch, plan)),
         ("batch", _batch(batch)),
         ("steps", _steps(batch)),
-        ("learning", _learning(batch, config)),
+        ("learning", _learning(plan, config)),
     ]
     if plan.memory is not None:
         lines += _memory(plan.memory, batch.device)
@@ -80,9 +80,9 @@ def _model(plan: Plan) -> str:
 def _data(data: DataFacts) -> str:
     share = data.supervised_tokens / max(1, data.tokens)
     about = "about " if data.is_estimate else ""
-    held_out = "" if data.is_estimate else f", {data.validation_examples:,} held out"
+    examples = f"{data.examples:,} examples, {data.validation_examples:,} held out"
     return (
-        f"{about}{data.examples:,} examples{held_out}; {data.tokens:,} tokens an epoch, "
+        f"{'' if data.is_counted else 'about '}{examples}; {about}{data.tokens:,} tokens an epoch, "
         f"{data.supervised_tokens:,} of them supervised ({share:.0%})"
     )
 
@@ -113,8 +113,9 @@ def _steps(batch: Batch) -> str:
     return f"{batch.total_steps:,} steps: {batch.epochs:.4g} epochs of {batch.steps_per_epoch:,}"
 
 
-def _learning(batch: Batch, config: RunConfig) -> str:
-    origin = "computed from model, method and data" if batch.lr_is_computed else "given"
+def _learning(plan: Plan, config: RunConfig) -> str:
+    batch, data = plan.batch, "estimated tokens" if plan.data.is_estimate else "data"
+    origin = f"computed from model, method and {data}" if batch.lr_is_computed else "given"
     warmup = f"{batch.warmup_steps:,} step{'' if batch.warmup_steps == 1 else 's'}"
     return f"peak {batch.peak_lr:.3g} ({origin}), {warmup} of warm-up, {config.optim.schedule.value}"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from launcher.config.compose import compose_config, compose_with_problems
+from launcher.config.aliases import answer, foreign_names
+from launcher.config.compose import compose_config, compose_with_problems, group_options
 from launcher.config.schema import MethodKind, Precision, RunConfig, StrategyKind
 from launcher.config.share import share_dir
+from launcher.config.typed import leaf_types
 from launcher.errors import ConfigErrors, Problem
 
 DATA = "data=next_number"
@@ -53,7 +56,7 @@ def test_a_whole_number_is_a_number_but_not_the_other_way_round() -> None:
 
 @pytest.mark.parametrize("commit", ["0012345", "12e3456", "1234567", "null0"])
 def test_a_commit_that_looks_like_a_number_stays_text(commit: str) -> None:
-    assert compose_config([DATA, f"model.revision={commit}"]).model.revision == commit
+    assert compose_config([DATA, "model=llama3_1_8b", f"model.revision={commit}"]).model.revision == commit
 
 
 @pytest.mark.parametrize(
@@ -139,6 +142,78 @@ def test_all_problems_come_at_once_with_key_value_and_advice() -> None:
 def test_an_unknown_key_names_the_nearest_one(typed: str, meant: str) -> None:
     (problem,) = problems_of(typed)
     assert f"Did you mean {meant}?" in problem.todo
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("optim.learning_rate=1e-4", "optim.lr"),
+        ("learning_rate=1e-4", "optim.lr"),
+        ("optim.leraning_rate=1e-4", "optim.lr"),
+        ("--learning-rate=1e-4", "optim.lr"),
+        ("num_train_epochs=3", "optim.epochs"),
+        ("hyperparameters.n_epochs=3", "optim.epochs"),
+        ("learning_rate_multiplier=1", "optim.lr_multiplier"),
+        ("warmup_ratio=0.1", "optim.warmup_ratio"),
+        ("weight_decay=0.1", "optim.weight_decay"),
+        ("optim.batch_size=8", "batch.global_sequences"),
+        ("data.max_length=512", "data.seq_len_tokens"),
+        ("max_seq_length=512", "data.seq_len_tokens"),
+        ("packing=true", "data.packing"),
+        ("train_file=x", "data.path"),
+        ("model_name_or_path=x", "model.name_or_path"),
+        ("method.r=8", "method.rank"),
+        ("lora.r=8", "method.rank"),
+        ("lora_r=8", "method.rank"),
+        ("lora_alpha=8", "method.alpha"),
+        ("strategy.bf16=true", "strategy.precision"),
+        ("bf16.enabled=true", "strategy.precision"),
+        ("fp16=true", "strategy.precision"),
+        ("gradient_checkpointing=true", "strategy.activation_checkpointing"),
+        ("save_steps=5", "checkpoint.save_every_steps"),
+        ("checkpoint.eval_steps=5", "track.eval_every_steps"),
+        ("report_to=wandb", "track.wandb"),
+        ("output_dir=x", "runs_dir"),
+        ("trainer.devices=8", "cluster.devices_per_node"),
+        ("train.seed=1", "seed"),
+        ("load_in_4bit=true", "method=qlora"),
+    ],
+)
+def test_a_name_from_another_program_is_answered_with_ours(typed: str, meant: str) -> None:
+    (problem,) = problems_of(typed)
+    assert problem.todo == f"Did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("batch.gradient_accumulation_steps=4", "derived here: give batch.global_sequences"),
+        ("per_device_train_batch_size=4", "batch.micro_sequences"),
+        ("strategy.zero_stage=3", "strategy=zero3"),
+        ("deepspeed=ds.json", "strategy=zero3"),
+        ("logging_steps=10", "Every step is recorded"),
+    ],
+)
+def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> None:
+    (problem,) = problems_of(typed)
+    assert told in problem.todo
+
+
+@pytest.mark.parametrize(
+    "typed", ["foo.bar=1", "optim.x=1", "optim.momentum=1", "model.tokenizer=x", "track.wandb.x=1"]
+)
+def test_a_key_like_no_other_gets_no_suggestion(typed: str) -> None:
+    (problem,) = problems_of(typed)
+    assert problem.todo == "`launcher check --cfg` lists every setting"
+
+
+def test_every_answer_to_a_foreign_name_leads_to_something_that_exists() -> None:
+    keys = [key for key, _ in leaf_types(RunConfig)]
+    for name in foreign_names():
+        assert name == "seed" or name not in keys
+        for word in re.findall(r"[a-z_]+[.=][a-z0-9_]+|(?<=mean )[a-z_]+(?=\?)", answer(name)):
+            group, is_option, option = word.partition("=")
+            assert option in group_options(group, [share_dir("conf")]) if is_option else word in keys, (name, word)
 
 
 HOSTILE = [
@@ -259,6 +334,58 @@ def test_a_key_given_twice_is_refused() -> None:
 
 def test_a_value_that_would_overrule_another_typed_one_is_refused() -> None:
     assert [problem.key for problem in problems_of("optim.max_steps=3", "optim.epochs=2")] == ["optim.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["method=full", "method.rank=64"], "method.rank"),
+        (["method.alpha=64"], "method.alpha"),
+        (["method.target_modules=[q_proj]"], "method.target_modules"),
+        (["method=lora", "method.double_quantization=false"], "method.double_quantization"),
+        (["optim.schedule=constant", "optim.min_lr_ratio=0.5"], "optim.min_lr_ratio"),
+        (["optim.decay_ratio=0.1"], "optim.decay_ratio"),
+        (["optim.early_stopping_min_delta=0.1"], "optim.early_stopping_min_delta"),
+        (["optim.warmup_steps=3", "optim.warmup_ratio=0.1"], "optim.warmup_ratio"),
+        (["batch.micro_sequences=1", "batch.micro_tokens=512"], "batch.micro_tokens"),
+        (["data.hub_split=test"], "data.hub_split"),
+        (["data.validation_fraction=0.1"], "data.validation_fraction"),
+        (["data.path=null", "data.mixture=[{path: builtin:next_number}]", "data.format=messages"], "data.format"),
+        (["model.revision=abc"], "model.revision"),
+        (["cluster.partition=gpu"], "cluster.partition"),
+        (["cluster=slurm", "strategy=ddp", "cluster.container_image=x.sif"], "cluster.container_image"),
+        (["cluster.tokens_per_s_per_device=9", "cluster.device_tflops=9"], "cluster.device_tflops"),
+    ],
+)
+def test_a_typed_value_that_would_do_nothing_is_refused(overrides: list[str], key: str) -> None:
+    (problem,) = problems_of(*overrides)
+    assert problem.key == key and problem.todo
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=lora", "method.rank=64", "method.target_modules=[q_proj]"],
+        ["method=qlora", "method.double_quantization=false"],
+        ["optim=wsd", "optim.decay_ratio=0.1", "optim.min_lr_ratio=0.1"],
+        ["optim=constant", "optim.warmup_steps=3"],
+        ["optim.early_stopping_patience=2", "optim.early_stopping_min_delta=0.1"],
+        ["data.validation_fraction=0", "method.dropout=0.0", "cluster.exclusive=false"],
+        ["cluster=slurm", "strategy=ddp", "cluster.partition=gpu"],
+        ["optim.max_steps=null", "optim.epochs=2"],
+    ],
+)
+def test_a_typed_value_that_counts_or_switches_nothing_passes(overrides: list[str]) -> None:
+    compose_config([DATA, *overrides])
+
+
+def test_a_value_typed_against_a_recipe_that_decides_otherwise_is_refused(tmp_path: Path) -> None:
+    own = own_conf(tmp_path, "experiment/mine.yaml", "# @package _global_\noptim:\n  max_steps: 5\n  epochs: 2.0\n")
+    assert compose_config([DATA, "experiment=mine"], extra_dir=own).optim.max_steps == 5
+    _, problems = compose_with_problems([DATA, "experiment=mine", "optim.epochs=3"], extra_dir=own)
+    assert [(problem.key, problem.todo) for problem in problems] == [
+        ("optim.epochs", "Leave it out, or give optim.max_steps=null")
+    ]
 
 
 def test_a_programs_own_hydra_is_left_as_it_was() -> None:

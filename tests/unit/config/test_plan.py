@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from launcher.config.batch import derive
 from launcher.config.compose import compose_config
 from launcher.config.cost import expected_speed
-from launcher.config.model_files import architecture
+from launcher.config.idle import idle_warnings
+from launcher.config.model_files import _USUAL_MODULES, architecture
+from launcher.config.parameters import module_shapes
 from launcher.config.plan import DataFacts, Plan, make_plan
+from launcher.config.schema import ArchitectureConfig
 
 FACTS = DataFacts(
     examples=10_000,
@@ -150,3 +154,134 @@ def test_an_unknown_model_is_planned_without_memory() -> None:
     made = plan("model=from_path", "model.name_or_path=someone/unknown-model", "strategy=zero3")
     assert made.memory is None and made.disk is None and made.bill is None
     assert any("figures of this model are not known" in warning for warning in made.warnings)
+
+
+SMALL = DataFacts(
+    examples=24,
+    validation_examples=4,
+    tokens=2400,
+    supervised_tokens=600,
+    num_packs=24,
+    max_pack_tokens=200,
+    max_pack_supervised=50,
+)
+THREE_STEPS = ["model=smollm2_135m", "strategy=ddp", "optim.epochs=1"]
+
+
+def small_plan(*overrides: str) -> Plan:
+    return plan(*THREE_STEPS, *overrides, facts=SMALL, ranks=2)
+
+
+@pytest.mark.parametrize("names", ["[foo]", "[q_proj,foo]", "[mlp.q_proj]", "[self_attn]", "[proj]"])
+def test_modules_the_model_does_not_have_are_refused_with_those_it_has(names: str) -> None:
+    (problem,) = small_plan("method=lora", f"method.target_modules={names}").problems
+    assert problem.key == "method.target_modules"
+    assert isinstance(problem.value, list) and problem.value[-1] in problem.why
+    assert "all-linear, or some of: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.todo
+
+
+@pytest.mark.parametrize("names", ["[q_proj,v_proj]", "[mlp.up_proj]", "[layers.3.self_attn.q_proj]", "[lm_head]"])
+def test_modules_are_named_as_peft_matches_them(names: str) -> None:
+    made = small_plan("method=lora", f"method.target_modules={names}")
+    assert made.problems == [] and made.trained_parameters
+    assert made.disk is not None and made.disk.checkpoint > 0
+
+
+def model_folder(folder: Path, model_type: str) -> str:
+    figures = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    figures |= {"vocab_size": 64, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps({**figures, "model_type": model_type}))
+    return f"model.name_or_path={folder}"
+
+
+def test_names_are_judged_by_the_config_json_of_a_model_too(tmp_path: Path) -> None:
+    named = [model_folder(tmp_path, "qwen3"), "method=lora", "method.target_modules=[c_attn]"]
+    assert [problem.key for problem in small_plan(*named).problems] == ["method.target_modules"]
+
+
+def test_names_of_an_architecture_that_is_not_known_are_not_refused(tmp_path: Path) -> None:
+    named = [model_folder(tmp_path, "phi3"), "method=lora", "method.target_modules=[qkv_proj]"]
+    made = small_plan(*named)
+    assert made.problems == []
+    assert any("qkv_proj could not be checked" in warning for warning in made.warnings)
+
+
+@pytest.mark.parametrize("model_type", sorted(_USUAL_MODULES))
+def test_the_names_counted_on_are_those_of_the_architecture(model_type: str) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 96, "head_dim": 8, "pad_token_id": 0}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    kinds = (torch.nn.Linear, torch.nn.Embedding)
+    real = {name for name, module in model.named_modules() if isinstance(module, kinds)}
+    figures = ArchitectureConfig(
+        hidden_size=48, intermediate_size=80, num_layers=3, num_heads=6, num_kv_heads=2, vocab_size=96, head_dim=8
+    )
+    assert set(module_shapes(figures)) == real
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["optim.warmup_steps=1000"],
+            "optim.warmup_steps = 1,000 is more than this run of 3 steps has room for: cut to 2",
+        ),
+        (["optim=wsd", "optim.decay_ratio=1.0", "optim.warmup_steps=2"], "optim.decay_ratio = 1 asks for 3 steps"),
+        (["checkpoint.save_every_steps=50"], "only the end is saved"),
+        (["track.eval_every_steps=50"], "held-out loss is measured after each epoch only"),
+        (["batch.micro_sequences=8"], "batch.micro_sequences = 8 is more than a step has for one device: each takes 4"),
+        (["batch=tokens"], "fewer than batch.global_tokens = 65,536"),
+    ],
+)
+def test_a_setting_that_is_cut_or_comes_to_nothing_is_warned_of(overrides: list[str], told: str) -> None:
+    made = small_plan(*overrides)
+    assert made.problems == []
+    assert [warning for warning in made.warnings if told in warning]
+
+
+def test_settings_that_fit_are_not_warned_of() -> None:
+    fitting = ["optim.warmup_steps=2", "checkpoint.save_every_steps=3", "track.eval_every_steps=1"]
+    (only,) = small_plan(*fitting, "batch.micro_sequences=4").warnings
+    assert only.startswith("only 3 optimizer steps")
+
+
+def test_what_a_file_says_in_vain_is_warned_of_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("kind: full\nrank: 64\n")
+    config = compose_config(["data=next_number", "method=mine"], extra_dir=tmp_path)
+    assert idle_warnings(config) == ["method.rank = 64 does nothing: only adapters have it, and method.kind is full"]
+
+
+def test_the_memory_of_a_gpu_means_nothing_to_a_plan_for_a_cpu() -> None:
+    asked = [*THREE_STEPS, "cluster.gpu_memory_gib=24"]
+    assert any("cluster.device=cuda plans for GPUs" in warning for warning in plan(*asked, device="cpu").warnings)
+    assert not any("plans for GPUs" in warning for warning in plan(*asked).warnings)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "source"),
+    [
+        ("one_node_8gpu", "35% of 989 TFLOP/s (cluster.device_tflops)"),
+        ("slurm_example_containers", "35% of 989 TFLOP/s (cluster.device_tflops)"),
+        ("slurm_example_university", "35% of 312 TFLOP/s (cluster.device_tflops)"),
+        ("one_gpu_80gb", "35% of 312 TFLOP/s (bf16 on a card like A100)"),
+        ("slurm", "35% of 312 TFLOP/s (bf16 on a card like A100)"),
+    ],
+)
+def test_time_is_planned_for_the_card_a_cluster_file_names(cluster: str, source: str) -> None:
+    config = compose_config(["model=llama3_1_8b", "data=next_number", "strategy=ddp", f"cluster={cluster}"])
+    speed = expected_speed(config, architecture(config.model), "cuda", 1)
+    assert speed is not None and speed.source.endswith(source)
+
+
+def test_a_stated_16_bit_rate_is_not_taken_for_one_of_fp32() -> None:
+    base = ["model=llama3_1_8b", "data=next_number", "strategy=ddp", "cluster=one_node_8gpu"]
+    config = compose_config([*base, "strategy.precision=fp32"])
+    speed = expected_speed(config, architecture(config.model), "cuda", 1)
+    half = expected_speed(compose_config(base), architecture(config.model), "cuda", 1)
+    assert speed is not None and half is not None
+    assert half.tokens_per_s / speed.tokens_per_s == pytest.approx(312 / 19.5)

@@ -97,8 +97,10 @@ def test_tool_arguments_become_objects_and_functions_become_tools() -> None:
     assert example.tools == ({"type": "function", "function": {"name": "f"}},)
 
 
-def test_gemini_function_calls_and_responses() -> None:
-    record = {
+@pytest.mark.parametrize("spelling", ["camelCase", "snake_case"])
+def test_gemini_function_calls_and_responses_in_both_spellings(spelling: str) -> None:
+    record: dict[str, object] = {
+        "systemInstruction": {"parts": [{"text": "be brief"}]},
         "contents": [
             {"role": "user", "parts": [{"text": "go "}, {"text": "on"}]},
             {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": 1}}}]},
@@ -107,10 +109,14 @@ def test_gemini_function_calls_and_responses() -> None:
         ],
         "tools": [{"functionDeclarations": [{"name": "f"}]}],
     }
+    if spelling == "snake_case":
+        text = re.sub(r'"(system|function)([ICRD]\w+)"', lambda m: f'"{m[1]}_{m[2].lower()}"', json.dumps(record))
+        assert text.count("_") == 4
+        record = json.loads(text)
     example = read(record)
-    assert [message.role for message in example.messages] == ["user", "assistant", "tool", "assistant"]
-    assert example.messages[0].content == "go on" and example.messages[2].content == '{"ok": true}'
-    assert example.messages[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert [message.role for message in example.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert example.messages[1].content == "go on" and example.messages[3].content == '{"ok": true}'
+    assert example.messages[2].tool_calls[0]["function"] == {"name": "f", "arguments": {"a": 1}}
     assert example.tools == ({"type": "function", "function": {"name": "f"}},)
 
 

@@ -187,6 +187,23 @@ def test_earlier_answers_that_the_template_rewrites_are_reported(folders: dict[s
     encoded, tally = encode(encoder, messages)
     assert taught(encoder, encoded) == ["first<|im_end|>", "<think>\nwell\n</think>\n\nsecond<|im_end|>"]
     assert tally.counts == {"earlier_turns_differ": 1}
+    assert tally.places["earlier_turns_differ"][0].detail == "answer at message 1, of which part is left out"
+
+
+def test_of_an_earlier_answer_without_thinking_none_is_said_to_be_left_out(folders: dict[str, Path]) -> None:
+    encoder = encoder_of(folders["qwen3"])
+    _, tally = encode(encoder, turns("a", "first", "b", "second"))
+    assert tally.counts == {"earlier_turns_differ": 1}
+    assert tally.places["earlier_turns_differ"][0].detail == "answer at message 1"
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "gemma"])
+def test_a_conversation_that_begins_with_an_answer_only_has_its_roles_in_a_wrong_order(
+    name: str, folders: dict[str, Path]
+) -> None:
+    messages = [{"role": "assistant", "content": "hello"}, *turns("a", "b")]
+    _, tally = encode(encoder_of(folders[name]), messages)
+    assert tally.counts == {"wrong_role_order": 1}
 
 
 def test_thinking_given_apart_is_taught_with_the_last_answer(folders: dict[str, Path]) -> None:

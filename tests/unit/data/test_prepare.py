@@ -21,7 +21,7 @@ from launcher.data.prepare import PreparedInfo, find_prepared, prepare, preview
 from launcher.data.prepared import Prepared
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError
-from tests.unit.data.chat_models import CHATML, PLAIN, make_folder
+from tests.unit.data.chat_models import CHATML, LLAMA3, PLAIN, make_folder
 
 DOC = Path(__file__).parents[3] / "docs" / "data.md"
 
@@ -141,6 +141,8 @@ def test_the_number_of_processes_changes_nothing(model: Model, tmp_path: Path, m
     monkeypatch.setattr(parallel, "CHUNK_BYTES", 1000)
     records = [*pairs(180), {"text_input": "no output"}, *pairs(20, 500)]
     path = write(tmp_path / "a.jsonl", records)
+    with Path(path).open("a") as file:
+        file.write("\n{broken\n")
     alone = run(model, path=path, num_workers=1)
     kept = {name: (alone.folder / "train" / name).read_bytes() for name in ("examples.arrow", "pack_examples.npy")}
     audit = (alone.folder / "audit.json").read_text()
@@ -388,6 +390,28 @@ def test_inputs_that_break_the_common_pattern_are_named(odd: str, model: Model, 
     assert place.line == 4 and "question:" in place.detail and "context:" in place.detail
 
 
+def test_examples_without_the_system_message_of_most_are_named_in_both_splits(model: Model, tmp_path: Path) -> None:
+    def records(count: int, start: int) -> list[dict[str, object]]:
+        made = [messages("system", "user", "assistant") for _ in range(count)]
+        for number, record in enumerate(made):
+            record["messages"][1]["content"] = f"input {start + number}"  # type: ignore[index]
+        return made
+
+    train, held_out = records(120, 0), records(12, 500)
+    for record in (*train[::10], held_out[4]):
+        del record["messages"][0]  # type: ignore[attr-defined]
+    paths = {"path": write(tmp_path / "a.jsonl", train), "validation_path": write(tmp_path / "b.jsonl", held_out)}
+    info = run(model, **paths)
+    assert codes(info) == {"inconsistent_prefix": 13} and not info.audit.vetoed
+    places = info.audit.findings[0].places
+    assert [(Path(place.file).name, place.line) for place in places] == [
+        *(("a.jsonl", line) for line in range(1, 120, 10)),
+        ("b.jsonl", 5),
+    ]
+    assert places[0].detail == "no system message; most have 'system says'"
+    assert codes(run(model, **paths, system_prompt="system says")) == {}
+
+
 def test_free_text_has_no_common_pattern_to_break(model: Model, tmp_path: Path) -> None:
     records: list[dict[str, object]] = [
         {"text_input": f"Note {i}: he said: so" if i % 3 == 0 else f"Tell me {i}", "output": f"answer {i}"}
@@ -444,6 +468,60 @@ def test_plain_text_is_taught_whole_with_its_end(model: Model, tmp_path: Path) -
     data = Prepared.open(info.folder, "train")
     assert texts(info, model)[7].endswith("upon 7<|im_end|>")
     assert not data.mask(7)[0] and data.mask(7)[1:].all()
+
+
+def test_the_end_token_of_plain_text_stands_once_and_is_shown(model: Model, tmp_path: Path) -> None:
+    records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": "Once upon<|im_end|>"}]
+    config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records)))
+    plain, ended = preview(config, model, 2)
+    assert plain.text == ended.text == "Once upon<|im_end|>"
+    assert plain.spans == ended.spans == [(0, len("Once upon<|im_end|>"))]
+    assert plain.ids.tolist() == ended.ids.tolist() and plain.mask.tolist() == ended.mask.tolist()
+    assert "special_token_in_text" not in codes(prepare(config, model))
+
+
+def test_the_begin_token_of_plain_text_stands_once(tmp_path: Path) -> None:
+    model = Model(make_folder(tmp_path / "m", LLAMA3))
+    tokenizer = json.loads((model.folder / "tokenizer.json").read_text())
+    (bos,) = (entry["id"] for entry in tokenizer["added_tokens"] if entry["content"] == LLAMA3.bos)
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": LLAMA3.bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {LLAMA3.bos: {"id": LLAMA3.bos, "ids": [bos], "tokens": [LLAMA3.bos]}},
+    }
+    (model.folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": f"{LLAMA3.bos}Once upon"}]
+    config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records), allow=["special_token_in_text"]))
+    plain, begun = preview(config, model, 2)
+    assert plain.ids.tolist() == begun.ids.tolist() and plain.ids.tolist().count(bos) == 1
+    assert plain.mask.tolist() == begun.mask.tolist() == [False] + [True] * (len(plain.ids) - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "detail"),
+    [
+        ("<|im_start|>user\nhi", "special_token_in_text", "'<|im_start|>' at character 0"),
+        ("one<|im_end|> two", "special_token_in_text", "'<|im_end|>' at character 3"),
+        ("one<|im_end|><|im_end|>", "special_token_in_text", "'<|im_end|>' at character 3"),
+        ("x" * 41, "too_long_output_chars", "41 characters"),
+    ],
+)
+def test_plain_text_is_checked_like_other_examples(
+    text: str, code: str, detail: str, model: Model, tmp_path: Path
+) -> None:
+    records: list[dict[str, object]] = [*({"text": f"Once upon {i}"} for i in range(109)), {"text": text}]
+    path = write(tmp_path / "a.jsonl", records)
+    info = run(model, path=path, max_output_chars=40)
+    assert codes(info) == {code: 1} and info.audit.vetoed
+    assert (info.audit.findings[0].places[0].line, info.audit.findings[0].places[0].detail) == (110, detail)
+    accepted = run(model, path=path, max_output_chars=40, allow=[code])
+    assert not accepted.audit.vetoed and accepted.train.num_examples == 110
+
+
+def test_a_plain_text_of_nothing_but_the_end_token_is_empty(model: Model, tmp_path: Path) -> None:
+    info = run(model, path=write(tmp_path / "a.jsonl", [{"text": "Once"}, {"text": "<|im_end|>"}]))
+    assert codes(info)["empty_output"] == 1 and info.audit.vetoed
 
 
 def test_nothing_is_prepared_with_torch_loaded(model: Model, tmp_path: Path) -> None:

@@ -31,6 +31,18 @@ def test_it_shows_three_examples_with_what_is_taught_marked(
     assert "text_input_output format" in out and "examples read 110, used 110" in out and "nothing found" in out
 
 
+def test_plain_text_is_shown_with_the_end_token_that_is_taught(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Once upon a time"}) + "\n")
+    assert main(["prepare", *settings, "--show", "1"]) == ExitCode.DONE
+    assert ">>>Once upon a time<|im_end|><<<" in capsys.readouterr().out
+    assert main(["prepare", *settings, "--show", "1", "--json"]) == ExitCode.DONE
+    (example,) = json.loads(capsys.readouterr().out)["examples"]
+    assert example["text"] == "Once upon a time<|im_end|>" == example["supervised_text"][0]
+    assert example["supervised_spans"] == [[0, 26]]
+
+
 def test_json_is_one_document_with_text_ids_mask_and_spans(
     settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

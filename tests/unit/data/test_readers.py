@@ -140,7 +140,7 @@ def test_every_broken_line_is_reported_and_the_others_are_read(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('[{"text": "a"},\n {"text": "b"\n', [(1, {"text": "a"}), (2, "broken_json")]),
+        ('[{"text": "a"},\n {"text": "b"\n', [(1, {"text": "a"}), (3, "broken_json")]),
         ('[{"text": "a"}\n {"text": "b"}]', [(1, {"text": "a"}), (2, "broken_json")]),
         ('[{"text": "a"},\n ]', [(1, {"text": "a"}), (2, "broken_json")]),
         ('[{"text": "a"}', [(1, {"text": "a"}), (1, "broken_json")]),
@@ -148,6 +148,8 @@ def test_every_broken_line_is_reported_and_the_others_are_read(tmp_path: Path) -
         ('[{"text": NaN},\n{"text": "b"}]', [(1, "nan_value"), (2, {"text": "b"})]),
         ('[1,\n{"text": "b"}]', [(1, "not_an_object"), (2, {"text": "b"})]),
         ('{"text": "a"', [(1, "broken_json")]),
+        ('[{"text": "a"}]\n[{"text": "b"}]', [(1, {"text": "a"}), (2, "broken_json")]),
+        ('[]\n{"text": "b"}', [(2, "broken_json")]),
         ("", [(1, "broken_json")]),
     ],
 )
@@ -158,6 +160,46 @@ def test_broken_json_files_say_the_line(
     assert read(path) == expected
     monkeypatch.setattr(readers, "_READ_CHARS", 3)
     assert text == "" or not text.startswith("[") or read(path) == expected
+
+
+def finding(path: Path) -> tuple[int, str]:
+    """Line and words of the one record that cannot be read."""
+    found: list[tuple[int, str]] = []
+    for chunk in read_chunks(Source(path.name, path), 0):
+        for line, payload in zip(chunk.lines, chunk.payloads, strict=True):
+            if isinstance(payload, ExampleError):
+                found.append((line, payload.why))
+    assert len(found) == 1
+    return found[0]
+
+
+def broken_array(num_records: int, broken: int, fault: str, indent: str = "") -> str:
+    """An array of a record a line between two brackets, the given one (from 0) at fault."""
+    lines = [f'{indent}{{"text_input": "input {i}", "output": "output {i}"}},' for i in range(num_records)]
+    lines[broken] = indent + fault
+    return "[\n" + "\n".join(lines)[:-1] + "\n]\n"
+
+
+@pytest.mark.parametrize("read_chars", [1 << 20, 700, 7])
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (broken_array(100, 50, '{"text_input": "input 50" "output": "x"},'), 52),
+        (broken_array(100, 50, '{"text_input": "input 50", "output": x},', indent="    "), 52),
+        (broken_array(3, 1, '{"text_input": "a", "output": },'), 3),
+        (json.dumps([{"text": "a"}, {"text": "b"}], indent=2).replace('"b"', "b"), 6),
+        ('[{"text": "a"}, {"text": "b"}, {"text": c}]', 1),
+    ],
+)
+def test_the_line_of_broken_json_in_an_array_is_the_one_json_names(
+    text: str, line: int, read_chars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_READ_CHARS", read_chars)
+    with pytest.raises(json.JSONDecodeError) as caught:
+        json.loads(text)
+    assert caught.value.lineno == line
+    seen, why = finding(write(tmp_path / "a.json", text))
+    assert (seen, why) == (line, f"{caught.value.msg} at column {caught.value.colno}")
 
 
 def test_rows_that_do_not_fit_the_header_are_reported(tmp_path: Path) -> None:
@@ -171,6 +213,23 @@ def test_rows_that_do_not_fit_the_header_are_reported(tmp_path: Path) -> None:
 def test_utf16_is_named_instead_of_misread(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, "\ufeff{}\n".encode("utf-16-le"))
     assert [code for _, code in read(path)] == ["not_utf8"]
+
+
+def test_a_table_row_that_is_not_utf8_is_named_by_its_line_and_the_others_are_read(tmp_path: Path) -> None:
+    rows = [f"input {i},output {i}".encode() for i in range(3000)]
+    rows[40] = b"caf\xe9,output 40"
+    rows[50] = b'input 50,"two\r\nlin\xe9s"'
+    path = write(tmp_path / "a.csv", b"\n".join([b"text_input,output", *rows]))
+    found = read(path)
+    assert [item for item in found if isinstance(item[1], str)] == [(42, "not_utf8"), (53, "not_utf8")]
+    assert len(found) == 3000 and found[-1] == (3002, {"text_input": "input 2999", "output": "output 2999"})
+
+
+@pytest.mark.parametrize("opening", [b"[", b"{"])
+def test_json_that_is_not_utf8_is_named_by_its_line(opening: bytes, tmp_path: Path) -> None:
+    record = b'{"text": "caf\xe9"}\n'
+    path = write(tmp_path / "a.json", b"[\n" + record + b"]" if opening == b"[" else b'{"data":\n[' + record + b"]}")
+    assert finding(path) == (2, "byte 0xe9: invalid continuation byte")
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from launcher.config.paths import cache_dir
 from launcher.config.schema import DataConfig, DataFormat, SourceConfig
-from launcher.data import hub
 from launcher.data.content_hash import file_sha256, write_atomically
 from launcher.data.hub import NotFetched, fetch_split
 from launcher.data.sources import find_sources
-from launcher.errors import DataError
+from launcher.errors import DataError, ExitCode
+from tests.unit.data.chat_models import CHATML, make_folder
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -100,19 +106,113 @@ def test_without_network_the_hub_error_says_what_to_do() -> None:
         fetch_split("owner/name", "train", None)
 
 
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], None]]:
+    """A Hub on this machine; called with the status and error code it is to answer with."""
+    import datasets
+    from huggingface_hub import constants
+
+    class Handler(BaseHTTPRequestHandler):
+        status, code = 500, ""
+
+        def do_GET(self) -> None:
+            # What a data set is may be read even where it is gated; its files may not.
+            is_info = self.path.startswith("/api/datasets/open/")
+            body = json.dumps({"id": "open/gated", "sha": "c0ffee"}).encode() if is_info else b""
+            self.send_response(200 if is_info else self.status)
+            if self.code:
+                self.send_header("X-Error-Code", self.code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    def answer(status: int, code: str) -> None:
+        Handler.status, Handler.code = status, code
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    file_url = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", file_url)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("name", "status", "code", "words"),
     [
-        ("401 Client Error: Unauthorized", ["HF_TOKEN", "https://huggingface.co/settings/tokens"]),
-        ("Dataset 'a/b' is a gated dataset on the Hub", ["HF_TOKEN", "accept its terms"]),
-        ("403 Forbidden: token lacks scope", ["may not read it", "HF_TOKEN"]),
-        ("Dataset 'a/b' doesn't exist on the Hub", ["no such data set", "private"]),
-        ("Unknown split \"trian\". Should be one of ['train'].", ["trian"]),
+        ("owner/typo", 404, "RepoNotFound", ["no such data set", "private", "Check the spelling"]),
+        ("owner/v401-authenticated-gated", 404, "RepoNotFound", ["no such data set", "Check the spelling"]),
+        # So the Hub answers who has not signed in, be the data set missing or private.
+        ("owner/name", 401, "RepoNotFound", ["no such data set", "private"]),
+        ("owner/name", 404, "RevisionNotFound", ["no such revision", "owner/name/commits"]),
+        ("owner/name", 401, "", ["did not accept the credentials (401)", "HF_TOKEN"]),
+        ("owner/name", 403, "GatedRepo", ["gated", "Accept its terms at https://huggingface.co/datasets/owner/name"]),
+        ("open/gated", 403, "GatedRepo", ["gated", "Accept its terms at https://huggingface.co/datasets/open/gated"]),
+        ("owner/name", 403, "", ["refuses access (403)", "https://huggingface.co/settings/tokens"]),
+        ("owner/name", 418, "", ["answered with an error (418)"]),
     ],
 )
-def test_hub_errors_are_explained(message: str, words: list[str]) -> None:
-    text = hub._explain("a/b", "train", None, ValueError(message))
-    assert all(word in text for word in words)
+def test_what_the_hub_answers_is_explained_by_type_and_status(
+    name: str, status: int, code: str, words: list[str], answering: Callable[[int, str], None]
+) -> None:
+    answering(status, code)
+    with pytest.raises(DataError) as caught:
+        fetch_split(name, "train", None)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    kinds = ("no such data set", "no such revision", "credentials", "gated.", "refuses access", "with an error")
+    assert len([kind for kind in kinds if kind in text]) == 1
+
+
+def test_a_hub_that_cannot_be_reached_is_explained_instead_of_called_a_bug(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "model", CHATML)
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {
+        "HF_ENDPOINT": "http://127.0.0.1:1",
+        "HF_HOME": str(tmp_path),
+        "LAUNCHER_CACHE": str(tmp_path / "c"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "prepare", "data.path=hub:owner/name", f"model.name_or_path={folder}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == ExitCode.USER
+    assert "the Hub cannot be reached" in done.stderr and "or give a file" in done.stderr
+    assert "Traceback" not in done.stderr and "bug" not in done.stderr
+
+
+def test_other_errors_of_the_hub_are_passed_on_and_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def fail(error: Exception) -> Callable[..., None]:
+        def raise_it(self: object, name: str, revision: str | None) -> None:
+            raise error
+
+        return raise_it
+
+    why = ValueError("Unknown split \"trian\". Should be one of ['train'].")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail(why))
+    with pytest.raises(DataError, match='cannot be read: Unknown split "trian"'):
+        fetch_split("owner/name", "trian", None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail(OSError(28, "No space left on device")))
+    with pytest.raises(DataError, match=r"cannot be read: .*No space left"):
+        fetch_split("owner/name", "train", None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail(AttributeError("ours")))
+    with pytest.raises(AttributeError):
+        fetch_split("owner/name", "train", None)
 
 
 def test_what_was_fetched_is_a_file_from_then_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

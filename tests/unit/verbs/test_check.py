@@ -100,21 +100,117 @@ def test_a_model_that_is_not_here_is_planned_from_shipped_figures(capsys: pytest
     assert any("not prepared" in warning for warning in document["warnings"])  # type: ignore[attr-defined]
 
 
-def test_large_data_is_not_prepared_by_a_check(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+NOT_HERE = ["model=qwen2_5_7b", "method=lora", "cluster=one_gpu_80gb"]
+
+
+def write_examples(path: Path, count: int, *more: str, chars: int = 10) -> str:
+    """A file of good examples and further lines; as the setting that names it."""
+    lines = [json.dumps({"prompt": f"{n} " + "x" * chars, "completion": "y" * chars}) for n in range(count)]
+    path.write_text("\n".join([*lines, *more]) + "\n")
+    return f"data.path={path}"
+
+
+def test_broken_data_is_refused_before_the_model_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_examples(tmp_path / "mine.jsonl", 30, '{"prompt": "a", "compl', '{"prompt": "a", "completion": " "}')
+    code, document = check_json(capsys, *NOT_HERE, data)
+    problems = document["problems"]
+    assert isinstance(problems, list)
+    assert code == 2
+    assert [problem["key"] for problem in problems] == ["data: broken_json", "data: empty_output"]
+    assert f"{tmp_path}/mine.jsonl:31" in problems[0]["why"] and f"{tmp_path}/mine.jsonl:32" in problems[1]["why"]
+    allowed = check_json(capsys, *NOT_HERE, data, "data.allow=[broken_json,empty_output]")
+    assert allowed[0] == 0
+
+
+def test_held_out_copies_and_unknown_fields_are_refused_before_the_model_is_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "large.jsonl"
-    line = json.dumps({"prompt": "x" * 500, "completion": "y" * 500}) + "\n"
-    path.write_text(line * (21 * 2**20 // len(line)))
-    started = time.monotonic()
-    code, document = check_json(
-        capsys, f"model.name_or_path={tiny_model}", "data.seq_len_tokens=128", f"data.path={path}"
-    )
+    data = write_examples(tmp_path / "mine.jsonl", 30)
+    (tmp_path / "odd.jsonl").write_text('{"q": 1}\n')
+    code, document = check_json(capsys, *NOT_HERE, data, f"data.validation_path={tmp_path}/mine.jsonl")
+    assert code == 2
+    assert [problem["key"] for problem in document["problems"]] == ["data: train_validation_overlap"]  # type: ignore[attr-defined]
+    code, document = check_json(capsys, *NOT_HERE, f"data.path={tmp_path}/odd.jsonl")
+    assert code == 2
+    assert "data: unknown_format" in [problem["key"] for problem in document["problems"]]  # type: ignore[attr-defined]
+
+
+def test_examples_are_counted_before_the_model_is_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_examples(tmp_path / "mine.jsonl", 30, "")
+    _, document = check_json(capsys, *NOT_HERE, data, "data.validation_fraction=0.2", "data.packing=false")
     plan = document["plan"]
     assert isinstance(plan, dict)
-    assert plan["data"]["is_estimate"] is True
-    assert time.monotonic() - started < 10
-    assert code in (0, 2)
+    assert (plan["data"]["examples"], plan["data"]["validation_examples"]) == (24, 6)
+    assert plan["data"]["is_counted"] is True and plan["batch"]["steps_per_epoch"] == 3
+
+
+def test_the_quickstart_is_planned_exactly_before_its_model_is_converted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "experiment=quickstart"]) == 0
+    shown = capsys.readouterr().out
+    assert "600 examples, 100 held out; about " in shown and "114 steps: 3 epochs of 38" in shown
+    assert "this run can start" not in shown
+    assert "the audit has not run on all of it" in shown
+    assert "(the model is not on this machine). launcher prepare experiment=quickstart does" in shown
+
+
+def test_a_check_without_the_model_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert main(["check", "experiment=quickstart"]) == 0
+    assert not (tmp_path / "cache").exists() and not any((tmp_path / "scratch").iterdir())
+
+
+def test_examples_that_look_too_long_are_warned_of_without_a_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_examples(tmp_path / "mine.jsonl", 3, chars=2000)
+    _, document = check_json(capsys, *NOT_HERE, data, "data.seq_len_tokens=256")
+    assert any("about 3 of the examples read look longer" in warning for warning in document["warnings"])  # type: ignore[attr-defined]
+
+
+def large_file(path: Path) -> tuple[str, int]:
+    count = 21 * 2**20 // 1000
+    return write_examples(path, count, chars=490), count
+
+
+def test_of_large_data_a_part_is_audited_and_that_is_said(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, count = large_file(tmp_path / "large.jsonl")
+    words = [f"model.name_or_path={tiny_model}", "data.seq_len_tokens=128", data]
+    started = time.monotonic()
+    code, document = check_json(capsys, *words)
+    plan = document["plan"]
+    assert isinstance(plan, dict)
+    assert code == 0 and plan["data"]["is_estimate"] is True
+    assert plan["data"]["examples"] == count and plan["data"]["is_counted"] is True
+    assert time.monotonic() - started < 60
+    assert "examples, 20 of 21 MiB, were read" in str(document["unaudited"])
+    assert main(["check", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "this run can start" not in shown and "launcher prepare model.name_or_path" in shown
+
+
+def test_what_is_wrong_in_the_part_of_large_data_that_is_read_refuses_it(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, _ = large_file(tmp_path / "large.jsonl")
+    path = tmp_path / "large.jsonl"
+    path.write_text('{"prompt": \n' + path.read_text())
+    code, document = check_json(capsys, f"model.name_or_path={tiny_model}", "data.seq_len_tokens=128", data)
+    (problem,) = document["problems"]  # type: ignore[misc]
+    assert code == 2 and problem["key"] == "data: broken_json" and f"{path}:1" in problem["why"]
+
+
+def test_a_share_to_hold_out_of_a_folder_that_has_its_own_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_examples(tmp_path / "train.jsonl", 30)
+    write_examples(tmp_path / "validation.jsonl", 3, chars=7)
+    _, document = check_json(capsys, *NOT_HERE, f"data.path={tmp_path}", "data.validation_fraction=0.1")
+    told = "data.validation_fraction = 0.1 does nothing"
+    assert any(warning.startswith(told) for warning in document["warnings"])  # type: ignore[attr-defined]
 
 
 def test_a_plan_that_does_not_fit_exits_2_with_advice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,114 @@
+"""What other programs call the settings of this one: Transformers, TRL, PEFT, DeepSpeed, Lightning, hosted services.
+
+For the message about an unknown key only; none of these names is accepted.
+"""
+
+from __future__ import annotations
+
+# Key or option here: the names it goes by elsewhere. A dotted name counts only with its section.
+_NAMES = {
+    "seed": "seed random_seed",
+    "name": "run_name job_name suffix",
+    "runs_dir": "output_dir out_dir save_dir logging_dir default_root_dir",
+    "model.name_or_path": "model_name_or_path pretrained_model_name_or_path model_name model_id model_path base_model "
+    "model.path model.name",
+    "model.revision": "model_revision",
+    "model.attention": "attn_implementation use_flash_attention use_flash_attention_2 flash_attention flash_attn",
+    "data.path": "train_file train_files train_path training_file data_path data_dir dataset dataset_name dataset_path "
+    "datasets data.name data.file data.files",
+    "data.validation_path": "validation_file eval_file val_file eval_dataset val_path test_file",
+    "data.validation_fraction": "val_size test_size val_set_size validation_split validation_split_percentage",
+    "data.hub_split": "dataset_split split",
+    "data.seed": "data_seed dataset_seed",
+    "data.seq_len_tokens": "max_seq_length max_seq_len max_length model_max_length cutoff_len sequence_len seq_length "
+    "seq_len context_length block_size",
+    "data.packing": "sample_packing pack",
+    "data.system_prompt": "system system_message default_system",
+    "data.num_workers": "dataloader_num_workers preprocessing_num_workers dataset_num_proc num_proc",
+    "method=full": "full_finetune full_finetuning",
+    "method=lora": "lora peft use_peft use_lora",
+    "method=dora": "use_dora",
+    "method=qlora": "load_in_4bit quantization quantization_bit quantization_config use_qlora",
+    "method.kind": "finetuning_type peft_type adapter method.type method.name",
+    "method.rank": "lora_r lora_rank r",
+    "method.alpha": "lora_alpha",
+    "method.dropout": "lora_dropout",
+    "method.target_modules": "lora_target_modules lora_target target_module",
+    "method.rslora": "use_rslora",
+    "method.double_quantization": "bnb_4bit_use_double_quant double_quant",
+    "optim.epochs": "num_train_epochs n_epochs num_epochs max_epochs train_epochs",
+    "optim.max_steps": "max_train_steps total_steps num_steps num_training_steps train_steps max_iters",
+    "optim.lr": "learning_rate base_lr peak_lr max_lr",
+    "optim.lr_multiplier": "learning_rate_multiplier",
+    "optim.schedule": "lr_scheduler_type lr_scheduler scheduler scheduler_type lr_schedule",
+    "optim.warmup_steps": "num_warmup_steps warmup_num_steps lr_warmup_steps warmup",
+    "optim.min_lr_ratio": "min_lr min_lr_rate min_learning_rate",
+    "optim.beta1": "adam_beta1",
+    "optim.beta2": "adam_beta2",
+    "optim.eps": "adam_epsilon adam_eps epsilon",
+    "optim.grad_clip": "max_grad_norm gradient_clip_val gradient_clipping clip_grad clip_grad_norm",
+    "optim.early_stopping_patience": "early_stopping patience",
+    "strategy.precision": "bf16 fp16 fp32 mixed_precision torch_dtype dtype",
+    "strategy.activation_checkpointing": "gradient_checkpointing activation_checkpoint",
+    "strategy.compile": "torch_compile",
+    "strategy.offload_optimizer": "offload_optimizer.device offload_optimizer_device",
+    "strategy.offload_params": "offload_param offload_param.device offload_param_device cpu_offload",
+    "batch.global_sequences": "batch_size train_batch_size global_batch_size effective_batch_size",
+    "checkpoint.save_every_steps": "save_steps save_interval checkpoint_every every_n_train_steps",
+    "checkpoint.keep_last": "save_total_limit save_top_k max_to_keep",
+    "checkpoint.keep_best": "load_best_model_at_end save_best",
+    "track.eval_every_steps": "eval_steps eval_interval evaluation_steps val_check_interval",
+    "track.wandb": "report_to logger use_wandb wandb_mode wandb.mode",
+    "cluster.nodes": "num_nodes nnodes num_machines",
+    "cluster.devices_per_node": "n_gpus num_gpus n_gpus_per_node gpus_per_node gpus nproc_per_node ntasks_per_node "
+    "devices num_devices",
+    "cluster.walltime_min": "walltime time_limit max_time time",
+    "cluster.memory_gib_per_node": "mem",
+    "cluster.environment": "env env_vars",
+}
+# What has no single counterpart: the names, and what to say.
+_ANSWERS = {
+    "gradient_accumulation_steps grad_accum_steps grad_accum accumulate_grad_batches accumulation_steps": ""
+    "Accumulation is derived here: give batch.global_sequences (a whole step, over all devices) and, if need be, "
+    "batch.micro_sequences (one device at once)",
+    "per_device_train_batch_size train_micro_batch_size_per_gpu micro_batch_size per_gpu_train_batch_size": "Give "
+    "batch.micro_sequences for what one device takes at once; batch.global_sequences is what a whole step takes",
+    "per_device_eval_batch_size eval_batch_size": "Evaluation takes batches of the size training takes "
+    "(batch.micro_sequences)",
+    "zero_stage stage zero zero_optimization deepspeed deepspeed_config fsdp fsdp_config": "Choose strategy=zero1, "
+    "strategy=zero2 or strategy=zero3 (ZeRO stages; strategy=zero2_offload and strategy=zero3_offload use host memory)",
+    "logging_steps log_every_n_steps logging_strategy": "Every step is recorded; leave it out",
+    "eval_strategy evaluation_strategy": "Held-out loss is measured after each epoch, and every track.eval_every_steps",
+    "save_strategy": "Checkpoints come after each epoch and at the end, or every checkpoint.save_every_steps",
+    "optimizer optimizer_name optim_type": "The optimizer is AdamW; its settings are optim.lr, optim.weight_decay, "
+    "optim.beta1, optim.beta2 and optim.eps",
+    "load_in_8bit": "Bases are quantized to 4 bits only: method=qlora",
+    "world_size num_processes": "Ranks are cluster.nodes times cluster.devices_per_node",
+    "resume resume_from_checkpoint": "`launcher resume RUN` goes on from the newest checkpoint",
+    "trust_remote_code": "Code from a model is never run here; leave it out",
+    "hf_token hub_token use_auth_token token api_key wandb_api_key": "No secret is a setting: put HF_TOKEN or "
+    "WANDB_API_KEY into the environment",
+}
+_KEYS = {name: key for key, names in _NAMES.items() for name in names.split()}
+_TEXTS = {name: text for names, text in _ANSWERS.items() for name in names.split()}
+_SAYS_NOTHING = ("enabled", "type")
+"""Last words that leave the meaning to the word before: bf16.enabled."""
+
+
+def foreign_names() -> list[str]:
+    """Every name that has an answer."""
+    return [*_KEYS, *_TEXTS]
+
+
+def answer(key: str) -> str:
+    """What to do about a key that another program has; empty for one that is not known from elsewhere."""
+    words = key.lstrip("-").lower().replace("-", "_").split(".")
+    candidates = [".".join(words[-2:]), words[-1]]
+    if words[-1] in _SAYS_NOTHING and len(words) > 1:
+        candidates.append(words[-2])
+    for name in candidates:
+        if name in _KEYS:
+            return f"Did you mean {_KEYS[name]}?"
+        if name in _TEXTS:
+            return _TEXTS[name]
+    return ""

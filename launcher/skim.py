@@ -1,0 +1,274 @@
+"""Data read without a tokenizer: the audit as far as it goes, and how much there is to train on.
+
+For plans made before the model or a prepared data set is there. It runs the steps of preparing with another encoder,
+which estimates tokens from the length of the text; what it writes is gone when it is done. Of very large data only the
+beginning of each file is read.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launcher.config.plan import DataFacts
+from launcher.config.schema import DataConfig, DataFormat
+from launcher.data.audit import RULES, Audit, Place, Severity, SplitCounts, Tally
+from launcher.data.encode import EncodedChunk
+from launcher.data.example import Example, ExampleError
+from launcher.data.example_checks import check_example, check_text, digests
+from launcher.data.formats import describe_formats, detect, to_example
+from launcher.data.openings import opening_of
+from launcher.data.prepared import Prepared, SplitFacts, TokenBatch
+from launcher.data.readers import Chunk, first_records, parse, read_chunks
+from launcher.data.sources import Source, Sources
+from launcher.data.splits import SplitBuilder
+
+READ_BYTES = 20 * 2**20
+"""More data than this is read in part: so many bytes of it, or READ_RECORDS records if those come first."""
+READ_RECORDS = 100_000
+_COUNT_BYTES = 4 * 2**30
+"""Lines of more data than this are not counted either."""
+_RECORDS_TO_DETECT = 20
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_TURN = 5
+"""What a chat template writes around a turn."""
+_TOKENS_OF_SYSTEM = 20
+"""The system turn most templates write where an example has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skimmed:
+    """What could be seen."""
+
+    facts: DataFacts
+    audit: Audit
+    num_long: int
+    """Examples that are longer than data.seq_len_tokens by the estimate."""
+    unread: str
+    """How much was not looked at; empty when every example was read."""
+
+
+@dataclass(slots=True)
+class _Reading:
+    """How much of one source was read."""
+
+    source: Source
+    num_read: int = 0
+    """Records, empty lines left out."""
+    bytes_read: int = 0
+    at_end: bool = False
+
+
+def skim(data: DataConfig, sources: Sources) -> Skimmed:
+    """Findings and counts of data that lies on this machine.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    every = sources.all()
+    num_bytes = sum(source.size_bytes for source in every)
+    share = min(1.0, READ_BYTES / max(1, num_bytes))
+    tally = Tally()
+    for name in sources.ignored:
+        tally.add("held_out_files_ignored", Place(name, 0))
+    encoder = _Encoder(data)
+    readings = [_Reading(source) for source in every]
+    formats = [_format(source, tally) for source in every]
+    with tempfile.TemporaryDirectory(prefix="launcher-skim-") as folder:
+        builder = SplitBuilder(Path(folder), sources, data)
+        for number, (reading, kind) in enumerate(zip(readings, formats, strict=True)):
+            for chunk in _beginning(reading, number, share) if kind is not None else ():
+                encoded = encoder.encode(chunk, reading.source.name, kind or DataFormat.auto)
+                reading.num_read += encoded.num_read
+                builder.add(encoded, number)
+        splits = builder.choose()
+        tally.merge(builder.tally)
+        train, validation = splits.write(vetoed=False)
+        heaviest = int(Prepared.open(Path(folder), "train").pack_supervised.max(initial=0))
+    names = {source.name: kind.value for source, kind in zip(every, formats, strict=True) if kind is not None}
+    is_whole = all(reading.at_end for reading, kind in zip(readings, formats, strict=True) if kind is not None)
+    unread = "" if is_whole else _unread(readings, num_bytes)
+    facts = _facts(data, sources, readings, train, validation, heaviest, is_whole=is_whole)
+    return Skimmed(facts, _audit(tally, data, splits.counts, names), encoder.num_long, unread)
+
+
+def _audit(tally: Tally, data: DataConfig, counts: dict[str, SplitCounts], names: dict[str, str]) -> Audit:
+    return Audit(tally.findings(data.allow), counts, names, tuple(data.allow))
+
+
+def _format(source: Source, tally: Tally) -> DataFormat | None:
+    """As preparing decides it: the format that is named, or that of the first record which has one."""
+    if source.format is not DataFormat.auto:
+        return source.format
+    records = first_records(source, _RECORDS_TO_DETECT)
+    if not records:
+        return DataFormat.auto  # nothing can be read; the reader says why, line by line
+    found = next((kind for kind in map(detect, records) if kind is not None), None)
+    if found is None:
+        fields = ", ".join(list(records[0])[:8]) or "none"
+        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
+    return found
+
+
+def _unread(readings: list[_Reading], num_bytes: int) -> str:
+    num_read = sum(reading.num_read for reading in readings)
+    bytes_read = sum(reading.bytes_read for reading in readings)
+    return f"only the first {num_read:,} examples, {bytes_read / 2**20:,.0f} of {num_bytes / 2**20:,.0f} MiB, were read"
+
+
+def _beginning(reading: _Reading, number: int, share: float) -> Iterable[Chunk]:
+    """Chunks from the start of a source until its share is read, at least one; notes how many bytes that were."""
+    most_bytes = share * reading.source.size_bytes
+    most_records = share * READ_RECORDS * reading.source.size_bytes / READ_BYTES
+    for chunk in read_chunks(reading.source, number):
+        if share < 1 and reading.bytes_read and (reading.bytes_read >= most_bytes or reading.num_read >= most_records):
+            return
+        reading.bytes_read += chunk.size_bytes
+        yield chunk
+    reading.at_end = True
+
+
+class _Encoder:
+    """In place of data.encode.Encoder: the same findings as far as no tokenizer or template is needed."""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._data = data
+        self._preamble = _tokens(data.preamble or "")
+        self._system = _tokens(data.system_prompt) + _TOKENS_PER_TURN if data.system_prompt else _TOKENS_OF_SYSTEM
+        self.num_long = 0
+
+    def encode(self, chunk: Chunk, name: str, kind: DataFormat) -> EncodedChunk:
+        tally = Tally()
+        kept = [
+            example
+            for line, payload in zip(chunk.lines, chunk.payloads, strict=True)
+            if (example := self._example(payload, kind, Place(name, line), tally)) is not None
+        ]
+        lengths, taught = zip(*map(self._sizes, kept), strict=True) if kept else ((), ())
+        marks = [digests(example) for example in kept]
+        return EncodedChunk(
+            source=chunk.source,
+            batch=_blank_tokens(lengths, taught, chunk.source, [example.line for example in kept]),
+            input_digest=np.array([mark[0] for mark in marks], dtype=np.uint64),
+            example_digest=np.array([mark[1] for mark in marks], dtype=np.uint64),
+            openings=[opening_of(example, self._data.system_prompt) for example in kept],
+            tally=tally,
+            num_read=len(chunk.lines) - tally.counts.get("empty_line", 0),
+            num_truncated=0,
+            tokens_cut=0,
+            size_bytes=chunk.size_bytes,
+        )
+
+    def _example(self, payload: object, kind: DataFormat, place: Place, tally: Tally) -> Example | None:
+        """The example, or None when a finding makes it unusable."""
+        limits = self._data
+        try:
+            example = to_example(parse(payload), kind, place.file, place.line)  # type: ignore[arg-type]
+        except ExampleError as error:
+            tally.add(error.code, Place(place.file, place.line, error.why))
+            return None
+        if example.text is not None:
+            issues = check_text(example.text, None, None, limits.max_output_chars)
+        else:
+            issues = check_example(example, None, limits.max_input_chars, limits.max_output_chars)
+        for code, detail in issues:
+            tally.add(code, Place(place.file, place.line, detail))
+        if any(not RULES[code].keeps and RULES[code].severity is Severity.error for code, _ in issues):
+            return None
+        if example.text is None and not any(m.role == "assistant" and m.train for m in example.messages):
+            tally.add("no_supervised_tokens", Place(place.file, place.line, "every answer has weight 0"))
+            return None
+        return example
+
+    def _sizes(self, example: Example) -> tuple[int, int]:
+        """Estimated tokens, and how many of them are taught; as long as a sequence at most."""
+        if example.text is not None:
+            tokens = taught = _tokens(example.text) + 1
+        else:
+            turns = [(message, _tokens(message.content + message.reasoning)) for message in example.messages]
+            has_system = any(message.role in ("system", "developer") for message in example.messages)
+            added = self._preamble + (0 if has_system else self._system)
+            tokens = added + sum(size + _TOKENS_PER_TURN for _, size in turns)
+            taught = sum(size + 1 for message, size in turns if message.role == "assistant" and message.train)
+        limit = self._data.seq_len_tokens
+        self.num_long += tokens > limit
+        return min(tokens, limit), min(taught, limit)
+
+
+def _tokens(text: str) -> int:
+    return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+
+
+def _blank_tokens(lengths: Iterable[int], taught: Iterable[int], source: int, lines: list[int]) -> TokenBatch:
+    """Examples of the given sizes without content, the taught tokens at their end."""
+    sizes, labels = np.array([*lengths], dtype=np.int64), np.array([*taught], dtype=np.int64)
+    offsets = np.cumsum([0, *sizes]).astype(np.int32)
+    place = np.arange(int(offsets[-1])) - np.repeat(offsets[:-1], sizes)
+    return TokenBatch(
+        tokens=np.zeros(int(offsets[-1]), dtype=np.int32),
+        mask=(place >= np.repeat(sizes - labels, sizes)).astype(np.uint8),
+        offsets=offsets,
+        file=np.full(len(lines), source, dtype=np.int32),
+        line=np.array(lines, dtype=np.int64),
+    )
+
+
+def _facts(
+    data: DataConfig,
+    sources: Sources,
+    readings: list[_Reading],
+    train: SplitFacts,
+    validation: SplitFacts | None,
+    heaviest: int,
+    *,
+    is_whole: bool,
+) -> DataFacts:
+    """Counts of what was read, or of the whole that it is the beginning of."""
+    sides = readings[: len(sources.train)], readings[len(sources.train) :]
+    grown, counted = _growth(sides[0])
+    grown_held_out, counted_held_out = _growth(sides[1] or sides[0])
+    divides = data.validation_fraction > 0 or any(weight != 1.0 for weight in sources.weights)
+    examples = round(train.num_examples * grown)
+    return DataFacts(
+        examples=examples,
+        validation_examples=round(validation.num_examples * grown_held_out) if validation is not None else 0,
+        tokens=round(train.num_tokens * grown),
+        supervised_tokens=round(train.num_supervised_tokens * grown),
+        num_packs=max(1, round(train.num_packs * grown)) if data.packing else examples,
+        max_pack_tokens=train.longest_pack_tokens if is_whole else data.seq_len_tokens,
+        max_pack_supervised=heaviest if is_whole else data.seq_len_tokens,  # the worst case, for memory
+        is_estimate=True,
+        is_counted=is_whole or (counted and counted_held_out and not divides),
+    )
+
+
+def _growth(readings: list[_Reading]) -> tuple[float, bool]:
+    """How many times the records that were read the sources hold, and whether that was counted rather than guessed."""
+    if all(reading.at_end for reading in readings):
+        return 1.0, True
+    can_count = sum(reading.source.size_bytes for reading in readings) <= _COUNT_BYTES
+    num_read = sum(reading.num_read for reading in readings)
+    total, all_counted = 0, can_count
+    for reading in readings:
+        number = reading.num_read if reading.at_end else _count_records(reading.source) if can_count else None
+        all_counted = all_counted and number is not None
+        guess = reading.num_read * reading.source.size_bytes / max(1, reading.bytes_read)
+        total += round(guess) if number is None else number
+    return max(1.0, total / max(1, num_read)), all_counted
+
+
+def _count_records(source: Source) -> int | None:
+    """Records of a file whose number can be had without parsing it; None for others."""
+    suffix = source.path.suffix.lower() if source.path is not None else ""
+    if source.path is None or suffix not in (".jsonl", ".ndjson", ".parquet"):
+        return None
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(source.path).metadata.num_rows)
+    with source.path.open("rb") as file:
+        return sum(1 for line in file if line.strip())

@@ -1,0 +1,143 @@
+"""Reading data without a tokenizer: findings and counts as in preparing, and honest words about what was not read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from launcher import skim as skimming
+from launcher.config.compose import compose_config
+from launcher.config.model_files import find_model
+from launcher.config.schema import RunConfig
+from launcher.data.prepare import PreparedInfo, prepare
+from launcher.data.sources import find_sources
+from launcher.skim import Skimmed, skim
+
+NUM_LARGE = 5000
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return compose_config(["data.packing=false", "data.seq_len_tokens=256", *overrides])
+
+
+def skimmed(*overrides: str) -> Skimmed:
+    data = config_of(*overrides).data
+    return skim(data, find_sources(data))
+
+
+def prepared(model: Path, *overrides: str) -> PreparedInfo:
+    config = config_of(f"model.name_or_path={model}", *overrides)
+    return prepare(config, find_model(config.model, weights=False), allow_vetoed=True)
+
+
+def codes(found: Skimmed | PreparedInfo) -> dict[str, int]:
+    return {finding.code: finding.count for finding in found.audit.findings}
+
+
+GOOD = [{"prompt": f"number {n}", "completion": str(n)} for n in range(40)]
+ODD = [
+    {"prompt": "number 1", "completion": "1"},
+    {"prompt": "number 2", "completion": "another"},
+    {"prompt": "x", "completion": ""},
+    {"prompt": "x", "complet": "y"},
+    {"messages": []},
+]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["data.validation_fraction=0.25"],
+        ["data.max_output_chars=3"],
+        ["data.allow=[empty_output,wrong_fields]"],
+    ],
+)
+def test_findings_and_counts_are_those_of_preparing(tmp_path: Path, tiny_model: Path, overrides: list[str]) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*GOOD, *ODD])) + "\n\nnot json\n")
+    seen, made = skimmed(f"data.path={path}", *overrides), prepared(tiny_model, f"data.path={path}", *overrides)
+    assert codes(seen) == codes(made)
+    assert [finding.vetoes for finding in seen.audit.findings] == [finding.vetoes for finding in made.audit.findings]
+    assert seen.facts.examples == made.train.num_examples
+    assert seen.facts.validation_examples == (made.validation.num_examples if made.validation else 0)
+    assert seen.facts.is_counted and seen.unread == ""
+
+
+def test_weights_of_a_mixture_count_as_in_preparing(tmp_path: Path, tiny_model: Path) -> None:
+    for name in ("a", "b"):
+        records = [{"prompt": f"{name} {n}", "completion": str(n)} for n in range(30)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    mixture = f"data.mixture=[{{path: {tmp_path}/a.jsonl, weight: 0.5}}, {{path: {tmp_path}/b.jsonl, weight: 2}}]"
+    assert skimmed(mixture).facts.examples == prepared(tiny_model, mixture).train.num_examples == 75
+
+
+def test_plain_text_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{n} " + "word " * 40}) for n in range(25)))
+    facts = skimmed(f"data.path={path}").facts
+    assert facts.examples == 25 and facts.supervised_tokens == facts.tokens > 25 * 40
+
+
+def test_a_file_without_a_usable_example_is_refused_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{\n" * 5)
+    seen = skimmed(f"data.path={path}")
+    assert codes(seen) == {"broken_json": 5, "no_examples": 1} and seen.facts.examples == 0
+
+
+def as_jsonl(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("\n\n".join(map(json.dumps, records)) + "\n")
+
+
+def as_parquet(path: Path, records: list[dict[str, str]]) -> None:
+    pq.write_table(pa.Table.from_pylist(records), path, row_group_size=500)
+
+
+def as_csv(path: Path, records: list[dict[str, str]]) -> None:
+    path.write_text("\n".join(["prompt,completion", *(f"{r['prompt']},{r['completion']}" for r in records)]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write", "is_counted"),
+    [("jsonl", as_jsonl, True), ("parquet", as_parquet, True), ("csv", as_csv, False)],
+)
+def test_of_a_large_file_the_beginning_is_read_and_all_of_it_counted_where_that_is_quick(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    write: Callable[[Path, list[dict[str, str]]], None],
+    is_counted: bool,
+) -> None:
+    path = tmp_path / f"large.{suffix}"
+    write(path, [{"prompt": f"number {n:05d}", "completion": f"{n:05d}"} for n in range(NUM_LARGE)])
+    monkeypatch.setattr(skimming, "READ_BYTES", path.stat().st_size // 2)
+    seen = skimmed(f"data.path={path}")
+    assert seen.facts.is_counted is is_counted
+    assert seen.facts.examples == NUM_LARGE if is_counted else abs(seen.facts.examples - NUM_LARGE) < NUM_LARGE / 5
+    assert seen.unread.startswith("only the first ")
+
+
+def test_of_many_short_examples_no_more_than_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "short.jsonl"
+    as_jsonl(path, [{"prompt": str(n), "completion": str(n)} for n in range(NUM_LARGE)])
+    monkeypatch.setattr(skimming, "READ_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(skimming, "READ_RECORDS", 1500)
+    seen = skimmed(f"data.path={path}")
+    assert seen.unread.startswith("only the first 1,500 examples") and seen.facts.examples == NUM_LARGE
+
+
+def test_every_file_of_large_data_is_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        as_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{n}", "completion": str(n)} for n in range(NUM_LARGE)])
+    last = tmp_path / "c.jsonl"
+    last.write_text("{\n" + last.read_text())
+    monkeypatch.setattr(skimming, "READ_BYTES", last.stat().st_size)
+    seen = skimmed(f"data.path={tmp_path}")
+    assert codes(seen)["broken_json"] == 1
+    assert seen.facts.examples == pytest.approx(3 * NUM_LARGE, rel=0.01)
