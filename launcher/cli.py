@@ -92,6 +92,11 @@ def _dispatch(words: list[str]) -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         raise
+    except SystemExit as error:
+        # Rich meets a reader that has gone with an exit of its own, and with exit code 1.
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
     except Exception:
         traceback.print_exc()
         print("launcher: this is a bug in launcher, not in what you typed; please report it.", file=sys.stderr)

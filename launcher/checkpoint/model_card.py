@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.checkpoint.export_source import ExportInfo, ExportSource
 from launcher.checkpoint.hf_format import read_json
+from launcher.checkpoint.taught import Taught, taught
 from launcher.config.schema import RunConfig
 from launcher.track.records import EvalRecord, Metrics, read_metrics
 
@@ -21,7 +22,7 @@ def model_card(source: ExportSource, info: ExportInfo) -> str:
         _data(source),
         _training(source),
         _loss(read_metrics(source.paths.metrics), info.step),
-        _usage(info),
+        _usage(info, taught(Path(source.derived.data_dir))),
         _limits(source, info),
         _licence(source),
     ]
@@ -84,10 +85,14 @@ def _results(result: Mapping[str, object], step: int) -> str:
         loss_text = f"\n\nHeld-out loss: {loss['base']:.4f} before, {loss['tuned']:.4f} after tuning."
     return (
         f"## Results\n\n{result.get('verdict', '')}\n\n"
-        f"On {result.get('examples')} held-out examples, with 95 % intervals.{note}\n\n"
+        f"On {_count(result.get('examples'))}, with 95 % intervals.{note}\n\n"
         + _table(["", "exact match", "token F1"], rows)
         + loss_text
     )
+
+
+def _count(examples: object) -> str:
+    return f"{examples} held-out example{'' if examples == 1 else 's'}"
 
 
 def _label(name: str, scores: Mapping[str, object]) -> str:
@@ -105,6 +110,13 @@ def _share(scores: Mapping[str, object], key: str) -> str:
     return text
 
 
+_KIND_OF_DATA = {
+    Taught.chat: "Supervised examples",
+    Taught.text: "Plain text, all of it learned,",
+    Taught.mixed: "Supervised examples, and plain text that is all learned,",
+}
+
+
 def _data(source: ExportSource) -> str:
     folder = Path(source.derived.data_dir)
     rows = []
@@ -118,7 +130,7 @@ def _data(source: ExportSource) -> str:
         part
         for part in (
             "## Data",
-            f"Supervised examples from {origin}; prepared data `{source.derived.data_key[:16]}`.",
+            f"{_KIND_OF_DATA[taught(folder)]} from {origin}; prepared data `{source.derived.data_key[:16]}`.",
             _table(["", "examples", "tokens", "of them learned"], rows),
             _audit(read_json(folder / "audit.json")),
         )
@@ -194,7 +206,26 @@ def _thin(evals: list[EvalRecord], most: int = 12) -> list[EvalRecord]:
     return evals[::-1][::stride][::-1]
 
 
-def _usage(info: ExportInfo) -> str:
+_FORMAT = {
+    Taught.chat: """\
+The chat template in this folder is the format the model was tuned on, any system prompt and preamble included: ask in
+it and in no other.""",
+    Taught.text: """\
+The model was tuned on plain text, without a chat template: give it the beginning of a text, and it goes on. The chat
+template in this folder is only carried along; nothing was tuned in it.""",
+    Taught.mixed: """\
+The chat template in this folder is the format the model was tuned to answer in, any system prompt and preamble
+included. It was tuned on plain text as well: the beginning of a text, without the template, is continued.""",
+}
+_CHAT_PROMPT = """\
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "..."}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+)"""
+_TEXT_PROMPT = """\
+prompt = tokenizer("...", return_tensors="pt", return_token_type_ids=False)"""
+
+
+def _usage(info: ExportInfo, kind: Taught) -> str:
     adapter = info.method != "full" and not info.merged
     loader = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     imports = f"from transformers import {loader}, AutoTokenizer"
@@ -204,8 +235,7 @@ def _usage(info: ExportInfo) -> str:
     code = f"""\
 ## How to call it
 
-The chat template in this folder is the format the model was tuned on, any system prompt and preamble included: ask in
-it and in no other.
+{_FORMAT[kind]}
 
 ```python
 {imports}
@@ -213,25 +243,38 @@ it and in no other.
 folder = "."  # where this file lies
 model = {loader}.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-prompt = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "..."}}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
+{_TEXT_PROMPT if kind is Taught.text else _CHAT_PROMPT}
 answer = model.generate(**prompt, max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```"""
     if adapter:
         return code + "\n\nTo serve it, merge the adapter first: `launcher export RUN --to DIR --merge`."
+    if kind is Taught.text:
+        return code + "\n\nAs an OpenAI-compatible server: `vllm serve DIR`, asked at /v1/completions."
     return code + "\n\nAs an OpenAI-compatible server: `vllm serve DIR` or `transformers serve DIR`."
+
+
+_LIMIT = {
+    Taught.chat: (
+        "- Tuned to answer as the assistant in the chat format of this folder; what it says elsewhere was not trained."
+    ),
+    Taught.text: "- Tuned to go on with texts like its own; answering questions in a chat was not trained.",
+    Taught.mixed: (
+        "- Tuned to answer as the assistant in the chat format of this folder, and to go on with texts like its own."
+    ),
+}
 
 
 def _limits(source: ExportSource, info: ExportInfo) -> str:
     positions = read_json(source.base_dir / "config.json").get("max_position_embeddings")
     longest = f" (the base model allows {positions:,} tokens)" if isinstance(positions, int) else ""
     seq_len_tokens = source.config.data.seq_len_tokens
+    kind = taught(Path(source.derived.data_dir))
+    room = "A text" if kind is Taught.text else "Input and answer together"
     lines = [
-        f"- Input and answer together: tuned on examples of at most {seq_len_tokens:,} tokens{longest}.",
+        f"- {room}: tuned on examples of at most {seq_len_tokens:,} tokens{longest}.",
         "- Text in, text out; no images, no sound.",
-        "- Tuned to answer as the assistant in the chat format of this folder; what it says elsewhere was not trained.",
+        _LIMIT[kind],
         "- It can be wrong, and it can repeat what is in its examples.",
     ]
     if info.method != "full" and not info.merged:

@@ -1,4 +1,4 @@
-"""Answers of a model to chat prompts, greedy and in batches, in the run's own prompt format."""
+"""Answers of a model, greedy and in batches: to chat prompts in the run's own format, or to the beginning of a text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from launcher.checkpoint.hf_weights import quiet_transformers
 from launcher.data.template import ChatFormat
 from launcher.errors import ModelError
 from launcher.infer.questions import Prompt, render
+from launcher.infer.scores import LabelLoss, mean_loss
 
 Progress = Callable[[int, int], None]
 """Told (done, of)."""
@@ -93,8 +94,17 @@ class Answerer:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of the rendered prompt, ending where the answer begins."""
+        if prompt.text is not None:
+            return self._encode_text(prompt.text)
         ids: list[int] = self._tokenizer.encode(render(self.format, prompt), add_special_tokens=False).ids
         return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        """A text as training begins a document (data/chat_tokenizer.py), without what ends one there."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        dressed: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
+        before = dressed[: next((i for i in range(len(dressed)) if dressed[i : i + len(ids)] == ids), 0)]
+        return ids if ids[: len(before)] == before else before + ids
 
     def count(self, text: str) -> int:
         """How many tokens a text is."""
@@ -124,16 +134,22 @@ class Answerer:
                 progress(done, len(encoded))
         return answers
 
-    @torch.inference_mode()
     def loss(self, examples: Sequence[Tokens], *, progress: Progress | None = None) -> float:
         """Mean cross-entropy over the labels of all examples, natural log; NaN where there is no label."""
-        total, labels, done = 0.0, 0, 0
+        return mean_loss(self.losses(examples, progress=progress))
+
+    @torch.inference_mode()
+    def losses(self, examples: Sequence[Tokens], *, progress: Progress | None = None) -> list[LabelLoss]:
+        """The loss of each example, in order."""
+        losses = [LabelLoss(0.0, 0)] * len(examples)
+        done = 0
         for batch in batches_by_length([len(example.ids) for example in examples], LOSS_BATCH_TOKENS):
-            batch_total, batch_labels = self._loss_of_batch([examples[index] for index in batch])
-            total, labels, done = total + batch_total, labels + batch_labels, done + len(batch)
+            for index, loss in zip(batch, self._losses_of_batch([examples[i] for i in batch]), strict=True):
+                losses[index] = loss
+            done += len(batch)
             if progress is not None:
                 progress(done, len(examples))
-        return total / labels if labels else float("nan")
+        return losses
 
     @torch.inference_mode()
     def _generate(self, encoded: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -155,24 +171,29 @@ class Answerer:
         text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text
 
-    def _loss_of_batch(self, batch: list[Tokens]) -> tuple[float, int]:
-        """Sum of label losses and number of labels; right-padded, so causal attention needs no mask."""
+    def _losses_of_batch(self, batch: list[Tokens]) -> list[LabelLoss]:
+        """Right-padded, so causal attention needs no mask."""
         width = max(len(example.ids) for example in batch)
         input_ids = torch.tensor([example.ids + [0] * (width - len(example.ids)) for example in batch])
         is_label = torch.tensor([example.is_label + [False] * (width - len(example.ids)) for example in batch])
         # The token at place i is predicted at i - 1; the first token of an example is predicted by nothing.
         wanted = is_label[:, 1:].to(self.device)
         if not bool(wanted.any()):
-            return 0.0, 0
+            return [LabelLoss(0.0, 0)] * len(batch)
         targets = input_ids[:, 1:].to(self.device)[wanted]
         logits = self._model(input_ids=input_ids.to(self.device)).logits[:, :-1][wanted]
-        return cross_entropy(logits.float(), targets, reduction="sum").item(), int(wanted.sum())
+        losses = cross_entropy(logits.float(), targets, reduction="none")
+        rows = wanted.nonzero()[:, 0]
+        totals = torch.zeros(len(batch), dtype=torch.float64, device=losses.device).index_add_(0, rows, losses.double())
+        return [LabelLoss(*found) for found in zip(totals.tolist(), wanted.sum(dim=1).tolist(), strict=True)]
 
     def _stop_tokens(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
         stops = set(configured if isinstance(configured, list) else [configured]) - {None}
-        end_of_turn = self._tokenizer.token_to_id(self.format.end_of_turn) if self.format.end_of_turn else None
-        return stops | ({end_of_turn} if end_of_turn is not None else set())
+        # The end of a turn, and that of a document, which is what training puts behind plain text.
+        ends = (self.format.end_of_turn, self.format.special_tokens.get("eos_token"))
+        found = [self._tokenizer.token_to_id(end) for end in ends if end]
+        return stops | {token for token in found if token is not None}
 
 
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,10 @@ from launcher.data.prepared import Prepared
 from launcher.data.template import ChatFormat
 from launcher.errors import RunError, UserError
 from launcher.infer.answer import Answerer, Tokens
-from launcher.infer.compare import BASELINES, TUNED, Answers, EvalResult, Scores, differences, judge
+from launcher.infer.compare import BASELINES, TUNED, Answers, EvalResult, LossDifference, Scores, differences, judge
 from launcher.infer.questions import Prompt, Question, as_question, read_examples, with_shots
 from launcher.infer.retrieval import NearestTexts
+from launcher.infer.scores import LabelLoss, mean_loss
 
 ALL_CONDITIONS = (*BASELINES, TUNED)
 DEFAULT_SHOTS = 5
@@ -61,6 +62,8 @@ def evaluate_run(
 ) -> EvalResult:
     """Measures base and tuned model on the run's held-out examples and writes eval.json.
 
+    A partial evaluation goes to eval-partial.json where eval.json holds a fuller one of the same checkpoint.
+
     Args:
         limit: at most so many held-out examples, drawn with the run's seed; left out, all.
         shots: worked examples shown to the base model in few_shot and retrieval.
@@ -81,7 +84,7 @@ def evaluate_run(
     for name in [name for name in BASELINES if name in conditions and task.questions]:
         prompts, used_shots[name] = _prompts(name, task, base, shots, seed=source.config.seed)
         answers[name] = _answer(base, prompts, task, tell, name)
-    loss = {"base": base.loss(task.tokens, progress=lambda done, of: tell("held-out loss of the base", done, of))}
+    losses = {"base": base.losses(task.tokens, progress=lambda done, of: tell("held-out loss of the base", done, of))}
     del base
     gc.collect()
     if TUNED in conditions:
@@ -89,10 +92,10 @@ def evaluate_run(
         tuned = tuned_answerer(source, chat, device=device)
         if task.questions:
             answers[TUNED] = _answer(tuned, [question.prompt for question in task.questions], task, tell, TUNED)
-        loss[TUNED] = tuned.loss(task.tokens, progress=lambda done, of: tell("held-out loss of the tuned", done, of))
-    result = _result(source, task, answers, used_shots, loss)
-    _write(source.paths.eval, result)
-    return result
+        losses[TUNED] = tuned.losses(
+            task.tokens, progress=lambda done, of: tell("held-out loss of the tuned", done, of)
+        )
+    return _kept(source.paths.eval, _result(source, task, answers, used_shots, losses))
 
 
 def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
@@ -196,12 +199,19 @@ def _answer(model: Answerer, prompts: list[Prompt], task: _Task, tell: StageProg
 
 
 def _result(
-    source: ExportSource, task: _Task, answers: dict[str, Answers], shots: dict[str, int], loss: dict[str, float]
+    source: ExportSource,
+    task: _Task,
+    answers: dict[str, Answers],
+    shots: dict[str, int],
+    losses: dict[str, list[LabelLoss]],
 ) -> EvalResult:
     conditions: dict[str, Scores] = {
         name: found.scores(shots=shots[name] if shots.get(name) else None) for name, found in answers.items()
     }
     compared = differences(answers)
+    loss = {name: mean_loss(found) for name, found in losses.items()}
+    has_both = TUNED in losses and any(found.labels for found in losses["base"])
+    changed = LossDifference.between(losses[TUNED], losses["base"]) if has_both else None
     samples = [
         {
             "prompt": question.asked,
@@ -216,10 +226,45 @@ def _result(
         conditions=conditions,
         difference=compared,
         heldout_loss=loss,
-        verdict=judge(conditions, compared, loss),
+        verdict=judge(conditions, compared, loss, changed),
+        loss_difference=changed,
         samples=samples,
         notes=task.notes,
     )
+
+
+def _kept(path: Path, result: EvalResult) -> EvalResult:
+    """The result as it was written: to eval.json, or beside it where that holds a fuller one of the same checkpoint."""
+    before = _read(path)
+    if _is_fuller(before, result):
+        path = path.with_stem("eval-partial")
+        note = (
+            f"eval.json holds a fuller evaluation of step {result.step} ({before['examples']} examples) and was left "
+            f"as it is; this one is in {path.name}."
+        )
+        result = replace(result, notes=[*result.notes, note])
+    _write(path, result)
+    return replace(result, path=path)
+
+
+def _is_fuller(before: Mapping[str, object], result: EvalResult) -> bool:
+    """Whether an older result of that checkpoint holds examples or conditions that this one lacks."""
+    examples, conditions, loss = (before.get(key) for key in ("examples", "conditions", "heldout_loss"))
+    if before.get("step") != result.step or not isinstance(examples, int):
+        return False
+    if not isinstance(conditions, dict) or not isinstance(loss, dict):
+        return False
+    lacks = conditions.keys() - result.conditions.keys() | loss.keys() - result.heldout_loss.keys()
+    return examples > result.examples or bool(lacks)
+
+
+def _read(path: Path) -> dict[str, object]:
+    """What an older eval.json says; empty where it cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, result: EvalResult) -> None:

@@ -21,10 +21,12 @@ MessageDict = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: the conversation up to the answer, and the tools it may call."""
+    """What a model is asked: the conversation up to the answer, and the tools it may call; or a text to go on with."""
 
-    messages: tuple[MessageDict, ...]
+    messages: tuple[MessageDict, ...] = ()
     tools: tuple[MessageDict, ...] = ()
+    text: str | None = None
+    """The beginning of a plain text; then there are no messages, and no template is applied."""
 
 
 @dataclass(frozen=True, slots=True)

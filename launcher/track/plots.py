@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
 from launcher.config.paths import RunPaths
@@ -90,6 +91,7 @@ def loss_figure(metrics: Metrics, size_inch: tuple[float, float] = (6.4, 3.4)) -
         figure = Figure(figsize=size_inch, layout="constrained")
         axes = figure.add_subplot()
         _draw_loss(axes, metrics)
+        _mark_best(figure, axes, metrics)
         return figure
 
 
@@ -110,6 +112,7 @@ def panels_figure(metrics: Metrics, size_inch: tuple[float, float] = (7.0, 4.8))
             axes.set_ylim(bottom=0)
         for place, axes in zip("abcd", (loss, rate, norm, speed), strict=True):
             axes.set_title(place, loc="left", fontsize=9, fontweight="bold", pad=16 if axes in (loss, rate) else 6)
+        _mark_best(figure, loss, metrics)
         return figure
 
 
@@ -163,7 +166,6 @@ def _draw_loss(axes: Axes, metrics: Metrics) -> None:
             markeredgewidth=0.6,
             label="held-out",
         )
-        _mark_best(axes, metrics)
     hidden = _limit_losses(axes, losses, [record.loss for record in evals])
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
@@ -185,20 +187,56 @@ def _draw_curve(axes: Axes, steps: list[int], values: list[float], label: str, *
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _mark_best(axes: Axes, metrics: Metrics) -> None:
+def _mark_best(figure: Figure, axes: Axes, metrics: Metrics) -> None:
+    """Names the lowest held-out loss beside its point, within the axes and where it covers no curve.
+
+    Called last: which place is free shows only when everything else has its own.
+    """
     best = best_eval(metrics)
     if best is None:
         return
+    figure.draw_without_rendering()
+    # Above first: the lowest point often lies just over the axis and its numbers.
+    for side in (1, -1):
+        for align in ("center", "right", "left"):
+            label = axes.annotate(
+                f"{best.loss:.3g}",
+                (best.step, best.loss),
+                textcoords="offset points",
+                xytext=(0, 6 * side),
+                ha=align,
+                va="bottom" if side > 0 else "top",
+                fontsize=8,
+                color=HELDOUT_COLOR,
+            )
+            if _is_free(axes, label):
+                return
+            label.remove()
+    # Every place covers something: beside the point, on a ground of its own.
+    beside = best.step > sum(axes.get_xlim()) / 2
     axes.annotate(
         f"{best.loss:.3g}",
         (best.step, best.loss),
         textcoords="offset points",
-        # Above: the lowest point often lies just over the axis and its numbers.
-        xytext=(0, 6),
-        ha="center",
+        xytext=(-6 if beside else 6, 0),
+        ha="right" if beside else "left",
+        va="center",
         fontsize=8,
         color=HELDOUT_COLOR,
+        bbox={"boxstyle": "square,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none"},
     )
+
+
+def _is_free(axes: Axes, label: Annotation) -> bool:
+    """Whether a label lies within the axes, off the legend, and on no curve."""
+    box, frame, legend = label.get_window_extent(), axes.get_window_extent(), axes.get_legend()
+    # A pixel of room, so that the last letter may end where the axis does.
+    if box.x0 < frame.x0 - 1 or box.x1 > frame.x1 + 1 or box.y0 < frame.y0 or box.y1 > frame.y1:
+        return False
+    if legend is not None and legend.get_window_extent().overlaps(box):
+        return False
+    curves = [line.get_path().transformed(line.get_transform()) for line in axes.lines if line.get_linestyle() == "-"]
+    return not any(curve.intersects_bbox(box, filled=False) for curve in curves)
 
 
 def _limit_losses(axes: Axes, losses: list[float], heldout: list[float]) -> str:
@@ -208,7 +246,7 @@ def _limit_losses(axes: Axes, losses: list[float], heldout: list[float]) -> str:
         return ""
     usual = finite[min(len(finite) - 1, int(0.995 * len(finite)))]
     high = max([usual, *heldout])
-    high = finite[-1] if finite[-1] < SPIKE_RATIO * high else high
+    high = max(high, finite[-1]) if finite[-1] < SPIKE_RATIO * high else high
     low = min([finite[0], *heldout])
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(max(0.0, low - 2.2 * room) if low >= 0 else low - room, high + room)

@@ -26,6 +26,7 @@ from launcher.track.loose_json import Loose, read_loose
 from launcher.track.records import Metrics, read_metrics
 from launcher.track.redact import redacted_text
 from launcher.track.snapshots import best_eval, snapshots
+from launcher.track.wandb_replay import wandb_warning
 
 MOST_SAMPLES = 8
 MOST_EVENTS = 120
@@ -43,6 +44,7 @@ class Report:
     verdict: str
     metrics: Metrics
     missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
         """For --json."""
@@ -56,6 +58,7 @@ class Report:
             "best": None if best is None else {"step": best.step, "epoch": best.epoch, "loss": best.loss},
             "epochs": [shot.as_dict() for shot in snapshots(self.metrics)],
             "missing": self.missing,
+            "notes": self.notes,
         }
 
 
@@ -90,6 +93,12 @@ class Facts:
         return verdict_of(self.result, *run_facts.last_state(self.events), self.paths.root.name)
 
     @property
+    def wandb_note(self) -> str:
+        """What W&B lacks and why; empty where it lacks nothing, or was not asked for."""
+        why = wandb_warning(self.events)
+        return f"W&B incomplete: launcher sync {self.paths.root.name} ({why})" if why else ""
+
+    @property
     def missing(self) -> list[str]:
         return missing_parts(self.paths.root.name, self.metrics, self.result, self.audit, self.events)
 
@@ -117,6 +126,7 @@ def make_report(run_dir: Path) -> Report:
         verdict=facts.verdict.text,
         metrics=facts.metrics,
         missing=facts.missing,
+        notes=[facts.wandb_note] if facts.wandb_note else [],
     )
 
 
@@ -164,6 +174,7 @@ def page_html(facts: Facts) -> str:
             advice=facts.advice,
             scores=run_facts.scores(facts.result),
             result=facts.result,
+            loss_interval=_loss_interval(facts.result),
             samples=facts.result.at("samples").items[:MOST_SAMPLES],
             last=metrics.steps[-1] if metrics.steps else None,
             best=best_eval(metrics),
@@ -185,13 +196,19 @@ def page_html(facts: Facts) -> str:
             audit=facts.audit,
             timeline=timeline(facts.events),
             settings=run_facts.settings(facts.config),
-            derived_settings=run_facts.flat(plain(derived)),
+            derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(plain(derived)).items()},
             versions=read_loose(facts.paths.versions).entries,
             wandb_url=urls[-1] if urls else None,
+            wandb_note=facts.wandb_note,
             missing=facts.missing,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     )
+
+
+def _loss_interval(result: Loose) -> tuple[float, float] | None:
+    change = result.at("heldout_loss_difference")
+    return change.at("ci").interval if change.at("difference").number is not None else None
 
 
 def _figures(metrics: Metrics) -> dict[str, Markup]:
@@ -210,7 +227,8 @@ def verdict_of(result: Loose, state: str, reason: str, name: str) -> Verdict:
     """Whether tuning helped; where that was not measured, how the run stands."""
     text = result.at("verdict").text
     if text:
-        return Verdict("good" if result.at("better").flag else "bad", text)
+        outcome = result.at("outcome").text or ("better" if result.at("better").flag else "worse")
+        return Verdict({"better": "good", "worse": "bad"}.get(outcome, "open"), text)
     if state == "failed":
         return Verdict("bad", f"The run failed{': ' + reason if reason else '.'}")
     if state == "cancelled":
@@ -255,6 +273,8 @@ def _environment() -> jinja2.Environment:
         size=size_text,
         clip=_clip,
         loss=lambda value: number_text(value, 4),
+        epoch=epoch_text,
+        place=place_text,
     )
     environment.globals["Level"] = Level
     return environment
@@ -290,6 +310,17 @@ def _significant(value: float, digits: int) -> str:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"
+
+
+def epoch_text(value: float) -> str:
+    """Epochs done: whole ones without a fraction, others to the hundredth."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def place_text(place: Loose) -> str:
+    """File and line of a finding; the file alone, or its split, where no line is meant."""
+    name, line = place.at("file").text.split("/")[-1], place.at("line").text
+    return name if line in ("", "0") else f"{name}:{line}"
 
 
 def share_text(value: float | None) -> str:

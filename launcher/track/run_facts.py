@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, is_dataclass
 
+from omegaconf import MISSING
+
 from launcher.config.paths import RunPaths
 from launcher.config.schema import RunConfig
 from launcher.config.typed import plain
@@ -50,6 +52,7 @@ class Setting:
     key: str
     value: str
     default: str
+    """Empty where there is none, because it must be given."""
     is_changed: bool
 
 
@@ -195,7 +198,7 @@ def flat(values: object, prefix: str = "") -> dict[str, object]:
 
 
 def _setting(key: str, value: object, default: object) -> Setting:
-    return Setting(key, shown(value), shown(default), value != default)
+    return Setting(key, shown(value), "" if default == MISSING else shown(default), value != default)
 
 
 def shown(value: object) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -18,11 +19,14 @@ from launcher.config.paths import RunPaths
 from launcher.track.events import EventWriter, read_events, words_of
 from launcher.track.redact import redacted_text
 from launcher.track.wandb_push import Pusher
+from launcher.track.wandb_sync import DEFAULT_SERVER, login_page, server_of
 
 POLL_S = 1.0
 RETRY_S = 60.0
 ORPHAN_GRACE_S = 10.0
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+REFUSED = re.compile(r"\b(?:error|status|code)\W{0,3}40[13]\b|\b40[13] (?:unauthorized|forbidden)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ def main(argv: list[str]) -> int:
     os.nice(10)
     events = EventWriter(RunPaths(run_dir).events, attempt, rank=-1)
     # Attempt 0 is no attempt but `launcher sync`: there is no training whose load could be measured.
-    pusher = _open(run_dir, mode, parent, events, stats_pid=parent.pid if attempt else None)
+    pusher = _open(run_dir, mode, parent, events, is_training=attempt > 0)
     if pusher is None:
         return 1
     try:
@@ -68,33 +72,57 @@ def main(argv: list[str]) -> int:
             pusher.push()
         pusher.close(failed=_run_failed(run_dir))
     except Exception as error:
-        _warn(events, f"W&B stopped ({_brief(error)}); `launcher sync {run_dir.name}` sends the rest")
+        why = _refused(error) or f"W&B stopped ({_brief(error)})"
+        _warn(events, f"{why}; `launcher sync {run_dir.name}` sends the rest")
         return 1
     events.write("wandb", mode=mode, url=pusher.url, rows=pusher.rows, complete=True)
     return 0
 
 
-def _open(run_dir: Path, mode: str, parent: Parent, events: EventWriter, *, stats_pid: int | None) -> Pusher | None:
-    """The open W&B run; tries again until training ends, because a server may come back."""
+def _open(run_dir: Path, mode: str, parent: Parent, events: EventWriter, *, is_training: bool) -> Pusher | None:
+    """The open W&B run; beside training it is tried again until that ends, because a server may come back."""
     is_warned = False
     while True:
         try:
-            pusher = Pusher(run_dir, mode, stats_pid=stats_pid)
+            pusher = Pusher(run_dir, mode, stats_pid=parent.pid if is_training else None)
         except ImportError as error:
             _warn(events, f"no W&B record: {_brief(error)}; install it with: pip install 'tunelaunch[wandb]'")
             return None
         except Exception as error:
             logger.exception("W&B did not open")
+            refused = _refused(error)
+            if refused:
+                # This process keeps the key it began with, so another try would be refused as well.
+                _warn(events, refused)
+                return None
             if not is_warned:
-                _warn(
-                    events, f"W&B did not open ({_brief(error)}); training goes on, trying again every {RETRY_S:.0f} s"
-                )
+                again = f"; tried again every {RETRY_S:.0f} s while training goes on" if is_training else ""
+                _warn(events, f"W&B did not open ({_brief(error)}){again}")
             is_warned = True
         else:
             events.write("wandb", mode=mode, url=pusher.url, complete=False)
             return pusher
         if parent.wants_end.wait(RETRY_S):
             return None
+
+
+def _refused(error: Exception) -> str:
+    """What to do where the server does not take the key; empty for any other error."""
+    text = str(error)
+    server = server_of(os.environ)
+    own = "" if server != DEFAULT_SERVER else ", and for a server of your own set WANDB_BASE_URL"
+    status = REFUSED.search(text)
+    if status is not None and "403" in status.group():
+        return (
+            f"W&B refused access (403): the key in WANDB_API_KEY may not write to this project at {server}. Check "
+            f"track.wandb_entity and track.wandb_project, or take a key that may ({login_page(server)}){own}"
+        )
+    if status is not None or type(error).__name__ == "AuthenticationError" or "api_key not configured" in text:
+        return (
+            f"W&B refused the key{' (401)' if status else ''}: WANDB_API_KEY holds no key of {server}. Set it to "
+            f"yours, from {login_page(server)}{own}"
+        )
+    return ""
 
 
 def _run_failed(run_dir: Path) -> bool:

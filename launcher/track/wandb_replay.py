@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,7 @@ import psutil
 import launcher
 from launcher.config.paths import RunPaths
 from launcher.config.schema import WandbMode
-from launcher.track.events import EventWriter
+from launcher.track.events import Event, EventWriter, read_events
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,27 @@ class Replay:
 
     def finish(self, timeout_s: float = 10.0) -> bool:
         """Whether W&B has everything. Returns within the time-out and never raises; what W&B still lacks stays in
-        metrics.jsonl for `launcher sync RUN`. May be called twice."""
+        metrics.jsonl for `launcher sync RUN`, and beside training that is said. May be called twice."""
         process, self._process = self._process, None
         if process is None:
             return True
         try:
-            return self._end(process, timeout_s)
+            is_complete = self._end(process, timeout_s)
         except Exception:
             logger.warning("W&B could not be ended", exc_info=True)
-            return False
+            is_complete = False
+        # `launcher sync` says itself how it went.
+        if not is_complete and self._attempt:
+            self._tell()
+        return is_complete
+
+    def _tell(self) -> None:
+        """Why W&B lacks something, for the person watching: until now it stood in files only."""
+        try:
+            why = wandb_warning(read_events(RunPaths(self._run_dir).events), attempt=self._attempt)
+        except OSError:
+            why = ""
+        logger.warning("W&B incomplete: launcher sync %s%s", self._run_dir.name, f" ({why})" if why else "")
 
     def _end(self, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
         # A child that is gone already has said why in events.jsonl.
@@ -53,7 +65,7 @@ class Replay:
             return process.wait(timeout_s) == 0
         except subprocess.TimeoutExpired:
             _kill_tree(process)
-            _warn(
+            _record(
                 self._run_dir,
                 self._attempt,
                 f"W&B took longer than {timeout_s:g} s to end; `launcher sync {self._run_dir.name}` sends the rest",
@@ -139,8 +151,25 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def wandb_warning(events: Sequence[Event], *, attempt: int | None = None) -> str:
+    """Why W&B may lack something: the newest warning about it, unless it was complete after that; else empty."""
+    said = ""
+    for event in events:
+        if attempt is not None and event.attempt != attempt:
+            continue
+        if event.event == "warning" and event.fields.get("source") == "wandb":
+            said = str(event.fields.get("message") or "")
+        elif event.event == "wandb" and event.fields.get("complete") is True:
+            said = ""
+    return said
+
+
 def _warn(run_dir: Path, attempt: int, message: str) -> None:
     logger.warning("%s", message)
+    _record(run_dir, attempt, message)
+
+
+def _record(run_dir: Path, attempt: int, message: str) -> None:
     try:
         writer = EventWriter(RunPaths(run_dir).events, attempt, rank=0)
         writer.write("warning", source="wandb", message=message)

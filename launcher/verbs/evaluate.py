@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, UserError
@@ -62,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
     else:
-        show_result(result, run_dir)
+        show_result(result)
     return ExitCode.DONE
 
 
-def show_result(result: EvalResult, run_dir: Path) -> None:
+def show_result(result: EvalResult) -> None:
     """Prints scores with intervals, losses and the verdict; a table on a terminal, lines elsewhere."""
     from rich.console import Console
     from rich.table import Table
@@ -74,15 +73,16 @@ def show_result(result: EvalResult, run_dir: Path) -> None:
 
     console = Console(highlight=False)
     rows = _rows(result)
+    title = f"{result.examples} held-out example{'' if result.examples == 1 else 's'}, step {result.step}"
     if rows and console.is_terminal:
-        table = Table(title=f"{result.examples} held-out examples, step {result.step}", title_justify="left")
+        table = Table(title=title, title_justify="left")
         for column in ("", "exact match", "95 % interval", "token F1", "95 % interval"):
             table.add_column(column, justify="left" if not column else "right")
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == "tuned" else None)
         console.print(table)
     elif rows:
-        print(f"{result.examples} held-out examples, step {result.step}")
+        print(title)
         for name, exact, exact_ci, f1, f1_ci in rows:
             print(f"{name:<24}exact match {exact:>7} ({exact_ci})  token F1 {f1:>7} ({f1_ci})")
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in result.heldout_loss.items())
@@ -92,7 +92,7 @@ def show_result(result: EvalResult, run_dir: Path) -> None:
     )
     for note in result.notes:
         print(f"note: {note}")
-    print(f"written to {run_dir / 'eval.json'}")
+    print(f"written to {result.path}")
 
 
 def _rows(result: EvalResult) -> list[tuple[str, str, str, str, str]]:

@@ -14,7 +14,11 @@ HELP = "answer prompts with the base and the tuned model side by side"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
-    parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="what to ask, or for a run on plain text how it begins; - reads it from standard input",
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message (default: the one of the run, if it has one)")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
     which = parser.add_mutually_exclusive_group()
@@ -37,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     document = _ask(run_dir, question, args)
     if args.json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
-    elif sys.stdout.isatty():
+        return ExitCode.DONE
+    if "note" in document:
+        print(f"note: {document['note']}\n")
+    if sys.stdout.isatty():
         show_side_by_side(document)
     else:
         for name in ("base", "tuned"):
@@ -49,18 +56,28 @@ def run(args: argparse.Namespace) -> int:
 def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, object]:
     """The question and the answers, in the shape `--json` prints."""
     from launcher.checkpoint.export_source import open_source
+    from launcher.checkpoint.taught import Taught, taught
     from launcher.data.template import ChatFormat
     from launcher.infer.answer import Answerer
     from launcher.infer.evaluate import tuned_answerer
     from launcher.infer.questions import Prompt
 
     source = open_source(run_dir, args.step)
-    chat = ChatFormat.from_folder(Path(source.derived.data_dir))
-    messages: list[dict[str, object]] = [{"role": "user", "content": question}]
-    if args.system is not None:
-        messages.insert(0, {"role": "system", "content": args.system})
-    prompt = Prompt(tuple(messages))
+    data_dir = Path(source.derived.data_dir)
+    chat = ChatFormat.from_folder(data_dir)
     document: dict[str, object] = {"run": run_dir.name, "step": source.checkpoint.step, "prompt": question}
+    if taught(data_dir) is Taught.text:
+        if args.system is not None:
+            raise UserError(
+                f"--system: {run_dir.name} was tuned on plain text, which has no system message; leave it out."
+            )
+        prompt = Prompt(text=question)
+        document["note"] = "tuned on plain text: the prompt is continued as it is, without the chat format"
+    else:
+        messages: list[dict[str, object]] = [{"role": "user", "content": question}]
+        if args.system is not None:
+            messages.insert(0, {"role": "system", "content": args.system})
+        prompt = Prompt(tuple(messages))
     # One after the other: two models at once may not fit into memory.
     if not args.tuned_only:
         base = Answerer(source.base_dir, chat_format=chat)

@@ -51,6 +51,8 @@ def _show(report: Report) -> None:
         print(f"- {finding.text}")
     for what in report.missing:
         print(f"- missing: {what}")
+    for note in report.notes:
+        print(f"- {_safe(note)}")
     print()
     print(f"page   {report.page}")
     print(f"loss   {report.loss_png}  (also .pdf and .svg; training.png has learning rate, gradient norm, throughput)")

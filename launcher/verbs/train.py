@@ -148,7 +148,9 @@ def _refuse_beside_job(run_dir: Path) -> None:
 
     state = live_state(run_dir)
     if state.not_asked:
-        raise SlurmUnavailable(f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}")
+        raise SlurmUnavailable(
+            f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}"
+        )
     if state.alive or state.requeued or state.state == "queued":
         raise RunError(
             f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "

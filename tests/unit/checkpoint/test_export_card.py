@@ -6,12 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import yaml
 
 from launcher.checkpoint.export import export
 from launcher.checkpoint.model_card import base_licence
+from launcher.checkpoint.taught import Taught, taught
 from launcher.config.freeze import thaw
 from tests.unit.checkpoint import finished_runs
+from tests.unit.infer import learned_runs
+from tests.unit.infer.learned_runs import Record
 
 
 def exported_card(model: Path, tmp_path: Path, *overrides: str, evaluated: bool = True) -> str:
@@ -74,6 +78,39 @@ def test_a_run_that_was_not_evaluated_has_no_results(tiny_model: Path, tmp_path:
 def test_the_python_in_the_card_is_python(tiny_model: Path, tmp_path: Path) -> None:
     card = exported_card(tiny_model, tmp_path)
     compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec")
+
+
+TEXT = [{"text": f"the answer to {n} is ok"} for n in range(20)]
+CHAT = [{"prompt": f"question {n}?", "completion": "ok"} for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "kind"), [(TEXT, CHAT, Taught.text), (CHAT, TEXT, Taught.chat), (TEXT, TEXT, Taught.text)]
+)
+def test_what_was_taught_is_the_format_of_the_training_examples_and_not_of_the_held_out_ones(
+    tiny_model: Path, tmp_path: Path, train: list[Record], heldout: list[Record], kind: Taught
+) -> None:
+    _, info = learned_runs.make_run(tmp_path, tiny_model, train=train, validation=heldout)
+    assert taught(info.folder) is kind
+
+
+def test_conversations_and_plain_text_together_are_called_so_on_the_card(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for name, records in (("a.jsonl", TEXT), ("b.jsonl", CHAT)):
+        learned_runs.write_jsonl(folder / name, records)
+    run, info = learned_runs.make_run(tmp_path, tiny_model, f"data.path={folder}", train=[], validation=None)
+    assert taught(info.folder) is Taught.mixed
+    config = thaw(run.config).config
+    finished_runs.add_checkpoint(run, config, finished_runs.trained_model(tiny_model, config)[1], 6)
+    export(run.root, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Supervised examples, and plain text that is all learned, from" in card
+    assert "It was tuned on plain text as well" in card and "and to go on with texts like its own" in card
+
+
+def test_a_data_set_without_an_audit_counts_as_conversations(tiny_model: Path, tmp_path: Path) -> None:
+    assert taught(finished_runs.make_data(tmp_path / "data", tiny_model)) is Taught.chat
 
 
 def test_a_licence_is_found_in_front_matter_and_in_a_sentence(tmp_path: Path) -> None:

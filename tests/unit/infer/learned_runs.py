@@ -40,8 +40,10 @@ def write_jsonl(path: Path, records: Sequence[Record]) -> Path:
 def make_run(
     folder: Path, model: Path, *overrides: str, train: Sequence[Record], validation: Sequence[Record] | None
 ) -> tuple[RunPaths, PreparedInfo]:
-    """A run without checkpoints over data prepared from two JSONL files in `folder`."""
-    data = [f"data.path={write_jsonl(folder / 'train.jsonl', train)}", "data.seq_len_tokens=128"]
+    """A run without checkpoints over data prepared from two JSONL files in `folder`, or from a data.path of its own."""
+    data = ["data.seq_len_tokens=128"]
+    if not any(override.startswith("data.path=") for override in overrides):
+        data.append(f"data.path={write_jsonl(folder / 'train.jsonl', train)}")
     if validation is not None:
         data.append(f"data.validation_path={write_jsonl(folder / 'heldout.jsonl', validation)}")
     data += ["data.num_workers=1", "data.allow=[too_few_examples,train_validation_overlap]"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.checkpoint.export import export
@@ -104,6 +105,23 @@ def test_an_adapter_over_its_base_answers_as_the_merged_model(tiny_model: Path, 
     answers = with_adapter.answer(prompts, max_new_tokens=12)
     assert answers == merged.answer(prompts, max_new_tokens=12)
     assert answers != Answerer(tiny_model, dtype=torch.float32).answer(prompts, max_new_tokens=12)
+
+
+def test_a_text_to_go_on_with_begins_as_the_tokenizer_begins_texts_and_once_only(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    begin = tokenizer.token_to_id("<|endoftext|>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|im_end|>",
+        special_tokens=[("<|endoftext|>", begin), ("<|im_end|>", tokenizer.token_to_id("<|im_end|>"))],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    answerer = Answerer(folder, dtype=torch.float32)
+    expected = [begin, *tokenizer.encode("once", add_special_tokens=False).ids]
+    assert answerer.encode(Prompt(text="once")) == expected
+    assert answerer.encode(Prompt(text="<|endoftext|>once")) == expected
 
 
 def test_batches_hold_every_row_once_longest_first_within_the_limit() -> None:

@@ -36,7 +36,8 @@ def test_a_model_that_learned_nothing_is_not_called_better(tiny_model: Path, tmp
     add_learned_checkpoint(run, tiny_model, steps=1)
     result = evaluate_run(run.root, conditions=["zero_shot", "tuned"])
     assert not result.verdict.better
-    assert result.verdict.text.startswith("Tuning did not help")
+    assert result.verdict.text.startswith("Answers are not better yet: exact match and token F1 are 0")
+    assert "But held-out loss fell by" in result.verdict.text
 
 
 def test_the_heldout_loss_is_the_mean_over_all_supervised_tokens(tiny_model: Path, tmp_path: Path) -> None:
@@ -58,8 +59,12 @@ def test_the_heldout_loss_is_the_mean_over_all_supervised_tokens(tiny_model: Pat
             total += learned_runs.example_loss(network, split, row).item() * labels
             count += labels
     tokens = [Tokens(split.tokens(i).tolist(), split.mask(i).tolist()) for i in range(split.num_examples)]
-    loss = Answerer(tiny_model, dtype=torch.float32).loss(tokens)
-    assert loss == pytest.approx(total / count, rel=1e-5)
+    answerer = Answerer(tiny_model, dtype=torch.float32)
+    assert answerer.loss(tokens) == pytest.approx(total / count, rel=1e-5)
+    # One by one they are the same, in the order of the examples and not of their length.
+    apart = [answerer.losses([one])[0] for one in tokens]
+    assert [found.total for found in answerer.losses(tokens)] == pytest.approx([one.total for one in apart], rel=1e-4)
+    assert [found.labels for found in answerer.losses(tokens)] == [one.labels for one in apart]
 
 
 def test_a_limit_draws_the_same_examples_each_time(learned: Path) -> None:
@@ -93,6 +98,8 @@ def test_plain_text_is_judged_by_its_loss(tiny_model: Path, tmp_path: Path) -> N
     result = evaluate_run(run.root)
     assert result.conditions == {} and result.verdict.better
     assert result.verdict.text.startswith("Tuning helped: held-out loss")
+    assert result.loss_difference is not None and result.loss_difference.ci[1] < 0
+    assert result.loss_difference.examples == 10
     assert "no answer in words" in result.notes[0]
 
 

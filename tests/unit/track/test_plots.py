@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from launcher.track.plots import loss_figure, loss_png, page_svg, thinned
+from launcher.track.plots import loss_figure, loss_png, page_svg, panels_figure, thinned
 from launcher.track.records import Metrics
 from launcher.track.terminal_curve import terminal_curve
 from tests.unit.track.made_runs import eval_record, make_run, step_record, write_curve
@@ -45,6 +48,40 @@ def test_axes_name_what_they_show_and_its_unit() -> None:
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["training, smoothed", "held-out"]
+
+
+def last_only(steps: int, *, loss: float = 0.03) -> Metrics:
+    """A falling curve whose one evaluation follows its last step."""
+    made = [step_record(step, 2 * math.exp(-8 * step / steps) + 0.02) for step in range(1, steps + 1)]
+    return Metrics(made, [eval_record(steps, loss)])
+
+
+@pytest.mark.parametrize("draw", [loss_figure, panels_figure])
+@pytest.mark.parametrize(
+    "metrics",
+    [last_only(6), last_only(6, loss=0.9), last_only(114), curve(40), Metrics(curve(40).steps, [eval_record(1, 2.04)])],
+)
+def test_the_lowest_held_out_loss_is_named_within_the_axes_and_covers_no_curve(
+    draw: Callable[[Metrics], Figure], metrics: Metrics
+) -> None:
+    figure = draw(metrics)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    lowest = min(record.loss for record in metrics.evals)
+    (label,) = [text for text in axes.texts if text.get_text() == f"{lowest:.3g}"]
+    box, frame = label.get_window_extent(), axes.get_window_extent()
+    assert frame.x0 - 2 <= box.x0 and box.x1 <= frame.x1 + 2
+    assert frame.y0 - 2 <= box.y0 and box.y1 <= frame.y1 + 2
+    curves = [line.get_path().transformed(line.get_transform()) for line in axes.lines if line.get_linestyle() == "-"]
+    assert len(curves) == 3
+    assert not any(path.intersects_bbox(box, filled=False) for path in curves)
+
+
+def test_a_label_with_no_free_place_stands_on_a_ground_of_its_own() -> None:
+    zigzag = [step_record(step, 1.0 + step % 2) for step in range(1, 200)]
+    (axes,) = loss_figure(Metrics(zigzag, [eval_record(100, 1.5)])).axes
+    (label,) = [text for text in axes.texts if text.get_text() == "1.5"]
+    assert label.get_bbox_patch() is not None
 
 
 def test_one_spike_does_not_flatten_the_curve_and_is_counted() -> None:

@@ -17,8 +17,8 @@ from launcher.track.goodput import run_goodput
 from launcher.track.jsonl import AppendLog
 from launcher.track.loose_json import Loose, read_loose
 from launcher.track.records import Metrics, MetricsWriter, read_metrics
-from launcher.track.report import gather, make_report, number_text, page_html, size_text, write_report
-from tests.unit.track.made_runs import make_run, step_record, write_curve, write_story
+from launcher.track.report import gather, make_report, number_text, page_html, size_text, verdict_of, write_report
+from tests.unit.track.made_runs import eval_record, make_run, step_record, write_curve, write_story
 
 HOSTILE = (
     '</td><script>alert("x")</script><img src=https://evil.example/x onerror=alert(1)> {{ 7*7 }} \x00\x1b[31m\ud800'
@@ -233,6 +233,54 @@ def test_the_state_follows_the_events(tmp_path: Path, story_events: list[tuple[s
     for event, name in story_events:
         writer.write(event, **({"state": name} if name else {}))
     assert run_facts.last_state(read_events(tmp_path / "events.jsonl"))[0] == state
+
+
+def test_counts_epochs_places_and_defaults_read_as_in_a_paper(story: RunPaths) -> None:
+    values = json.loads(story.eval.read_text())
+    values["heldout_loss_difference"] = {"difference": -2.631, "ci": [-2.8, -2.4], "examples": 100}
+    story.eval.write_text(json.dumps(values))
+    audit = json.loads((story.data / "audit.json").read_text())
+    audit["findings"][0]["places"] = [{"file": "training data", "line": 0, "detail": "4 examples"}]
+    (story.data / "audit.json").write_text(json.dumps(audit))
+    story.metrics.unlink()
+    writer = MetricsWriter(story.metrics)
+    for step in range(1, 7):
+        writer.write(step_record(step, 2.0, epoch=step / 7))
+    writer.write(eval_record(6, 1.5, epoch=6 / 7))
+    text = Page(page_html(gather(story.root))).text
+    assert "Exact match on 100 held-out examples" in text
+    assert "step 6, epoch 0.86" in text and "0.857143" not in text
+    assert "training data 4 examples" in text and "training data:0" not in text
+    assert "???" not in text
+    assert "tuned 0.7810 (difference -2.6310, 95 % interval -2.8000 to -2.4000)." in text
+
+
+def test_one_example_is_not_called_examples(story: RunPaths) -> None:
+    story.eval.write_text(json.dumps({**json.loads(story.eval.read_text()), "examples": 1}))
+    assert "Exact match on 1 held-out example, with" in Page(html_without_figures(story)).text
+
+
+@pytest.mark.parametrize(
+    ("result", "tone"),
+    [
+        ({"verdict": "x", "better": True}, "good"),
+        ({"verdict": "x", "better": False}, "bad"),
+        ({"verdict": "x", "better": False, "outcome": "unclear"}, "open"),
+        ({"verdict": "x", "better": False, "outcome": "worse"}, "bad"),
+    ],
+)
+def test_a_verdict_that_is_open_is_not_coloured_as_bad(result: dict[str, object], tone: str) -> None:
+    assert verdict_of(Loose(result), "succeeded", "", "demo").tone == tone
+
+
+def test_what_w_and_b_lacks_is_on_the_page_and_in_the_report(story: RunPaths) -> None:
+    events = EventWriter(story.events, attempt=2, rank=-1)
+    events.write("warning", source="wandb", message="W&B refused the key (401): WANDB_API_KEY holds no key")
+    said = "W&B incomplete: launcher sync demo (W&B refused the key (401): WANDB_API_KEY holds no key)"
+    assert said in Page(html_without_figures(story)).text
+    assert make_report(story.root).as_dict()["notes"] == [said]
+    events.write("wandb", complete=True, url="https://wandb.ai/me/p/runs/1")
+    assert "W&B incomplete" not in Page(html_without_figures(story)).text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -18,11 +20,13 @@ import pytest
 from launcher.config.paths import RunPaths
 from launcher.config.schema import WandbMode
 from launcher.errors import UserError
-from launcher.track.events import Event, read_events
+from launcher.track import wandb_child, wandb_replay
+from launcher.track.events import Event, EventWriter, read_events
 from launcher.track.records import MetricsWriter, read_metrics
+from launcher.track.wandb_child import _refused
 from launcher.track.wandb_files import history_rows
 from launcher.track.wandb_push import Cursor, read_cursor, write_cursor
-from launcher.track.wandb_replay import Replay, chosen_mode, start
+from launcher.track.wandb_replay import Replay, chosen_mode, start, wandb_warning
 from launcher.track.wandb_sync import sync
 from tests.unit.track.made_runs import eval_record, make_run, step_record
 from tests.unit.track.wandb_server import FakeWandb, serve
@@ -210,8 +214,70 @@ def test_a_refused_key_becomes_a_warning_and_not_an_error(paths: RunPaths, monke
     wait_for(lambda: bool(events_of(paths, "warning")))
     assert not replay.finish(10)
     (warning,) = events_of(paths, "warning")
-    assert "W&B did not open" in str(warning.fields["message"])
+    assert "W&B refused the key: WANDB_API_KEY holds no key of" in str(warning.fields["message"])
     assert "too-short-a-key" not in paths.events.read_text()
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (401, r"W&B refused the key \(401\): WANDB_API_KEY holds no key of http://127.*/authorize"),
+        (403, r"W&B refused access \(403\): the key in WANDB_API_KEY may not .*track\.wandb_entity"),
+    ],
+)
+def test_a_key_the_server_refuses_is_named_on_the_terminal_of_rank_0_at_the_end(
+    server: FakeWandb, paths: RunPaths, status: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.refuses = status
+    replay = start(paths.root, WandbMode.online, attempt=1)
+    wait_for(lambda: bool(events_of(paths, "warning")))
+    heard: list[str] = []
+    monkeypatch.setattr(wandb_replay.logger, "warning", lambda text, *values: heard.append(text % values))
+    assert not replay.finish(10)
+    (warning,) = events_of(paths, "warning")
+    assert re.search(told, str(warning.fields["message"]))
+    (said,) = heard
+    assert said.startswith("W&B incomplete: launcher sync demo (W&B refused ")
+    everything = said + paths.events.read_text() + (paths.wandb / "replay.log").read_text()
+    assert KEY not in everything and "training goes on" not in everything
+
+
+def test_a_key_of_the_public_server_is_got_at_wandb_ai(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    text = _refused(RuntimeError("Failed to upsert bucket: returned error 401: {}"))
+    assert "https://wandb.ai/authorize" in text and "set WANDB_BASE_URL" in text
+    assert _refused(RuntimeError("returned error 500: no run 401")) == ""
+
+
+def test_sync_with_a_refused_key_says_what_to_do_and_nothing_of_training(server: FakeWandb, paths: RunPaths) -> None:
+    write_attempt(paths, 1, 1, 5)
+    server.refuses = 401
+    with pytest.raises(UserError) as refused:
+        sync(paths.root, timeout_s=20)
+    assert "W&B refused the key (401)" in str(refused.value) and "/authorize" in str(refused.value)
+    assert "training goes on" not in str(refused.value)
+
+
+def test_a_sync_that_cannot_reach_the_server_says_nothing_of_training(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_child, "Pusher", mock.Mock(side_effect=RuntimeError("no route to host")))
+    for is_training, told in ((False, "no route to host)"), (True, "no route to host); tried again every 60 s while")):
+        events = EventWriter(paths.events, 0, rank=-1)
+        parent = mock.Mock()
+        assert wandb_child._open(paths.root, "online", parent, events, is_training=is_training) is None
+        assert told in str(events_of(paths, "warning")[-1].fields["message"])
+    assert "training" not in str(events_of(paths, "warning")[0].fields["message"])
+
+
+def test_what_w_and_b_lacks_is_forgotten_once_it_has_everything(paths: RunPaths) -> None:
+    events = EventWriter(paths.events, 1, rank=-1)
+    events.write("warning", source="wandb", message="W&B did not open")
+    events.write("warning", source="data", message="something else")
+    assert wandb_warning(read_events(paths.events)) == "W&B did not open"
+    assert wandb_warning(read_events(paths.events), attempt=2) == ""
+    events.write("wandb", mode="online", complete=True)
+    assert wandb_warning(read_events(paths.events)) == ""
 
 
 def test_a_run_without_configuration_is_warned_about_and_nothing_raised(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ class FakeWandb:
         self.url = ""
         self.is_broken = False
         """Answer everything with status 500."""
+        self.refuses = 0
+        """Answer everything with this status (401, 403), as for a key that it does not know or that may not."""
         self.history: dict[str, list[dict[str, Any]]] = {}
         self.summary: dict[str, str] = {}
         self.config: dict[str, str] = {}
@@ -87,7 +89,7 @@ def serve() -> Iterator[FakeWandb]:
             body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
             fake.seen += str(self.headers).encode() + body
             answer: dict[str, Any] = {}
-            if self.path == "/graphql" and not fake.is_broken:
+            if self.path == "/graphql" and not fake.is_broken and not fake.refuses:
                 call = json.loads(body)
                 answer = {"data": fake.graphql(call.get("operationName", ""), call.get("variables") or {})}
             elif self.path.endswith("/file_stream") and not fake.is_broken:
@@ -102,8 +104,10 @@ def serve() -> Iterator[FakeWandb]:
             self.answer({})
 
         def answer(self, value: dict[str, Any]) -> None:
+            if fake.refuses:
+                value = {"errors": [{"message": "user is not logged in"}]}
             data = json.dumps(value).encode()
-            self.send_response(500 if fake.is_broken else 200)
+            self.send_response(500 if fake.is_broken else fake.refuses or 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
