@@ -41,9 +41,10 @@ class Goodput:
     """
 
     parts_ms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    """start: until the ranks have met; load: model, data and checkpoint; rehearse; data: waiting for
-    examples within steps; useful: the rest of the steps that count in the final weights; redone: steps whose result was lost and that were made once more; save; evaluate; lost: what an
-    attempt that failed held after its last sign of work; other: the rest."""
+    """start: until the ranks have met; load: model, data and checkpoint; rehearse; data: waiting for examples within
+    steps; useful: the rest of the steps that count in the final weights; redone: steps whose result was lost and that
+    were made once more; save; evaluate; lost: what an attempt that failed held after its last sign of work; other: the
+    rest."""
     allocated_ms: int = 0
     queue_ms: int = 0
     """Waiting for an allocation, in milliseconds of the clock; no device was held."""
