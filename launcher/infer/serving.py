@@ -38,20 +38,26 @@ class ServerCommand:
             "env": self.env,
         }
 
-    def curl(self, question: str) -> str:
-        """A shell line that asks the server."""
-        body = json.dumps({"model": self.model, "messages": [{"role": "user", "content": question}], "temperature": 0})
-        return f"curl {self.url}/chat/completions -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+    def curl(self, question: str, *, as_chat: bool = True) -> str:
+        """A shell line that asks the server; without `as_chat` it has the text continued as it is."""
+        asked: dict[str, object] = (
+            {"messages": [{"role": "user", "content": question}]} if as_chat else {"prompt": question}
+        )
+        body = json.dumps({"model": self.model, **asked, "temperature": 0})
+        place = "chat/completions" if as_chat else "completions"
+        return f"curl {self.url}/{place} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
 
-    def python(self, question: str) -> str:
-        """Python that asks the server through the openai package."""
+    def python(self, question: str, *, as_chat: bool = True) -> str:
+        """Python that asks the server through the openai package; `as_chat` as in `curl`."""
+        asked = f"messages=[{{'role': 'user', 'content': {question!r}}}]" if as_chat else f"prompt={question!r}"
+        place, answer = ("chat.completions", "message.content") if as_chat else ("completions", "text")
         return (
             "from openai import OpenAI\n\n"
             f'client = OpenAI(base_url="{self.url}", api_key="none")\n'
-            "answer = client.chat.completions.create(\n"
-            f"    model={self.model!r}, temperature=0, messages=[{{'role': 'user', 'content': {question!r}}}]\n"
+            f"answer = client.{place}.create(\n"
+            f"    model={self.model!r}, temperature=0, {asked}\n"
             ")\n"
-            "print(answer.choices[0].message.content)"
+            f"print(answer.choices[0].{answer})"
         )
 
 

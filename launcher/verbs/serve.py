@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
     engine = args.engine or pick_engine()
     if not args.dry_run:
         refuse_busy_port(args.host, args.port)
-    folder = _folder(run_dir, args.step, make=not args.dry_run)
+    folder, as_chat = _folder(run_dir, args.step, make=not args.dry_run)
     command = server_command(
         folder, root=run_dir.parent, host=args.host, port=args.port, engine=engine, options=args.server_option
     )
     if args.json and args.dry_run:
         print(json.dumps(command.as_dict(), indent=2))
         return ExitCode.DONE
-    _tell(command, args.host)
+    _tell(command, args.host, as_chat=as_chat)
     if args.dry_run:
         return ExitCode.DONE
     sys.stdout.flush()
@@ -63,20 +63,22 @@ def run(args: argparse.Namespace) -> int:
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
 
 
-def _folder(run_dir: Path, step: int | None, *, make: bool) -> Path:
-    """The whole model to serve, adapters merged; exported on the first call."""
+def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
+    """The whole model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
     from launcher.checkpoint.export_source import cached_folder, open_source
+    from launcher.checkpoint.taught import Taught, taught
 
     source = open_source(run_dir, step)
+    as_chat = taught(Path(source.derived.data_dir)) is not Taught.text
     if not make:
-        return cached_folder(source, merge=True)
+        return cached_folder(source, merge=True), as_chat
 
     from launcher.checkpoint.export import cached_export
 
-    return cached_export(source, merge=True)
+    return cached_export(source, merge=True), as_chat
 
 
-def _tell(command: ServerCommand, host: str) -> None:
+def _tell(command: ServerCommand, host: str, *, as_chat: bool) -> None:
     import shlex
 
     from launcher.infer.serving import is_public
@@ -86,5 +88,7 @@ def _tell(command: ServerCommand, host: str) -> None:
     print(f"start  cd {shlex.quote(str(command.cwd))} && {shlex.join(command.argv)}")
     if is_public(host):
         print(f"note   {host} is open to other machines, and this server asks for no key")
-    print(f"\nask it from a shell:\n\n{command.curl(_QUESTION)}")
-    print(f"\nor from Python (pip install openai):\n\n{command.python(_QUESTION)}\n")
+    if not as_chat:
+        print("note   tuned on plain text: it continues a text, and knows no chat format")
+    print(f"\nask it from a shell:\n\n{command.curl(_QUESTION, as_chat=as_chat)}")
+    print(f"\nor from Python (pip install openai):\n\n{command.python(_QUESTION, as_chat=as_chat)}\n")

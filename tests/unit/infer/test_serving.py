@@ -74,6 +74,7 @@ def test_the_examples_survive_quotes_in_the_question(tmp_path: Path) -> None:
     words = shlex.split(made.curl(question).replace("\\\n", " "))
     assert words[0] == "curl" and "what's" in words[-1]
     compile(made.python(question), "example", "exec")
+    compile(made.python(question, as_chat=False), "example", "exec")
 
 
 def test_a_busy_port_is_refused_before_anything_is_loaded() -> None:
@@ -163,3 +164,6 @@ def test_the_printed_curl_line_works(served: tuple[Path, str], tmp_path: Path) -
     )
     answer = subprocess.run(["bash", "-c", made.curl("question 3")], capture_output=True, timeout=180, check=True)
     assert json.loads(answer.stdout)["choices"][0]["message"]["content"] == "of course"
+    plain = made.curl("question 3", as_chat=False)
+    answer = subprocess.run(["bash", "-c", plain], capture_output=True, timeout=180, check=True)
+    assert isinstance(json.loads(answer.stdout)["choices"][0]["text"], str)
