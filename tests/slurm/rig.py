@@ -165,7 +165,7 @@ class Goldens:
         if key not in self.made:
             run = SlurmRun.make(cluster, model, *overrides, nodes=nodes, ranks_per_node=ranks_per_node)
             run.submit()
-            run.wait_done()
+            run.wait_done(timeout_s=1800)
             assert run.num_attempts() == 1, run.story("the golden run was disturbed")
             self.made[key] = run.losses()
         return self.made[key]

@@ -35,7 +35,8 @@ def steps_of(run: SlurmRun) -> int:
 def test_preempted_ten_times_it_loses_nothing(
     cluster: Cluster, tiny_model: Path, goldens: Goldens, strategy: str
 ) -> None:
-    settings = (f"strategy={strategy}", *LONG, f"optim.max_steps={50 * (TIMES_PREEMPTED + 2)}")
+    steps = f"optim.max_steps={50 * (TIMES_PREEMPTED + 2)}"
+    settings = (f"strategy={strategy}", steps, *LONG[1:])
     golden = goldens.losses(cluster, tiny_model, *settings)
     run = SlurmRun.make(cluster, tiny_model, *settings)
     run.submit("--partition=low")
