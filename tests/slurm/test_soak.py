@@ -18,6 +18,7 @@ from tests.slurm.cluster import Cluster, start_cluster
 from tests.slurm.rig import Goldens, SlurmRun
 
 STEPS_PER_FAULT = 60
+STEPS_PER_FAULT_IN_SHORT = 30
 SETTINGS = (
     "optim.lr=1e-3",
     "checkpoint.save_every_steps=20",
@@ -67,11 +68,12 @@ def test_a_run_finishes_by_itself_through_random_faults(
     chance = random.Random(seed)
     kinds = draw(chance, int(os.environ.get("LAUNCHER_SOAK_FAULTS", count)) if count else 0)
     print(f"\nsoak: LAUNCHER_SOAK_SEED={seed} faults={len(kinds)} strategy={strategy}", flush=True)
-    settings = (f"strategy={strategy}", f"optim.max_steps={STEPS_PER_FAULT * (len(kinds) + 1)}", *SETTINGS)
+    pace = STEPS_PER_FAULT if count else STEPS_PER_FAULT_IN_SHORT
+    settings = (f"strategy={strategy}", f"optim.max_steps={pace * (len(kinds) + 1)}", *SETTINGS)
     golden = goldens.losses(cluster, tiny_model, *settings)
     run = SlurmRun.make(cluster, tiny_model, *settings)
     run.submit("--partition=low")
-    for number, (kind, due_step) in enumerate(zip(kinds, due_steps(chance, len(kinds)), strict=True), start=1):
+    for number, (kind, due_step) in enumerate(zip(kinds, due_steps(chance, len(kinds), pace), strict=True), start=1):
         wait_until_due(run, due_step, chance)
         told = kind(cluster, run.run_dir, chance)
         print(f"  {number:3d} step {newest_step(run):5d} attempt {run.num_attempts():3d} {told}", flush=True)
@@ -92,9 +94,9 @@ def draw(chance: random.Random, count: int) -> list[faults.Fault]:
     return chance.sample(faults.ALL, len(faults.ALL))
 
 
-def due_steps(chance: random.Random, count: int) -> list[int]:
+def due_steps(chance: random.Random, count: int, pace: int) -> list[int]:
     """The steps at which faults are due, in order; -1: soon after the fault before."""
-    steps = sorted(chance.randrange(5, STEPS_PER_FAULT * count) for _ in range(count))
+    steps = sorted(chance.randrange(5, pace * count) for _ in range(count))
     return [-1 if place and chance.random() < AT_ONCE else step for place, step in enumerate(steps)]
 
 
