@@ -69,7 +69,7 @@ def test_a_run_finishes_by_itself_through_random_faults(
     kinds = draw(chance, int(os.environ.get("LAUNCHER_SOAK_FAULTS", count)) if count else 0)
     print(f"\nsoak: LAUNCHER_SOAK_SEED={seed} faults={len(kinds)} strategy={strategy}", flush=True)
     pace = STEPS_PER_FAULT if count else STEPS_PER_FAULT_IN_SHORT
-    settings = (f"strategy={strategy}", f"optim.max_steps={pace * (len(kinds) + 1)}", *SETTINGS)
+    settings = (f"strategy={strategy}", f"optim.max_steps={pace * (len(kinds) + 4)}", *SETTINGS)
     golden = goldens.losses(cluster, tiny_model, *settings)
     run = SlurmRun.make(cluster, tiny_model, *settings)
     run.submit("--partition=low")
