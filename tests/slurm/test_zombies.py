@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -80,8 +79,6 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     gone, alive = psutil.wait_procs(ranks, timeout=max(1.0, 60 - (time.monotonic() - told)))
     assert not alive, run.story(f"{len(alive)} old ranks live on, {len(gone)} went")
     cluster.node("join", node)
-    # Slurm's own step daemon tries every 15 s to tell the controller of the end it could not tell before.
-    wait_until(lambda: not guests_on(cluster, node), 90, "the end of the old step", run)
 
     paths = RunPaths(run.run_dir)
     status = read_status(paths.status)
@@ -99,15 +96,10 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     assert committed(paths)[0].manifest.attempt == 2
 
 
-def guests_on(cluster: Cluster, node: str) -> list[dict[str, Any]]:
-    """What runs on a node besides the daemons it has without a job."""
-    found: list[dict[str, Any]] = next(e for e in cluster.status()["nodes"] if e["name"] == node)["processes"]
-    return found
-
-
 def freeze(cluster: Cluster, node: str, run: SlurmRun) -> list[psutil.Process]:
     """Stops ranks, srun and supervisor of the run's first attempt, all on one node."""
-    found = [psutil.Process(guest["pid"]) for guest in guests_on(cluster, node) if str(run.run_dir) in guest["argv"]]
+    guests = next(entry for entry in cluster.status()["nodes"] if entry["name"] == node)["processes"]
+    found = [psutil.Process(guest["pid"]) for guest in guests if str(run.run_dir) in guest["argv"]]
     for process in found:
         process.suspend()
     assert len(found) >= 4, found
