@@ -92,18 +92,14 @@ def refuse_if_superseded(run: RunPaths, attempt: int) -> None:
 
     Raises: SupersededError.
     """
-    newest = _newest_attempt(run)
+    newest = run.newest_attempt()
     if newest > attempt:
         raise SupersededError(f"attempt {attempt} was superseded by attempt {newest} and may not publish a checkpoint")
 
 
 def is_superseded(run: RunPaths, attempt: int) -> bool:
     """Whether a newer attempt of the run exists."""
-    return _newest_attempt(run) > attempt
-
-
-def _newest_attempt(run: RunPaths) -> int:
-    return max((int(path.name) for path in run.attempts.glob("[0-9]*") if path.name.isdigit()), default=0)
+    return run.newest_attempt() > attempt
 
 
 def publish(

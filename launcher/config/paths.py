@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Paths of one run. Only names: nothing is created or read here."""
+    """Paths of one run: names, and which attempt is the newest. Nothing is created here."""
 
     root: Path
 
@@ -54,6 +54,10 @@ class RunPaths:
 
     def attempt(self, number: int) -> Path:
         return self.attempts / f"{number:04d}"
+
+    def newest_attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        return max((int(path.name) for path in self.attempts.glob("[0-9]*") if path.name.isdigit()), default=0)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         """What one rank wrote on stdout and stderr."""
@@ -123,6 +127,11 @@ class RunPaths:
     def eval(self) -> Path:
         """Result of `launcher eval`, as JSON."""
         return self.root / "eval.json"
+
+    @property
+    def eval_partial(self) -> Path:
+        """Result of an evaluation that looked at less than the one in eval.json did."""
+        return self.root / "eval-partial.json"
 
     @property
     def wandb(self) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 
 from launcher.checkpoint.export import cached_export
 from launcher.checkpoint.export_source import ExportSource, open_source
+from launcher.config.paths import RunPaths
 from launcher.config.schema import MethodKind
 from launcher.data.prepared import Prepared
 from launcher.data.template import ChatFormat
@@ -95,7 +96,7 @@ def evaluate_run(
         losses[TUNED] = tuned.losses(
             task.tokens, progress=lambda done, of: tell("held-out loss of the tuned", done, of)
         )
-    return _kept(source.paths.eval, _result(source, task, answers, used_shots, losses))
+    return _kept(source.paths, _result(source, task, answers, used_shots, losses))
 
 
 def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
@@ -233,11 +234,11 @@ def _result(
     )
 
 
-def _kept(path: Path, result: EvalResult) -> EvalResult:
+def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
     """The result as it was written: to eval.json, or beside it where that holds a fuller one of the same checkpoint."""
-    before = _read(path)
+    path, before = paths.eval, _read(paths.eval)
     if _is_fuller(before, result):
-        path = path.with_stem("eval-partial")
+        path = paths.eval_partial
         note = (
             f"eval.json holds a fuller evaluation of step {result.step} ({before['examples']} examples) and was left "
             f"as it is; this one is in {path.name}."

@@ -228,8 +228,7 @@ def new_attempt(run_dir: Path) -> int:
 
 def last_attempt(run_dir: Path) -> int:
     """Number of the newest attempt; 0 before the first."""
-    folders = RunPaths(run_dir).attempts.glob("[0-9]*")
-    return max((int(path.name) for path in folders if path.name.isdigit()), default=0)
+    return RunPaths(run_dir).newest_attempt()
 
 
 @contextmanager

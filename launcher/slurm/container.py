@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.paths import cache_dir
-from launcher.config.schema import Derived, RunConfig
+from launcher.config.schema import DataConfig, Derived, RunConfig
 from launcher.errors import Problem, RunError
 from launcher.slurm.words import why_unfit
 
@@ -66,6 +66,13 @@ def site_options(cluster: ClusterConfig) -> list[str]:
 def run_folders(run_dir: Path, derived: Derived) -> list[Path]:
     """What the ranks of a run need: run, data, model, cache and working folder."""
     return [run_dir, Path(derived.data_dir), _with_files(Path(derived.model_dir)), cache_dir().absolute(), Path.cwd()]
+
+
+def example_files(data: DataConfig) -> list[Path]:
+    """Files and folders of examples on this machine, which an evaluation reads again."""
+    named = [data.path, data.validation_path, *(part.path for part in data.mixture)]
+    places = [Path(text).expanduser().absolute() for text in named if text is not None]
+    return [place for place in places if place.exists()]
 
 
 def _with_files(model: Path) -> Path:
@@ -143,6 +150,8 @@ def _folder_problems(config: RunConfig) -> Iterator[Problem]:
         "runs_dir": Path(config.runs_dir).expanduser().absolute(),
         "LAUNCHER_CACHE": cache_dir().absolute(),
         "the working folder": Path.cwd(),
+        # Evaluation reads the held-out examples again where they came from.
+        **{f"data ({path.name})": path for path in example_files(config.data)},
     }
     for key, path in places.items():
         if odd := _odd_letters(config.cluster, str(path)):

@@ -71,7 +71,16 @@ def main(argv: list[str]) -> int:
 def _reports(folder: Path) -> list[dict[str, Any]]:
     """What the nodes said, in the last line: a container may speak before."""
     texts = [path.read_text("utf-8", errors="replace").strip() for path in sorted(folder.glob("probe-*.json"))]
-    return [json.loads(text.splitlines()[-1]) for text in texts if text.endswith("}")]
+    return [report for text in texts if text and (report := _report(text.splitlines()[-1])) is not None]
+
+
+def _report(line: str) -> dict[str, Any] | None:
+    """None for a line of something else, such as a container that speaks last."""
+    try:
+        report = json.loads(line)
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and {"versions", "links"} <= report.keys() else None
 
 
 def _all_reached(reports: list[dict[str, Any]]) -> bool:

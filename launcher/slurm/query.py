@@ -127,7 +127,8 @@ class Slurm:
     def history(self, job_ids: list[str]) -> list[JobInfo]:
         """Jobs that the controller has forgotten (minutes after their end), from the site's accounting if it has one.
 
-        Asked once, without patience: what it tells only makes the record better.
+        Only those that are over: accounting keeps jobs as running whose end it was never told, and what is alive the
+        controller alone knows. Asked once, without patience: what it tells only makes the record better.
         """
         if not job_ids or not self._keeps_account:
             return []
@@ -137,7 +138,7 @@ class Slurm:
         except SlurmError:
             self._keeps_account = False
             return []
-        return parse_sacct(said)
+        return [job for job in parse_sacct(said) if job.finished]
 
     def partitions(self) -> list[Partition]:
         """All partitions, hidden ones too, with their nodes."""

@@ -15,7 +15,7 @@ from launcher.config.schema import DataConfig, Derived, FrozenRun
 from launcher.errors import ExitCode, RunError, UserError
 from launcher.slurm import ledger
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.container import run_folders
+from launcher.slurm.container import example_files, run_folders
 from launcher.slurm.srun import stage_argv, stage_environment
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: De
     """
     folders = run_folders(run_dir, derived)
     if words[0] == "eval":
-        return [*folders, *_examples(data)]
+        return [*folders, *example_files(data)]
     target = _target(words)
     if any(target.is_relative_to(folder) for folder in folders):
         return folders
@@ -86,13 +86,6 @@ def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: De
     if above == Path("/"):
         raise RunError(f"--to {target}: a container cannot be shown all of /; make {target.parent} first")
     return [*folders, above]
-
-
-def _examples(data: DataConfig) -> list[Path]:
-    """Files and folders of examples on this machine: evaluation reads the held-out ones again where they came from."""
-    named = [data.path, data.validation_path, *(part.path for part in data.mixture)]
-    places = [Path(text).expanduser().absolute() for text in named if text is not None]
-    return [place for place in places if place.exists()]
 
 
 def _target(words: list[str]) -> Path:

@@ -208,12 +208,12 @@ def queue_run(
         if not is_new:
             submission = _with_lost_jobs(run_dir, submission, slurm)
             _refuse_second(run_dir, submission, stages, slurm)
-        write_submission(run_dir, replace(submission, unanswered=True))
         estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)
         before = run_state(run_dir).state
         # Before the job is there, for it writes its own states as soon as it starts, and stops at once at this mark.
         write_state(run_dir, "queued")
         RunPaths(run_dir).cancel.unlink(missing_ok=True)
+        write_submission(run_dir, replace(submission, unanswered=True))
         try:
             jobs = queue_all(config, requests, slurm, full)
         except UserError as error:

@@ -151,7 +151,7 @@ def _refuse_beside_job(run_dir: Path) -> None:
         raise SlurmUnavailable(
             f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}"
         )
-    if state.alive or state.requeued or state.state == "queued":
+    if state.job_id and (state.alive or state.requeued or state.state == "queued"):
         raise RunError(
             f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "
             f"launcher logs -f {state.name}, or end it first with launcher cancel {state.name}"

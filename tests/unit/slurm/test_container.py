@@ -101,3 +101,10 @@ def test_a_model_of_the_hubs_cache_is_shown_with_the_files_its_links_lead_to() -
     world = derived()
     world.model_dir = "/hub/models--meta--llama/snapshots/0123abc"
     assert Path("/hub/models--meta--llama") in run_folders(Path("/runs/one"), world)
+
+
+def test_examples_that_no_container_can_show_are_refused_before_the_training(tmp_path: Path) -> None:
+    config = job_config(**APPTAINER)
+    config.data.path = str(tmp_path / "v1,clean.jsonl")
+    (tmp_path / "v1,clean.jsonl").touch()
+    assert [problem.key for problem in sbatch_problems(config)] == ["data (v1,clean.jsonl)"]

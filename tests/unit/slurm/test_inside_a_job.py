@@ -9,6 +9,7 @@ import pytest
 from launcher.cli import main
 from launcher.config.paths import RunPaths
 from launcher.errors import ExitCode
+from launcher.launch.rundir import write_state
 from tests.unit.slurm.test_submit import settings, tools, write
 
 __all__ = ["settings", "tools"]
@@ -51,3 +52,12 @@ def test_a_run_over_several_nodes_is_refused_before_it_makes_an_attempt(
     assert main(["resume", "one"]) == ExitCode.USER
     assert "was planned for 2 machines" in capsys.readouterr().err
     assert not list(RunPaths(Path("runs/one")).attempts.iterdir())
+
+
+def test_a_run_that_was_never_queued_is_in_nobodys_hands(
+    submitted: Path, tools: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (submitted / "submission.json").unlink()
+    RunPaths(submitted).events.write_text("")
+    write_state(submitted, "queued")
+    assert main(["resume", "one", "--dry-run"]) == ExitCode.DONE, capsys.readouterr().err

@@ -125,6 +125,13 @@ def test_what_the_controller_forgot_the_accounting_may_know(tool: Path) -> None:
     assert [job.job_id for job in Slurm().listed(["5"])] == ["5"]
 
 
+def test_what_accounting_calls_running_and_the_controller_does_not_know_is_gone(tool: Path) -> None:
+    write(tool, "scontrol", FORGOTTEN)
+    write(tool, "squeue", FORGOTTEN)
+    write(tool, "sacct", "print('5|RUNNING|0:0|gpu|2026-01-01T00:00:00|Unknown|Unknown|Unknown|10:00|n1')")
+    assert Slurm().job("5") is None and Slurm().listed(["5"]) == []
+
+
 def test_a_site_without_accounting_is_asked_for_it_once(tool: Path) -> None:
     count = tool / "count"
     write(tool, "scontrol", FORGOTTEN)
