@@ -89,10 +89,16 @@ def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
         planned.plan.warnings.append(
             f"data: about {skimmed.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
         )
-    why = " (the model is not on this machine)" if files is None else ""
-    unseen = f"lengths in tokens and the chat template were not checked{why}"
+    unseen = f"lengths in tokens and the chat template were not checked{_why_no_files(config.model, files)}"
     unaudited = f"{skimmed.unread}, and {unseen}" if skimmed.unread else unseen
     return replace(planned, findings=skimmed.audit.findings, unaudited=unaudited)
+
+
+def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
+    if files is not None:
+        return ""
+    is_embedded = model_source(model.name_or_path) is ModelSource.embedded
+    return " (the model was not converted yet)" if is_embedded else " (the model is not on this machine)"
 
 
 def _undivided(config: RunConfig) -> list[str]:

@@ -7,6 +7,7 @@ beginning of each file is read.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,19 +21,21 @@ from launcher.data.audit import RULES, Audit, Place, Severity, SplitCounts, Tall
 from launcher.data.encode import EncodedChunk
 from launcher.data.example import Example, ExampleError
 from launcher.data.example_checks import check_example, check_text, digests
-from launcher.data.formats import describe_formats, detect, to_example
+from launcher.data.formats import to_example
 from launcher.data.openings import opening_of
 from launcher.data.prepared import Prepared, SplitFacts, TokenBatch
-from launcher.data.readers import Chunk, first_records, parse, read_chunks
+from launcher.data.readers import Chunk, parse, read_chunks, source_format
 from launcher.data.sources import Source, Sources
 from launcher.data.splits import SplitBuilder
+from launcher.data.whole_checks import check_size
 
 READ_BYTES = 20 * 2**20
 """More data than this is read in part: so many bytes of it, or READ_RECORDS records if those come first."""
 READ_RECORDS = 100_000
 _COUNT_BYTES = 4 * 2**30
 """Lines of more data than this are not counted either."""
-_RECORDS_TO_DETECT = 20
+_REMEMBERED = 8
+"""Data sets; the members of a sweep share one as a rule."""
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_TURN = 5
 """What a chat template writes around a turn."""
@@ -63,12 +66,31 @@ class _Reading:
     at_end: bool = False
 
 
+_seen: dict[str, Skimmed] = {}
+
+
 def skim(data: DataConfig, sources: Sources) -> Skimmed:
-    """Findings and counts of data that lies on this machine.
+    """Findings and counts of data that lies on this machine; data that was seen before is not read again.
 
     Raises:
         DataError: a file cannot be read.
     """
+    key = _identity(data, sources)  # before reading: what changes meanwhile is another then
+    if key not in _seen:
+        if len(_seen) >= _REMEMBERED:
+            _seen.clear()
+        _seen[key] = _read(data, sources)
+    return _seen[key]
+
+
+def _identity(data: DataConfig, sources: Sources) -> str:
+    """Digest of what is read and how; files by size and time of change."""
+    files = [source.path.stat() if source.path is not None else None for source in sources.all()]
+    marks = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat is not None else None for stat in files]
+    return hashlib.sha256(repr((data, sources, marks, READ_BYTES, READ_RECORDS)).encode()).hexdigest()
+
+
+def _read(data: DataConfig, sources: Sources) -> Skimmed:
     every = sources.all()
     num_bytes = sum(source.size_bytes for source in every)
     share = min(1.0, READ_BYTES / max(1, num_bytes))
@@ -77,7 +99,7 @@ def skim(data: DataConfig, sources: Sources) -> Skimmed:
         tally.add("held_out_files_ignored", Place(name, 0))
     encoder = _Encoder(data)
     readings = [_Reading(source) for source in every]
-    formats = [_format(source, tally) for source in every]
+    formats = [source_format(source, tally) for source in every]
     with tempfile.TemporaryDirectory(prefix="launcher-skim-") as folder:
         builder = SplitBuilder(Path(folder), sources, data)
         for number, (reading, kind) in enumerate(zip(readings, formats, strict=True)):
@@ -93,25 +115,15 @@ def skim(data: DataConfig, sources: Sources) -> Skimmed:
     is_whole = all(reading.at_end for reading, kind in zip(readings, formats, strict=True) if kind is not None)
     unread = "" if is_whole else _unread(readings, num_bytes)
     facts = _facts(data, sources, readings, train, validation, heaviest, is_whole=is_whole)
+    if not is_whole:  # so far the beginning was judged, not the whole
+        tally.remove("too_few_examples")
+        if facts.is_counted:
+            check_size(facts.examples, data.task, tally)
     return Skimmed(facts, _audit(tally, data, splits.counts, names), encoder.num_long, unread)
 
 
 def _audit(tally: Tally, data: DataConfig, counts: dict[str, SplitCounts], names: dict[str, str]) -> Audit:
     return Audit(tally.findings(data.allow), counts, names, tuple(data.allow))
-
-
-def _format(source: Source, tally: Tally) -> DataFormat | None:
-    """As preparing decides it: the format that is named, or that of the first record which has one."""
-    if source.format is not DataFormat.auto:
-        return source.format
-    records = first_records(source, _RECORDS_TO_DETECT)
-    if not records:
-        return DataFormat.auto  # nothing can be read; the reader says why, line by line
-    found = next((kind for kind in map(detect, records) if kind is not None), None)
-    if found is None:
-        fields = ", ".join(list(records[0])[:8]) or "none"
-        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
-    return found
 
 
 def _unread(readings: list[_Reading], num_bytes: int) -> str:

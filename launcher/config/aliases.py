@@ -42,7 +42,7 @@ _NAMES = {
     "optim.lr_multiplier": "learning_rate_multiplier",
     "optim.schedule": "lr_scheduler_type lr_scheduler scheduler scheduler_type lr_schedule",
     "optim.warmup_steps": "num_warmup_steps warmup_num_steps lr_warmup_steps warmup",
-    "optim.min_lr_ratio": "min_lr min_lr_rate min_learning_rate",
+    "optim.min_lr_ratio": "min_lr_rate",
     "optim.beta1": "adam_beta1",
     "optim.beta2": "adam_beta2",
     "optim.eps": "adam_epsilon adam_eps epsilon",
@@ -77,6 +77,9 @@ _ANSWERS = {
     "(batch.micro_sequences)",
     "zero_stage stage zero zero_optimization deepspeed deepspeed_config fsdp fsdp_config": "Choose strategy=zero1, "
     "strategy=zero2 or strategy=zero3 (ZeRO stages; strategy=zero2_offload and strategy=zero3_offload use host memory)",
+    "min_lr min_learning_rate": "Give it as a share of the peak: optim.min_lr_ratio",
+    "batch.tokens batch_tokens tokens_per_batch": "Give batch.global_tokens for a whole step over all devices, or "
+    "batch.micro_tokens for what one device takes at once",
     "logging_steps log_every_n_steps logging_strategy": "Every step is recorded; leave it out",
     "eval_strategy evaluation_strategy": "Held-out loss is measured after each epoch, and every track.eval_every_steps",
     "save_strategy": "Checkpoints come after each epoch and at the end, or every checkpoint.save_every_steps",
@@ -91,7 +94,7 @@ _ANSWERS = {
 }
 _KEYS = {name: key for key, names in _NAMES.items() for name in names.split()}
 _TEXTS = {name: text for names, text in _ANSWERS.items() for name in names.split()}
-_SAYS_NOTHING = ("enabled", "type")
+SAYS_NOTHING = ("enabled", "type")
 """Last words that leave the meaning to the word before: bf16.enabled."""
 
 
@@ -104,7 +107,7 @@ def answer(key: str) -> str:
     """What to do about a key that another program has; empty for one that is not known from elsewhere."""
     words = key.lstrip("-").lower().replace("-", "_").split(".")
     candidates = [".".join(words[-2:]), words[-1]]
-    if words[-1] in _SAYS_NOTHING and len(words) > 1:
+    if words[-1] in SAYS_NOTHING and len(words) > 1:
         candidates.append(words[-2])
     for name in candidates:
         if name in _KEYS:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from enum import Enum
 
 from omegaconf import MISSING
 
+from launcher.config.checks import setting
 from launcher.config.cluster_schema import ClusterKind, ContainerRuntime
 from launcher.config.model_files import ModelSource, model_source
 from launcher.config.schema import MethodKind, RunConfig, Schedule
@@ -34,7 +36,7 @@ def typed_in_vain(config: RunConfig, typed: Collection[str]) -> list[Problem]:
         keys = [key for key in rule.keys if key in typed and not _asks_nothing(config, default, key)]
         why = rule.why_not(config) if keys else ""
         if why:
-            problems += [Problem(key, plain(_value(config, key)), why, rule.todo) for key in keys]
+            problems += [Problem(key, plain(setting(config, key)), why, rule.todo) for key in keys]
     return problems
 
 
@@ -43,24 +45,18 @@ def idle_warnings(config: RunConfig) -> list[str]:
     default = RunConfig()
     warnings = []
     for rule in _RULES:
-        keys = [key for key in rule.keys if rule.warns and _value(config, key) != _value(default, key)]
+        keys = [key for key in rule.keys if rule.warns and setting(config, key) != setting(default, key)]
         why = rule.why_not(config) if keys else ""
         if why:
-            warnings.append(f"{', '.join(f'{key} = {plain(_value(config, key))}' for key in keys)} does nothing: {why}")
+            given = ", ".join(f"{key} = {plain(setting(config, key))}" for key in keys)
+            warnings.append(f"{given} does nothing: {why}")
     return warnings
 
 
 def _asks_nothing(config: RunConfig, default: RunConfig, key: str) -> bool:
-    """Whether the value switches off what is off anyway, or was taken away."""
-    value = _value(config, key)
-    return value is None or (not value and value == _value(default, key))
-
-
-def _value(config: RunConfig, key: str) -> object:
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+    """Whether the value switches off what is off anyway, chooses what is chosen anyway, or was taken away."""
+    value = setting(config, key)
+    return value is None or ((not value or isinstance(value, Enum)) and value == setting(default, key))
 
 
 def _of_adapters(config: RunConfig) -> str:
@@ -87,7 +83,7 @@ def _of_early_stopping(config: RunConfig) -> str:
 
 def _beside(winner: str) -> Callable[[RunConfig], str]:
     def why_not(config: RunConfig) -> str:
-        value = _value(config, winner)
+        value = setting(config, winner)
         return "" if value is None else f"{winner} = {value} is given as well, and decides"
 
     return why_not

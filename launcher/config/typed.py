@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origi
 
 from omegaconf import MISSING
 
-from launcher.config.aliases import answer, foreign_names
+from launcher.config.aliases import SAYS_NOTHING, answer, foreign_names
 from launcher.errors import Problem
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _BAD = object()
 _LEAST_ALIKE = 0.78
 _SAME_SECTION = 0.1
 _SURE = 0.85
+_LISTS = "`launcher check --cfg` lists every setting"
 _BEGINNING = 4
 """Letters that are enough to name a setting by its beginning."""
 
@@ -59,7 +60,7 @@ def nearest_key(key: str, known: list[str]) -> str | None:
     def likeness(name: str) -> float:
         own_section, _, own = name.rpartition(".")
         alike = difflib.SequenceMatcher(None, leaf, own).ratio()
-        if len(leaf) >= _BEGINNING and own.startswith(f"{leaf}_"):
+        if section == own_section and len(leaf) >= _BEGINNING and own.startswith(f"{leaf}_"):
             alike = max(alike, _LEAST_ALIKE)
         return alike + (_SAME_SECTION if section == own_section else 0.0)
 
@@ -74,15 +75,29 @@ def unknown_key(key: str, value: object, known: list[str]) -> Problem:
 
 def _instead_of(key: str, known: list[str]) -> str:
     """What to write instead: what another program's name means here, the nearest key, or where to look."""
-    in_list = "[" in key  # of a part of a mixture, which no name from elsewhere means
-    told = "" if in_list else answer(key)
+    if "[" in key:  # of a part of a mixture, which no name from elsewhere means
+        return _instead_in_list(key, known)
+    told = answer(key)
     if told:
         return told
     near = nearest_key(key, known)
     if near:
         return f"Did you mean {near}?"
-    misspelt = [] if in_list else difflib.get_close_matches(key.rpartition(".")[2], foreign_names(), 1, _SURE)
-    return answer(misspelt[0]) if misspelt else "`launcher check --cfg` lists every setting"
+    leaf = key.rpartition(".")[2]
+    misspelt = [] if leaf in SAYS_NOTHING else difflib.get_close_matches(leaf, foreign_names(), 1, _SURE)
+    return answer(misspelt[0]) if misspelt else _LISTS
+
+
+def _instead_in_list(key: str, known: list[str]) -> str:
+    """As _instead_of, for a key inside an item of a list: only the fields of such an item count."""
+    whole = key.partition("[")[0]
+    if whole in known:
+        return f"A list is given as a whole: {whole}=[first,second]"
+    fields_of_item = [name for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = nearest_key(key, fields_of_item)
+    if near:
+        return f"Did you mean {near}?"
+    return f"Choose from: {', '.join(name.rpartition('.')[2] for name in fields_of_item)}" if fields_of_item else _LISTS
 
 
 def one_of(value: object, choices: list[str]) -> str:

@@ -179,6 +179,10 @@ class Tally:
         if place is not None and len(known) < MAX_PLACES:
             known.append(place)
 
+    def remove(self, code: str) -> None:
+        self.counts.pop(code, None)
+        self.places.pop(code, None)
+
     def merge(self, other: Tally) -> None:
         for code, count in other.counts.items():
             self.add(code, None, count)
@@ -223,18 +227,14 @@ class Audit:
     allow: tuple[str, ...] = ()
 
     @property
-    def errors(self) -> list[Finding]:
-        """Findings that stop the run."""
-        return [finding for finding in self.findings if finding.vetoes]
-
-    @property
     def vetoed(self) -> bool:
-        return bool(self.errors)
+        return any(finding.vetoes for finding in self.findings)
 
     def raise_if_vetoed(self) -> None:
         """Raises DataError with all findings that stop the run."""
-        if self.vetoed:
-            raise DataError("the data audit refuses these examples:", [finding.as_problem() for finding in self.errors])
+        problems = [finding.as_problem() for finding in self.findings if finding.vetoes]
+        if problems:
+            raise DataError("the data audit refuses these examples:", problems)
 
     def as_dict(self) -> dict[str, object]:
         return {

@@ -19,6 +19,11 @@ SHARE = 0.8
 _SAMPLE = 2000
 _CANDIDATE_SHARE = 0.5
 _MAX_LABELS = 200
+_SCANNED_CHARS = 4000
+_MAX_TRAITS = 4000
+"""More kinds of openings are not told apart; what comes later counts as no opening."""
+_MAX_ORDERED = 8
+"""Of more labels that are not all in the same order nearly everywhere, only so many are looked at."""
 _MAX_WORDS = 12
 _FEWEST_WORDS = 2
 _CHANCE = 0.05
@@ -30,15 +35,20 @@ _ASKING = (
     *("did", "can", "could", "will", "would", "should", "have", "i"),
 )
 
-# A label is a few words before a colon: up to four at the beginning of a line, two behind the end of a sentence, one
-# anywhere else if white space follows. The colons of addresses, paths, times and C++ names make none.
+# A label is a few words before a colon: up to four at the beginning of a line, two behind the end of a sentence.
+# Behind other words of a sentence (`he said: no`) it is content. The colons of addresses, paths, times and C++ names
+# make none.
 _COLON = re.compile(r"(?<=[\w'*])[:\uff1a](?![/\\:])(?!(?<=\d:)\d)[*_]*(\s|\Z)?")
 _WORD = r"[\w'-]{1,25}"
 _BEFORE_COLON = re.compile(
-    rf"(?:^[#*> \t-]*((?=[^\W\d_]){_WORD}(?: {_WORD}){{0,3}})[*_]*"
-    rf"|(?<=[.!?]\s)((?=[^\W\d_]){_WORD}(?: {_WORD})?)"
-    rf"|(?<=\s)((?=[^\W\d_]){_WORD}))\Z",
+    rf"(?:^[#*>-]*[ \t]?[*_]*((?=[^\W\d_]){_WORD}(?: {_WORD}){{0,3}})[*_]*"
+    rf"|(?<=[.!?]\s)((?=[^\W\d_]){_WORD}(?: {_WORD})?))\Z",
     re.MULTILINE,
+)
+# What stands before a colon in program code; further words may follow the first ones.
+_CODE = re.compile(
+    r"(?:else|try|finally|except|do|default|public|private|protected|then)\Z"
+    r"|(?:if|elif|else if|for|while|with|class|def|case|except|match|switch|async) ",
 )
 _LABEL_CHARS = 120
 
@@ -54,6 +64,8 @@ class Opening:
     """The first words of that message."""
     system: str
     """The system message; a long one as its beginning and a digest."""
+    is_cut: bool = False
+    """The message is longer than what was searched for keywords."""
 
 
 def opening_of(example: Example, system_prompt: str | None) -> Opening | None:
@@ -63,18 +75,21 @@ def opening_of(example: Example, system_prompt: str | None) -> Opening | None:
         return None
     first = example.messages[0]
     system = first.content if first.role in ("system", "developer") else system_prompt or ""
-    return Opening(_labels(asked.strip()), tuple(asked.split(maxsplit=_MAX_WORDS)[:_MAX_WORDS]), _short(system.strip()))
+    asked = asked.strip()
+    text = asked[:_SCANNED_CHARS]
+    words = tuple(text.split(maxsplit=_MAX_WORDS)[:_MAX_WORDS])
+    return Opening(_labels(text), words, _short(system.strip()), is_cut=len(asked) > len(text))
 
 
 def _labels(text: str) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for colon in _COLON.finditer(text):
-        before = _BEFORE_COLON.search(text, max(0, colon.start() - _LABEL_CHARS), colon.start())
-        is_spaced = colon[1] is not None
-        if before is None or (before[3] and not is_spaced):
+        line = text.rfind("\n", 0, colon.start()) + 1
+        before = _BEFORE_COLON.search(text, max(line, colon.start() - _LABEL_CHARS), colon.start())
+        name = "" if before is None else before[1] or before[2]
+        if not name or _CODE.match(name):
             continue
-        name = before[1] or before[2] or before[3]
-        found[f"{name}: " if is_spaced else f"{name}:"] = None
+        found[f"{name}:" if colon[1] is None else f"{name}: "] = None
         if len(found) == _MAX_LABELS:
             break
     return tuple(found)
@@ -94,6 +109,8 @@ class Traits:
     starts_alike: bool
     has_system: bool
     same_system: bool
+    is_cut: bool = False
+    """Further labels may follow where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,7 @@ class Common:
             starts_alike=opening.words[: len(self.start)] == self.start,
             has_system=bool(opening.system),
             same_system=opening.system == self.system,
+            is_cut=opening.is_cut,
         )
 
 
@@ -160,7 +178,7 @@ class Openings:
     _later: dict[Traits, int] = field(default_factory=dict)
 
     def number(self, opening: Opening | None) -> int:
-        """A number for the opening; -1 for none."""
+        """A number for the opening; -1 for none, and for those beyond what is told apart."""
         if opening is None:
             return -1
         if self._common is None:
@@ -168,7 +186,10 @@ class Openings:
             if len(self._sample) == _SAMPLE:
                 self._common = common_of(self._sample)
             return len(self._sample) - 1
-        return _SAMPLE + self._later.setdefault(self._common.traits(opening), len(self._later))
+        traits = self._common.traits(opening)
+        if traits not in self._later and len(self._later) >= _MAX_TRAITS:
+            return -1
+        return _SAMPLE + self._later.setdefault(traits, len(self._later))
 
     def close(self) -> tuple[Common, list[Traits]]:
         """What is common, and the traits of each number given."""
@@ -189,7 +210,8 @@ class Expected:
         why: list[str] = []
         own = tuple(label for label in traits.labels if label in self.labels)
         names = " ".join(label.strip() for label in self.labels)
-        if own != self.labels:
+        begins_so = traits.is_cut and own == self.labels[: len(own)]
+        if own != self.labels and not begins_so:
             spaced = tuple(label.strip() for label in traits.labels) == tuple(label.strip() for label in self.labels)
             why.append(f"most have {names}" + (" with other white space after the colons" if spaced else ""))
         elif self.start and not traits.starts_alike:
@@ -206,23 +228,38 @@ def expected_of(common: Common, counted: Iterable[tuple[Traits, int]]) -> Expect
     least = SHARE * sum(number for _, number in counts)
     alike = sum(number for traits, number in counts if traits.starts_alike) >= least
     same = sum(number for traits, number in counts if traits.same_system) >= least
-    return Expected(_usual_labels(counts, least), common.start if alike else (), common.system if same else "")
+    usual = _usual_labels(counts, least)
+    labels = _in_order(usual, counts, least)
+    # A field that comes and goes is no pattern where it is the first one either.
+    begins = " ".join(common.start)
+    dropped = any(begins.endswith(label.strip()) for label in usual if label not in labels)
+    start = common.start if alike and not dropped else ()
+    return Expected(labels, start, common.system if same else "")
 
 
-def _usual_labels(counts: Sequence[tuple[Traits, int]], least: float) -> tuple[str, ...]:
-    """The labels nearly all have, in the order in which nearly all have them; fewer where the order varies."""
+def _usual_labels(counts: Sequence[tuple[Traits, int]], least: float) -> list[str]:
+    """The labels nearly all have, those of most examples first."""
     uses: Counter[str] = Counter()
     for traits, number in counts:
         uses.update(dict.fromkeys(traits.labels, number))
-    usual = sorted((label for label in uses if uses[label] >= least), key=lambda label: (-uses[label], label))
-    while usual:
+    return sorted((label for label in uses if uses[label] >= least), key=lambda label: (-uses[label], label))
+
+
+def _in_order(usual: list[str], counts: Sequence[tuple[Traits, int]], least: float) -> tuple[str, ...]:
+    """The labels in the order in which nearly all have them; fewer where the order varies.
+
+    None where most of them would have to go: then they are fields that come and go, and no pattern.
+    """
+    size = len(usual)
+    while size and 2 * size >= len(usual):
+        kept = frozenset(usual[:size])
         orders: Counter[tuple[str, ...]] = Counter()
         for traits, number in counts:
-            orders[tuple(label for label in traits.labels if label in usual)] += number
+            orders[tuple(label for label in traits.labels if label in kept)] += number
         order = max(orders, key=lambda order: (orders[order], order))
         if orders[order] >= least:
             return order
-        usual.pop()
+        size = min(size - 1, _MAX_ORDERED)
     return ()
 
 

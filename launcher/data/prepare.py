@@ -17,12 +17,11 @@ from launcher.config.schema import DataConfig, DataFormat, RunConfig
 from launcher.data.audit import Audit, Place, Tally
 from launcher.data.content_hash import file_sha256
 from launcher.data.encode import EncodedExample, Encoder, EncoderSettings
-from launcher.data.formats import describe_formats, detect
 from launcher.data.hub import NotFetched
 from launcher.data.parallel import encode_all, num_processes
 from launcher.data.prepared import SplitFacts
-from launcher.data.readers import Chunk, first_records, read_chunks
-from launcher.data.sources import Source, Sources, find_sources
+from launcher.data.readers import Chunk, read_chunks, source_format
+from launcher.data.sources import Sources, find_sources
 from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, Problem
@@ -42,7 +41,6 @@ _MODEL_FILES = (
     "chat_template.json",
     "prompt_format.json",
 )
-_RECORDS_TO_DETECT = 20
 _STALE_S = 24 * 3600.0
 
 
@@ -272,17 +270,4 @@ def chat_format(data: DataConfig, model_folder: Path) -> ChatFormat:
 
 def _read_formats(sources: Sources, tally: Tally) -> list[DataFormat | None]:
     """The format of each source, detected where it is not named; None where it cannot be."""
-    return [_read_format(source, tally) for source in sources.all()]
-
-
-def _read_format(source: Source, tally: Tally) -> DataFormat | None:
-    if source.format is not DataFormat.auto:
-        return source.format
-    records = first_records(source, _RECORDS_TO_DETECT)
-    if not records:
-        return DataFormat.auto  # nothing can be read; the reader says why, line by line
-    found = next((kind for kind in map(detect, records) if kind is not None), None)
-    if found is None:
-        fields = ", ".join(list(records[0])[:8]) or "none"
-        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
-    return found
+    return [source_format(source, tally) for source in sources.all()]

@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from launcher.config.schema import DataFormat
+from launcher.data.audit import Place, Tally
 from launcher.data.example import ExampleError
+from launcher.data.formats import describe_formats, detect
 from launcher.data.sources import Source
 from launcher.errors import DataError
 
 CHUNK_RECORDS = 1000
 CHUNK_BYTES = 4 << 20
+_RECORDS_TO_DETECT = 20
 _READ_CHARS = 1 << 20
 # One value of a JSON array that is still incomplete after this much text is broken, not long.
 _MAX_VALUE_CHARS = 64 << 20
@@ -83,6 +87,20 @@ def first_records(source: Source, count: int) -> list[Mapping[str, object]]:
             continue
         if len(found) == count:
             break
+    return found
+
+
+def source_format(source: Source, tally: Tally) -> DataFormat | None:
+    """The format that is named, or that of the first record which has one; None, and a finding, where none has."""
+    if source.format is not DataFormat.auto:
+        return source.format
+    records = first_records(source, _RECORDS_TO_DETECT)
+    if not records:
+        return DataFormat.auto  # nothing can be read; the reader says why, line by line
+    found = next((kind for kind in map(detect, records) if kind is not None), None)
+    if found is None:
+        fields = ", ".join(list(records[0])[:8]) or "none"
+        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
     return found
 
 

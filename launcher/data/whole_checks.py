@@ -49,10 +49,11 @@ def check_whole(
     _check_copies(train, tally)
     _check_overlap(train, validation, tally)
     _check_openings(train, validation, common, traits, tally)
-    _check_size(len(train), task, tally)
+    check_size(len(train), task, tally)
 
 
-def _check_size(num_examples: int, task: Task, tally: Tally) -> None:
+def check_size(num_examples: int, task: Task, tally: Tally) -> None:
+    """Adds the finding of a data set that is smaller than advised."""
     fewest, advice = ADVISED[task]
     if 0 < num_examples < fewest:
         hint = "below what is known to work" if num_examples < _POSSIBLE else "enough to try, few to rely on"

@@ -119,6 +119,18 @@ def member_problems(found: list[list[Problem]], differs: list[dict[str, str]]) -
     return common + own
 
 
+def idle_apart(found: list[list[Problem]], idle: list[list[Problem]]) -> tuple[list[list[Problem]], list[str]]:
+    """The problems of each member without those in `idle`, which come as warnings: a setting that does nothing in one
+    member is there for another. It stays a problem where it does nothing in any."""
+    everywhere = set.intersection(*({problem.key for problem in problems} for problems in idle))
+    kept, warnings = [], []
+    for problems, own in zip(found, idle, strict=True):
+        excused = [problem for problem in problems if problem in own and problem.key not in everywhere]
+        kept.append([problem for problem in problems if problem not in excused])
+        warnings += [f"{problem.key} = {problem.value} does nothing: {problem.why}" for problem in excused]
+    return kept, list(dict.fromkeys(warnings))
+
+
 def _choices(word: str) -> list[str]:
     key, equals, text = word.partition("=")
     return [f"{key}={value}" for value in split_list(text)] if equals else [word]

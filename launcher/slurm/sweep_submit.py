@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.config.compose import compose_with_problems
+from launcher.config.idle import typed_in_vain
 from launcher.config.schema import RunConfig
 from launcher.errors import ConfigErrors, LauncherError, Problem, UserError
 from launcher.launch.rundir import make_folder, refuse_taken_name, write_state
@@ -30,7 +31,7 @@ from launcher.slurm.submit import (
     record_submitted,
     script_of,
 )
-from launcher.slurm.sweep import Member, Sweep, differences, member_problems, write_sweep
+from launcher.slurm.sweep import Member, Sweep, differences, idle_apart, member_problems, write_sweep
 from launcher.track.jsonl import utc_text
 
 STAGES = ("train",)
@@ -62,9 +63,13 @@ def plan_sweep(
     """
     differs = differences(members)
     composed = [compose_with_problems(words, extra_dir=conf_dir) for words in members]
-    found = [problems + (_further(config) if not problems else []) for config, problems in composed]
-    problems = member_problems(found, differs)
     configs = [config for config, _ in composed]
+    found, idle = idle_apart(
+        [problems for _, problems in composed],
+        [typed_in_vain(config, _keys(words)) for config, words in zip(configs, members, strict=True)],
+    )
+    found = [problems or _further(config) for config, problems in zip(configs, found, strict=True)]
+    problems = member_problems(found, differs)
     if not problems:
         problems = _uneven(configs) or _twins(configs, differs)
     warnings: list[str] = []
@@ -74,8 +79,12 @@ def plan_sweep(
         raise ConfigErrors(problems)
     refuse_taken_name(configs[0])
     plans = _plans(configs, differs, dry_run=dry_run)
-    warnings += list(dict.fromkeys(warning for plan in plans for warning in plan.warnings))
+    warnings = list(dict.fromkeys([*warnings, *idle, *(warning for plan in plans for warning in plan.warnings)]))
     return SweepPlan(plans=plans, overrides=members, differs=differs, throttle=throttle, warnings=warnings)
+
+
+def _keys(words: list[str]) -> set[str]:
+    return {word.partition("=")[0] for word in words}
 
 
 def _further(config: RunConfig) -> list[Problem]:

@@ -15,6 +15,7 @@ from launcher.config.compose import compose_config
 from launcher.config.model_files import find_model
 from launcher.config.schema import RunConfig
 from launcher.data.prepare import PreparedInfo, prepare
+from launcher.data.readers import read_chunks
 from launcher.data.sources import find_sources
 from launcher.skim import Skimmed, skim
 
@@ -121,6 +122,31 @@ def test_of_a_large_file_the_beginning_is_read_and_all_of_it_counted_where_that_
     assert seen.facts.is_counted is is_counted
     assert seen.facts.examples == NUM_LARGE if is_counted else abs(seen.facts.examples - NUM_LARGE) < NUM_LARGE / 5
     assert seen.unread.startswith("only the first ")
+
+
+def test_few_examples_are_judged_by_the_count_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, found in ((200, 0), (80, 1)):
+        path = tmp_path / f"{count}.jsonl"
+        as_jsonl(path, [{"prompt": f"number {n} " + "x" * 100_000, "completion": str(n)} for n in range(count)])
+        monkeypatch.setattr(skimming, "READ_BYTES", path.stat().st_size // 3)
+        seen = skimmed(f"data.path={path}")
+        assert seen.unread and seen.facts.is_counted and seen.facts.examples == count
+        assert codes(seen).get("too_few_examples", 0) == found
+        if found:
+            assert any("80 examples" in place.detail for one in seen.audit.findings for place in one.places)
+
+
+def test_the_same_data_is_read_once_and_again_when_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    as_jsonl(path, [{"prompt": f"number {n}", "completion": str(n)} for n in range(30)])
+    reads = []
+    monkeypatch.setattr(skimming, "read_chunks", lambda *args: reads.append(args) or read_chunks(*args))
+    first = skimmed(f"data.path={path}")
+    assert skimmed(f"data.path={path}", "optim.lr=1e-3") is first and len(reads) == 1
+    skimmed(f"data.path={path}", "data.max_output_chars=3")
+    assert len(reads) == 2
+    path.write_text(path.read_text() + json.dumps({"prompt": "one more", "completion": "y"}) + "\n")
+    assert skimmed(f"data.path={path}").facts.examples == 31 and len(reads) == 3
 
 
 def test_of_many_short_examples_no_more_than_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,10 @@ def test_a_name_from_another_program_is_answered_with_ours(typed: str, meant: st
         ("strategy.zero_stage=3", "strategy=zero3"),
         ("deepspeed=ds.json", "strategy=zero3"),
         ("logging_steps=10", "Every step is recorded"),
+        ("optim.min_lr=1e-6", "Give it as a share of the peak: optim.min_lr_ratio"),
+        ("min_learning_rate=1e-6", "Give it as a share of the peak: optim.min_lr_ratio"),
+        ("batch.tokens=4096", "Give batch.global_tokens"),
+        ("data.mixture[0].name=x", "A list is given as a whole: data.mixture="),
     ],
 )
 def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> None:
@@ -200,7 +204,15 @@ def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> N
 
 
 @pytest.mark.parametrize(
-    "typed", ["foo.bar=1", "optim.x=1", "optim.momentum=1", "model.tokenizer=x", "track.wandb.x=1"]
+    ("field", "told"), [("name: x", "Choose from: path, "), ("wieght: 2", "Did you mean data.mixture[0].weight?")]
+)
+def test_a_field_of_a_part_is_compared_with_those_of_a_part(field: str, told: str) -> None:
+    problems = problems_of("data.path=null", f"data.mixture=[{{path: builtin:next_number, {field}}}]")
+    assert [problem.todo.startswith(told) for problem in problems] == [True]
+
+
+@pytest.mark.parametrize(
+    "typed", ["foo.bar=1", "optim.x=1", "optim.momentum=1", "model.tokenizer=x", "track.wandb.x=1", "model.type=x"]
 )
 def test_a_key_like_no_other_gets_no_suggestion(typed: str) -> None:
     (problem,) = problems_of(typed)
@@ -371,6 +383,7 @@ def test_a_typed_value_that_would_do_nothing_is_refused(overrides: list[str], ke
         ["optim=constant", "optim.warmup_steps=3"],
         ["optim.early_stopping_patience=2", "optim.early_stopping_min_delta=0.1"],
         ["data.validation_fraction=0", "method.dropout=0.0", "cluster.exclusive=false"],
+        ["cluster.container=none", "cluster.prepare=auto", "cluster.gpu_request=gpus_per_node"],
         ["cluster=slurm", "strategy=ddp", "cluster.partition=gpu"],
         ["optim.max_steps=null", "optim.epochs=2"],
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,14 @@ def test_idle_devices_and_tiny_data_are_warned_of() -> None:
     assert "3 of 8 devices get nothing" in warnings
     assert "only 5 sequences" in warnings
     assert "optimizer steps" in warnings
+
+
+def test_made_up_figures_are_no_ground_to_call_data_small() -> None:
+    made_up = replace(FACTS, num_packs=306, is_estimate=True, is_counted=False)
+    for size in ("batch.global_sequences=512", "batch.global_tokens=100000000"):
+        settings = ["batch=tokens", size] if "tokens" in size else [size]
+        assert "the data has only" not in " ".join(plan(*EIGHT_B, *settings, facts=made_up).warnings)
+        assert "the data has only" in " ".join(plan(*EIGHT_B, *settings, facts=replace(FACTS, num_packs=306)).warnings)
 
 
 def test_an_unknown_model_is_planned_without_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 
@@ -38,7 +39,11 @@ def asked(number: int) -> str:
     [
         ("question: {}\ncontext: of {}", "question:{}\ncontext:of {}", "question: context: with other white space"),
         ("question:{}\ncontext:of {}", "question: {}\ncontext: of {}", "question: context: with other white space"),
-        ("Answer this. question: {} context: of {}", "Answer this. context: of {} question: {}", "question: context:"),
+        (
+            "Answer this. question: {}? context: of {}.",
+            "Answer this. context: of {}. question: {}?",
+            "question: context:",
+        ),
         (
             "Answer this. question: {}? context: of {}",
             "Answer this. Question: {}? context: of {}",
@@ -137,9 +142,48 @@ def test_keywords_behind_a_long_text_full_of_colons_are_found() -> None:
 
 
 def test_addresses_times_and_code_are_no_keywords() -> None:
-    text = "see http://a.b at 12:30\nTime 12:30 std::sort C:\\tmp\nx::y {'a': 1} \"b\": 2 Note: yes"
+    text = "see http://a.b at 12:30\nTime 12:30 std::sort C:\\tmp\nx::y {'a': 1} \"b\": 2. Note: yes"
     opening = opening_of(example(text), None)
     assert opening is not None and opening.labels == ("Note: ",)
+
+
+def test_content_before_a_colon_is_taken_for_no_keyword() -> None:
+    forms = ["Context: doc {} said: something\nQuestion: {}"] * 5 + ["Question: {} {}"]
+    found = odd_ones([example(forms[i % 6].format(i, asked(i))) for i in range(120)])
+    assert set(found.values()) == {"most have Context: Question:"}
+    code = "Fix this code:\nif {0}:\n    run: int = {0}\n{1}pass"
+    texts = [code.format(asked(i), "else:\n    " if i % 10 else "") for i in range(120)]
+    assert odd_ones([example(text) for text in texts]) == {}
+
+
+def test_fields_that_come_and_go_are_no_pattern_and_take_no_time() -> None:
+    draw = random.Random(0)
+    for share in (0.9, 0.97):
+        texts = (
+            "\n".join(f"feature {j}: {draw.random()}" for j in range(60) if draw.random() < share) for _ in range(8_000)
+        )
+        examples = [example(text) for text in texts]
+        start = time.perf_counter()
+        assert odd_ones(examples) == {}
+        assert time.perf_counter() - start < 20.0
+
+
+def test_a_form_of_many_fields_is_still_compared() -> None:
+    texts = ["\n".join(f"feature {j}: {i}" for j in range(30) if i % 10 or j != 7) for i in range(120)]
+    assert list(odd_ones([example(text) for text in texts])) == list(range(0, 120, 10))
+
+
+def test_kinds_of_openings_beyond_the_limit_count_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "_SAMPLE", 20)
+    monkeypatch.setattr(openings, "_MAX_TRAITS", 1)
+    numbering = Openings()
+    texts = [*(f"question: {asked(i)}" for i in range(22)), "what now", "question: what"]
+    assert [numbering.number(opening_of(example(text), None)) for text in texts][-4:] == [20, 20, -1, 20]
+
+
+def test_keywords_behind_what_is_searched_are_not_missing() -> None:
+    texts = [f"Document: {f'{i} words ' * (1000 if i % 10 == 3 else 5)}\nQuestion: {asked(i)}" for i in range(120)]
+    assert odd_ones([example(text) for text in texts]) == {}
 
 
 def test_plain_text_and_conversations_without_a_question_are_not_compared() -> None:
@@ -158,8 +202,8 @@ def test_examples_beyond_the_first_are_judged_by_what_the_first_share(monkeypatc
     ]
 
 
-@pytest.mark.parametrize("text", ["\n", "- ", "a", "a b ", "-", "a-", "'", ":", "a:", "a: ", "* "])
+@pytest.mark.parametrize("text", ["\n", "- ", "a", "a b ", "-", "a-", "'", ":", "a:", "a: ", "* ", "a:b "])
 def test_no_text_makes_the_search_for_keywords_slow(text: str) -> None:
     start = time.perf_counter()
-    opening_of(example(text * (100_000 // len(text)) + "."), None)
+    opening_of(example(text * (1_000_000 // len(text)) + "."), None)
     assert time.perf_counter() - start < 2.0

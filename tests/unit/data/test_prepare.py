@@ -438,7 +438,7 @@ def test_a_file_without_usable_examples_cannot_be_allowed(content: str, model: M
 def test_held_out_data_without_usable_examples_is_an_error(model: Model, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", pairs(120)), write(tmp_path / "b.jsonl", [{"text_input": "a"}])
     info = run(model, path=train, validation_path=held_out, allow=["wrong_fields", "unknown_format"])
-    assert info.audit.vetoed and info.audit.errors[0].code == "no_examples"
+    assert info.audit.vetoed and next(one for one in info.audit.findings if one.vetoes).code == "no_examples"
 
 
 def test_data_that_changes_while_it_is_read_is_not_kept(

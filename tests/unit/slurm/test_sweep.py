@@ -15,6 +15,7 @@ from launcher.slurm.sweep import (
     Sweep,
     differences,
     expand,
+    idle_apart,
     member_dir,
     member_problems,
     read_sweep,
@@ -104,6 +105,18 @@ def test_a_problem_of_all_members_is_told_once_and_others_with_their_member() ->
     common, own = Problem("data.path", "x", "does not exist"), Problem("optim.lr", 2.0, "too much")
     found = member_problems([[common], [common, own]], [{"optim.lr": "1"}, {"optim.lr": "2"}])
     assert [problem.key for problem in found] == ["data.path", "[01: optim.lr=2] optim.lr"]
+
+
+def test_a_setting_that_counts_in_some_members_is_warned_of_in_the_others() -> None:
+    idle, other = Problem("method.rank", 8, "only adapters have it"), Problem("seed", -1, "too small")
+    kept, warnings = idle_apart([[], [idle, other], [idle]], [[], [idle], [idle]])
+    assert kept == [[], [other], []]
+    assert warnings == ["method.rank = 8 does nothing: only adapters have it"]
+
+
+def test_a_setting_that_counts_in_no_member_is_a_problem_even_where_its_value_differs() -> None:
+    found = [[Problem("method.rank", rank, "only adapters have it")] for rank in (8, 16)]
+    assert idle_apart(found, found) == (found, [])
 
 
 def make_sweep(root: Path) -> Path:

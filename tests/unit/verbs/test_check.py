@@ -150,7 +150,7 @@ def test_the_quickstart_is_planned_exactly_before_its_model_is_converted(capsys:
     assert "600 examples, 100 held out; about " in shown and "114 steps: 3 epochs of 38" in shown
     assert "this run can start" not in shown
     assert "the audit has not run on all of it" in shown
-    assert "(the model is not on this machine). launcher prepare experiment=quickstart does" in shown
+    assert "(the model was not converted yet). launcher prepare experiment=quickstart does" in shown
 
 
 def test_a_check_without_the_model_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
