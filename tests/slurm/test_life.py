@@ -173,5 +173,8 @@ def test_a_run_outlives_the_loss_of_each_of_its_nodes(
     for name in ("n1", "n2", "n3"):
         cluster.node("up", name)
     run.wait_done(timeout_s=600)
-    assert [kind for kind, _ in classes(run)] == ["node_failure", "node_failure", "done"], run.story("verdicts")
+    # What the controller could not tell a node that was off, to end the job, it tells it a minute later, under the same
+    # job number; a newer attempt there is then stopped by Slurm itself, saves and goes on.
+    kinds = [kind for kind, _ in classes(run) if kind != "preempted"]
+    assert kinds == ["node_failure", "node_failure", "done"], run.story("verdicts")
     assert run.losses() == golden.losses()
