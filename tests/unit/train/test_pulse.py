@@ -30,6 +30,8 @@ def paths(tmp_path: Path) -> RunPaths:
 @pytest.fixture
 def pulse(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pulse]:
     monkeypatch.setenv("LAUNCHER_WATCHED", "1")
+    # It would end this process, and the tests with it, once the pulse has been silent for long enough.
+    monkeypatch.setattr(pulse_module._Guard, "run", lambda self: None)
     found = Pulse()
     found.begin(paths, 1, rank=0, fault=FaultConfig(load_limit_s=1000.0, save_limit_s=2000.0, meet_limit_s=100.0))
     yield found
