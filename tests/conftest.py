@@ -7,11 +7,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import NOT_RUN
 from tests.tiny_model import make_tiny_model as make_tiny_model_folder
 
 _SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -58,18 +56,6 @@ def _test_cache(config: pytest.Config) -> str:
         config.stash[_CACHE_KEY] = folder
         config.add_cleanup(folder.cleanup)
     return folder.name
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    if message := getattr(node, "workeroutput", {}).get("slurm_not_run", ""):
-        node.config.stash[NOT_RUN] = message
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if message := config.stash.get(NOT_RUN, ""):
-        terminalreporter.section("Slurm", red=True, bold=True)
-        terminalreporter.write_line(message, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

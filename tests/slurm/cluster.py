@@ -15,11 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-NOT_RUN = pytest.StashKey[str]()
-"""Where a test session keeps why the Slurm tests were left out."""
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm-cluster"
 ENDED = (

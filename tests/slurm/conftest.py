@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import NOT_RUN, Cluster, remove_forgotten, start_cluster, why_no_cluster
+from tests.slurm.cluster import Cluster, remove_forgotten, start_cluster, why_no_cluster
 from tests.slurm.rig import Goldens
 
 _HERE = Path(__file__).parent
+_NOT_RUN = pytest.StashKey[str]()
 _UP: dict[str, Cluster] = {}
 
 
@@ -33,14 +34,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"{message}\nLAUNCHER_REQUIRE_SLURM=1 demands them.")
     config.hook.pytest_deselected(items=ours)
     items[:] = [item for item in items if item not in ours]
-    config.stash[NOT_RUN] = message
+    config.stash[_NOT_RUN] = message
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    # Where tests are dealt out to several processes, the one that deals them has collected none itself.
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output["slurm_not_run"] = session.config.stash.get(NOT_RUN, "")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if message := config.stash.get(_NOT_RUN, ""):
+        terminalreporter.section("Slurm", red=True, bold=True)
+        terminalreporter.write_line(message, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
