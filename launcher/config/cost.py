@@ -12,6 +12,8 @@ from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, Ru
 
 UTILISATION = 0.35
 """Share of the peak rate that fine-tuning is expected to reach."""
+_BUSY_UTILISATION = 0.5
+"""The same on cores with slower matrix products, which then are the larger part of a step."""
 # Largest GPU memory in GiB of a class, its dense 16-bit and fp32 peak rates in TFLOP/s, and a card that has them.
 _GPU_CLASSES = (
     (25.0, 71.0, 35.6, "RTX 3090"),
@@ -19,8 +21,8 @@ _GPU_CLASSES = (
     (81.0, 312.0, 19.5, "A100"),
     (1000.0, 989.0, 67.0, "H200"),
 )
-# Measured matrix rates of one core in TFLOP/s, by what its instructions offer.
-_CORE_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.1, 0.05
+# Measured matrix rates of one core in TFLOP/s, by what its instructions offer (docs/performance.md).
+_CORE_AMX, _CORE_AVX512_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.2, 0.1, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ def expected_speed(config: RunConfig, figures: ArchitectureConfig | None, device
         return Speed(cluster.tokens_per_s_per_device, "cluster.tokens_per_s_per_device")
     if figures is None:
         return None
-    peak, source = _peak_tflops(cluster, config.strategy.precision, device, threads)
-    rate = peak * 1e12 * UTILISATION / flops_per_token(config, figures)
-    return Speed(rate, f"estimate: {UTILISATION:.0%} of {peak:g} TFLOP/s ({source})")
+    peak = _peak(cluster, config.strategy.precision, device, threads)
+    rate = peak.tflops * 1e12 * peak.utilisation / flops_per_token(config, figures)
+    return Speed(rate, f"estimate: {peak.utilisation:.0%} of {peak.tflops:g} TFLOP/s ({peak.source})")
 
 
 def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
@@ -68,36 +70,46 @@ def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
     return passes * (count_parameters(figures) - lookups)
 
 
-def _peak_tflops(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> tuple[float, str]:
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    tflops: float
+    source: str
+    utilisation: float = UTILISATION
+
+
+def _peak(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> _Peak:
     stated = cluster.device_tflops
     if device == "cpu":
         if stated is not None:
-            return stated, "cluster.device_tflops"
-        rate, instructions = _core_tflops(precision)
+            return _Peak(stated, "cluster.device_tflops")
+        rate, instructions, utilisation = _core(precision)
         cores = threads or usable_cores()
-        return rate * cores, f"{cores} cores with {instructions}"
+        return _Peak(rate * cores, f"{cores} cores with {instructions}", utilisation)
     fitting = [row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0]]
     _, half, full, card = fitting[0] if fitting else _GPU_CLASSES[-1]
     if stated is not None:
         if precision is not Precision.fp32:
-            return stated, "cluster.device_tflops"
-        return (
+            return _Peak(stated, "cluster.device_tflops")
+        return _Peak(
             stated * full / half,
             f"cluster.device_tflops = {stated:g}, in fp32 as much less as on a card like {card}",
         )
-    return (full if precision is Precision.fp32 else half), f"{precision.value} on a card like {card}"
+    return _Peak(full if precision is Precision.fp32 else half, f"{precision.value} on a card like {card}")
 
 
-def _core_tflops(precision: Precision) -> tuple[float, str]:
+def _core(precision: Precision) -> tuple[float, str, float]:
+    """TFLOP/s of one core, by which instructions, and the share of it that training reaches."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
         flags = []
-    if precision is Precision.bf16 and ("amx_bf16" in flags or "avx512_bf16" in flags):
-        return _CORE_BF16, "bf16 instructions"
+    if precision is Precision.bf16 and "amx_bf16" in flags:
+        return _CORE_AMX, "AMX", UTILISATION
+    if precision is Precision.bf16 and "avx512_bf16" in flags:
+        return _CORE_AVX512_BF16, "AVX-512 bf16", _BUSY_UTILISATION
     if precision is Precision.fp32 and "avx512f" in flags:
-        return _CORE_AVX512, "AVX-512"
-    return _CORE_OTHER, f"no fast {precision.value}"
+        return _CORE_AVX512, "AVX-512", UTILISATION
+    return _CORE_OTHER, f"no fast {precision.value}", UTILISATION
 
 
 def expected_bill(config: RunConfig, speed: Speed, *, total_tokens: int, world_size: int) -> Bill:

@@ -152,7 +152,12 @@ def start_or_resume(run: Run) -> TrainState:
 
 def seconds_since_process_start() -> float:
     """What starting Python and importing took."""
-    return max(0.0, time.time() - psutil.Process().create_time())
+    age_s = time.time() - psutil.Process().create_time()
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        # Linux tells the moment of boot in whole seconds only, which create_time() carries on; both from boot are exact.
+        began_s = psutil.Process().create_time() - psutil.boot_time()
+        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
+    return max(0.0, age_s)
 
 
 def finish(recorder: Recorder, state: TrainState) -> None:

@@ -30,7 +30,7 @@ def derived(*overrides: str, packs: int = 600, longest: int = 64, ranks: int = 1
 
 def test_the_quickstart_takes_38_steps_an_epoch_at_1e_4() -> None:
     values = derived()
-    assert (values.steps_per_epoch, values.total_steps, values.peak_lr) == (38, 114, 1e-4)
+    assert (values.steps_per_epoch, values.total_steps, values.peak_lr) == (38, 76, 1e-4)
     assert (values.global_sequences, values.micro_sequences, values.grad_accum_steps) == (16, 16, 1)
 
 
