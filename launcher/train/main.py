@@ -152,12 +152,11 @@ def start_or_resume(run: Run) -> TrainState:
 
 def seconds_since_process_start() -> float:
     """What starting Python and importing took."""
-    age_s = time.time() - psutil.Process().create_time()
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        # Linux tells the moment of boot in whole seconds only, which create_time() carries on; both from boot are exact.
-        began_s = psutil.Process().create_time() - psutil.boot_time()
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - began_s
-    return max(0.0, age_s)
+    began = psutil.Process().create_time()
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return max(0.0, time.time() - began)
+    # Linux tells the moment of boot in whole seconds only, which create_time() contains; counted from boot, all is exact.
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (began - psutil.boot_time()))
 
 
 def finish(recorder: Recorder, state: TrainState) -> None:
