@@ -155,7 +155,7 @@ def seconds_since_process_start() -> float:
     began = psutil.Process().create_time()
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return max(0.0, time.time() - began)
-    # Linux tells the moment of boot in whole seconds only, which create_time() contains; counted from boot, all is exact.
+    # Linux tells the moment of boot in whole seconds only, which create_time() contains; from boot on, all is exact.
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (began - psutil.boot_time()))
 
 
