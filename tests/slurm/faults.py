@@ -124,12 +124,12 @@ def preempt(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
 def fill_disk(cluster: Cluster, run_dir: Path, chance: random.Random) -> str:
     """Not one byte left on the disk of the run for ten seconds. The disk is a small one of its own (`small_disk`)."""
     filler = run_dir.parent / "filler"
-    with filler.open("wb") as file, suppress(OSError):
+    # Without a buffer: what is left in one when the disk is full is written again, and refused again, by close().
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1 << 16))
-            file.flush()
     time.sleep(10.0)
-    filler.unlink()
+    filler.unlink(missing_ok=True)
     return "fill_disk for 10 s"
 
 
