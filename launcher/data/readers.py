@@ -15,15 +15,13 @@ from launcher.config.schema import DataFormat
 from launcher.data.audit import Place, Tally
 from launcher.data.example import ExampleError
 from launcher.data.formats import describe_formats, detect
+from launcher.data.json_values import DECODER, READ_CHARS, BrokenJson, JsonWindow, json_why
 from launcher.data.sources import Source
 from launcher.errors import DataError
 
 CHUNK_RECORDS = 1000
 CHUNK_BYTES = 4 << 20
 _RECORDS_TO_DETECT = 20
-_READ_CHARS = 1 << 20
-# One value of a JSON array that is still incomplete after this much text is broken, not long.
-_MAX_VALUE_CHARS = 64 << 20
 
 Payload = bytes | Mapping[str, object] | ExampleError
 """A line of JSON still to be parsed, a record, or why there is none."""
@@ -71,9 +69,9 @@ def parse(payload: Payload) -> Mapping[str, object]:
     except UnicodeDecodeError as error:
         raise ExampleError("not_utf8", f"byte 0x{payload[error.start]:02x} at position {error.start}") from error
     try:
-        value: object = _DECODER.decode(text)
+        value: object = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        raise ExampleError("broken_json", _json_why(error)) from error
+        raise ExampleError("broken_json", json_why(error)) from error
     return _record(value)
 
 
@@ -139,7 +137,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
     """A JSON file: an array of records, an object that holds one, one record, or (often so named) JSON lines."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            start = file.read(_READ_CHARS)
+            start = file.read(READ_CHARS)
             opening = start.lstrip()[:1]
             if opening == "[":
                 file.seek(0)
@@ -157,7 +155,7 @@ def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
 def _is_json_lines(start: str) -> bool:
     first, _, rest = start.strip().partition("\n")
     try:
-        _DECODER.decode(first)
+        DECODER.decode(first)
     except (ValueError, RecursionError, ExampleError):
         return False
     return bool(rest.strip())
@@ -166,7 +164,7 @@ def _is_json_lines(start: str) -> bool:
 def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
     size = path.stat().st_size
     try:
-        value = _DECODER.decode(path.read_text(encoding="utf-8-sig"))
+        value = DECODER.decode(path.read_text(encoding="utf-8-sig"))
     except ExampleError as error:
         yield 1, error, size
         return
@@ -175,12 +173,10 @@ def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
         return
     except (ValueError, RecursionError) as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        yield line, ExampleError("broken_json", _json_why(error)), size
+        yield line, ExampleError("broken_json", json_why(error)), size
         return
     lists = [inner for inner in value.values() if _is_records(inner)] if isinstance(value, dict) else []
     # Of a record such as {"messages": [{...}]} the list is content; elsewhere ({"data": [...]}) it is the examples.
-    from launcher.data.formats import detect
-
     if isinstance(value, dict) and detect(value) is None and len(lists) == 1:
         for number, record in enumerate(lists[0], 1):
             yield number, _checked(record), size // len(lists[0])
@@ -207,7 +203,7 @@ def _is_records(value: object) -> bool:
 
 def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
     """Values of a JSON array one by one, so that a big file is never whole in memory."""
-    window = _Window(file)
+    window = JsonWindow(file)
     window.skip_space()
     window.take("[")
     if window.skip_space() == "]":
@@ -218,7 +214,7 @@ def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
         line = window.line
         try:
             value, size = window.value()
-        except _BrokenJson as error:
+        except BrokenJson as error:
             yield error.line, ExampleError("broken_json", str(error)), 0
             return
         except ExampleError as error:
@@ -237,94 +233,11 @@ def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
         window.take(",")
 
 
-def _nothing_behind(window: _Window) -> Iterator[tuple[int, Payload, int]]:
+def _nothing_behind(window: JsonWindow) -> Iterator[tuple[int, Payload, int]]:
     window.take("]")
     if window.skip_space():
         why = f"more text after the end of the array at column {window.column}; it is not read"
         yield window.line, ExampleError("broken_json", why), 0
-
-
-class _BrokenJson(Exception):
-    """Why a text is no JSON, and the line that shows it."""
-
-    def __init__(self, line: int, why: str) -> None:
-        self.line = line
-        super().__init__(why)
-
-
-class _Window:
-    """The part of a text file that is being parsed, and the line and column (from 1) it begins at."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self._text = ""
-        self._at = 0
-        self._at_end = False
-        self.line = 1
-        self.column = 1
-
-    def skip_space(self) -> str:
-        """Moves to the next character that is no white space and returns it; empty at the end."""
-        while True:
-            found = _SPACE.match(self._text, self._at)
-            assert found is not None
-            self._advance(found.end())
-            if self._at < len(self._text) or not self._more(_READ_CHARS):
-                return self._text[self._at : self._at + 1]
-
-    def take(self, character: str) -> None:
-        assert self._text.startswith(character, self._at)
-        self._advance(self._at + 1)
-
-    def value(self) -> tuple[object, int]:
-        """The next JSON value and its length in characters."""
-        try:
-            value, size = self._decode(_DECODER)
-        except ExampleError:
-            # Raised while an object closes, so the value may still be incomplete: find its end without the checks.
-            self._decode(_PLAIN_DECODER)
-            raise
-        return value, size
-
-    def _decode(self, decoder: json.JSONDecoder) -> tuple[object, int]:
-        while True:
-            try:
-                value, end = decoder.raw_decode(self._text, self._at)
-            except (ValueError, RecursionError) as error:
-                broken = self._broken(error)  # before reading on, which moves the text the error speaks of
-                too_long = len(self._text) - self._at > _MAX_VALUE_CHARS
-                if isinstance(error, RecursionError) or too_long or not self._more(len(self._text) - self._at):
-                    raise broken from error
-                continue
-            size = end - self._at
-            self._advance(end)
-            return value, size
-
-    def _broken(self, error: Exception) -> _BrokenJson:
-        if not isinstance(error, json.JSONDecodeError):
-            return _BrokenJson(self.line, _json_why(error))
-        line, column = self._place(error.pos)
-        return _BrokenJson(line, f"{error.msg} at column {column}")
-
-    def _place(self, at: int) -> tuple[int, int]:
-        """Line and column of a character of the window that has not been passed yet."""
-        breaks = self._text.count("\n", self._at, at)
-        column = at - self._text.rfind("\n", self._at, at) if breaks else self.column + at - self._at
-        return self.line + breaks, column
-
-    def _advance(self, end: int) -> None:
-        self.line, self.column = self._place(end)
-        self._at = end
-
-    def _more(self, count: int) -> bool:
-        """Reads on; False at the end of the file. Amounts that double keep the whole linear."""
-        if self._at_end:
-            return False
-        added = self._file.read(max(count, _READ_CHARS))
-        self._at_end = not added
-        self._text = self._text[self._at :] + added
-        self._at = 0
-        return bool(added)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Payload, int]]:
@@ -406,27 +319,5 @@ def _record(value: object) -> Mapping[str, object]:
     return value
 
 
-def _json_why(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ExampleError("duplicate_key", f"key {twice!r}")
-    return made
-
-
-def _no_constant(name: str) -> object:
-    raise ExampleError("nan_value", f"{name} is no JSON")
-
-
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
-_SPACE = re.compile(r"[ \t\r\n]*")
-_PLAIN_DECODER = json.JSONDecoder()
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)

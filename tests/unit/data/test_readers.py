@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.data import readers
+from launcher.data import json_values, readers
 from launcher.data.example import ExampleError
 from launcher.data.readers import first_records, parse, read_chunks
 from launcher.data.sources import Source
@@ -59,7 +59,7 @@ def test_a_json_array_gives_the_line_each_record_begins_on(tmp_path: Path) -> No
 
 
 def test_a_json_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "_READ_CHARS", 7)
+    monkeypatch.setattr(json_values, "READ_CHARS", 7)
     path = write(tmp_path / "a.json", "\ufeff  " + json.dumps(RECORDS * 20, indent=1, ensure_ascii=False))
     assert [record for _, record in read(path)] == RECORDS * 20
 
@@ -158,7 +158,7 @@ def test_broken_json_files_say_the_line(
 ) -> None:
     path = write(tmp_path / "a.json", text)
     assert read(path) == expected
-    monkeypatch.setattr(readers, "_READ_CHARS", 3)
+    monkeypatch.setattr(json_values, "READ_CHARS", 3)
     assert text == "" or not text.startswith("[") or read(path) == expected
 
 
@@ -194,7 +194,7 @@ def broken_array(num_records: int, broken: int, fault: str, indent: str = "") ->
 def test_the_line_of_broken_json_in_an_array_is_the_one_json_names(
     text: str, line: int, read_chars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "_READ_CHARS", read_chars)
+    monkeypatch.setattr(json_values, "READ_CHARS", read_chars)
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads(text)
     assert caught.value.lineno == line
