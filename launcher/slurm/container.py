@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
+from launcher.config.model_files import ModelSource, model_source
 from launcher.config.paths import cache_dir
 from launcher.config.schema import DataConfig, Derived, RunConfig
 from launcher.errors import Problem, RunError
@@ -65,14 +66,15 @@ def site_options(cluster: ClusterConfig) -> list[str]:
 
 def run_folders(run_dir: Path, derived: Derived) -> list[Path]:
     """What the ranks of a run need: run, data, model, cache and working folder."""
-    return [run_dir, Path(derived.data_dir), _with_files(Path(derived.model_dir)), cache_dir().absolute(), Path.cwd()]
+    model = _with_files(Path(derived.model_dir).absolute())
+    return [run_dir, Path(derived.data_dir).absolute(), model, cache_dir().absolute(), Path.cwd()]
 
 
 def example_files(data: DataConfig) -> list[Path]:
     """Files and folders of examples on this machine, which an evaluation reads again."""
     named = [data.path, data.validation_path, *(part.path for part in data.mixture)]
     places = [Path(text).expanduser().absolute() for text in named if text is not None]
-    return [place for place in places if place.exists()]
+    return [place for place in places if _exists(place)]
 
 
 def _with_files(model: Path) -> Path:
@@ -128,7 +130,14 @@ def _image_problems(cluster: ClusterConfig) -> Iterator[Problem]:
 
 def _may_be_there(image: str) -> bool:
     """Whether apptainer can find it, as far as this machine can tell: an absolute path may be there on nodes only."""
-    return image.startswith("/") or _SCHEME.fullmatch(image) is not None or Path(image).exists()
+    return image.startswith("/") or _SCHEME.fullmatch(image) is not None or _exists(Path(image))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def _mount_problems(cluster: ClusterConfig) -> Iterator[Problem]:
@@ -150,6 +159,7 @@ def _folder_problems(config: RunConfig) -> Iterator[Problem]:
         "runs_dir": Path(config.runs_dir).expanduser().absolute(),
         "LAUNCHER_CACHE": cache_dir().absolute(),
         "the working folder": Path.cwd(),
+        **({"model.name_or_path": model} if (model := _model_folder(config)) is not None else {}),
         # Evaluation reads the held-out examples again where they came from.
         **{f"data ({path.name})": path for path in example_files(config.data)},
     }
@@ -157,6 +167,12 @@ def _folder_problems(config: RunConfig) -> Iterator[Problem]:
         if odd := _odd_letters(config.cluster, str(path)):
             why = f"cannot be shown to a container ({config.cluster.container.value}): its name holds {odd}"
             yield Problem(key, str(path), why, "Rename the folder, or use another one")
+
+
+def _model_folder(config: RunConfig) -> Path | None:
+    """Where the model lies, if it is a folder of the user's."""
+    name = config.model.name_or_path
+    return Path(name).expanduser().absolute() if model_source(name) is ModelSource.folder else None
 
 
 def _odd_letters(cluster: ClusterConfig, text: str) -> str:

@@ -141,7 +141,7 @@ def _run(argv: list[str], limit_s: float, further: dict[str, str]) -> int:
     try:
         return subprocess.run(argv, env=environment, timeout=limit_s, check=False).returncode
     except subprocess.TimeoutExpired:
-        what = next(word for word in argv if word.startswith("launcher."))
+        what = argv[argv.index("-m") + 1]
         print(f"launcher: {what} did not end within {limit_s:g} s on all nodes", file=sys.stderr)
         return 124
 

@@ -87,7 +87,7 @@ class Jobs:
     @property
     def not_asked(self) -> str:
         """Why the last question found no answer."""
-        return self._unheard or self._mine_unheard
+        return self._unheard or (self._mine_unheard if self._mine_is_fresh else "")
 
     def ask(self, job_ids: Sequence[str]) -> dict[str, JobInfo] | None:
         """The jobs Slurm knows, by id; None when it could not be asked (see `not_asked`)."""
@@ -102,13 +102,17 @@ class Jobs:
 
         None: Slurm could not be asked (see `not_asked`).
         """
-        if time.monotonic() - self._mine_at > self._fresh_s:
+        if not self._mine_is_fresh:
             try:
                 self._mine, self._mine_unheard = self.slurm.my_jobs(), ""
             except SlurmError as error:
                 self._mine, self._mine_unheard = [], _first_line(error)
             self._mine_at = time.monotonic()
         return None if self._mine_unheard else lost_job(submission, "train", self._mine)
+
+    @property
+    def _mine_is_fresh(self) -> bool:
+        return time.monotonic() - self._mine_at <= self._fresh_s
 
     def forget(self) -> None:
         """The next question is asked anew."""
@@ -139,25 +143,31 @@ def live_states(run_dirs: Sequence[Path], jobs: Jobs | None = None) -> list[RunS
 def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[RunState]:
     states = {run_dir: run_state(run_dir) for run_dir in run_dirs}
     ids: dict[Path, str] = {}
+    forerunners: dict[Path, str] = {}
     for run_dir, state in states.items():
         if state.state in FINAL_STATES and not ended_too:
             continue
-        in_doubt = submission if (submission := read_submission(run_dir)) and submission.unanswered else None
+        submission = read_submission(run_dir)
+        in_doubt = submission if submission and submission.unanswered else None
         lost = jobs.lost(in_doubt) if in_doubt else ""
         if job_id := lost or job_of(run_dir):
             ids[run_dir] = job_id
+            train = submission.newest("train") if submission else None
+            if train and train.job_id == job_id and train.dependency:
+                forerunners[run_dir] = train.dependency
         elif lost is None:
             states[run_dir] = replace(state, not_asked=jobs.not_asked)
-        elif in_doubt:
+        elif in_doubt and state.state not in FINAL_STATES:
             states[run_dir] = replace(state, reason=_NO_ANSWER, todo=f"launcher resume {state.name}")
     if ids:
-        found = jobs.ask(list(ids.values()))
+        found = jobs.ask([*ids.values(), *forerunners.values()])
         for run_dir, job_id in ids.items():
             # Read again: what a job wrote before it ended is then there when Slurm says that it ended.
             if found is None:
                 states[run_dir] = replace(run_state(run_dir, not_asked=jobs.not_asked), job_id=job_id)
             else:
-                states[run_dir] = run_state(run_dir, job_word(job_id, found.get(job_id)))
+                before = found.get(forerunners.get(run_dir, ""))
+                states[run_dir] = run_state(run_dir, job_word(job_id, found.get(job_id), before))
     return list(states.values())
 
 
@@ -186,13 +196,17 @@ def members_of(sweep_dir: Path) -> list[Path]:
     return [folder for folder in folders if RunPaths(folder).config.is_file()]
 
 
+def is_submitted(run_dir: Path) -> bool:
+    """Whether jobs run the run, or are to, those among them whose numbers are not known."""
+    paths = RunPaths(run_dir)
+    return is_on_slurm(run_dir, read_attempts(run_dir), read_status(paths.status), read_events(paths.events))
+
+
 def job_of(run_dir: Path) -> str:
     """Id of the job that runs the run, is to run it, or ran it last; empty for a run of this machine."""
-    paths = RunPaths(run_dir)
-    attempts, status = read_attempts(run_dir), read_status(paths.status)
-    events = read_events(paths.events)
-    if not is_on_slurm(run_dir, attempts, status, events):
+    if not is_submitted(run_dir):
         return ""
+    attempts, status = read_attempts(run_dir), read_status(RunPaths(run_dir).status)
     submission = read_submission(run_dir)
     train = submission.newest("train") if submission else None
     if train and not (attempts and attempts[-1].started >= train.submitted):
@@ -215,10 +229,16 @@ def stages_of(run_dir: Path, jobs: Jobs) -> list[StageState]:
     return states
 
 
-def job_word(job_id: str, info: JobInfo | None) -> JobWord:
-    """What a job means for its run. Pure."""
+def job_word(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -> JobWord:
+    """What a job means for its run. Pure.
+
+    Args:
+        before: the job it had to wait for, where there was one that is known.
+    """
     if info is None:
         return JobWord(job_id=job_id, phase=JobPhase.unknown)
+    if _fell_with(info, before):
+        info = replace(info, reason=_NEVER)
     phase = JobPhase.ended if info.finished else JobPhase.waiting if info.state in _WAITING else JobPhase.running
     waits = phase is JobPhase.waiting
     never = phase is JobPhase.ended and info.reason == _NEVER
@@ -233,6 +253,12 @@ def job_word(job_id: str, info: JobInfo | None) -> JobWord:
         start=_text(info.started) if waits else "",
         nodes=info.nodes if phase is JobPhase.running else [],
     )
+
+
+def _fell_with(info: JobInfo, before: JobInfo | None) -> bool:
+    """Whether Slurm cancelled a job because the one before it failed: accounting keeps no reason, as squeue does."""
+    failed = before is not None and before.finished and before.state != "COMPLETED"
+    return failed and info.state == "CANCELLED" and not info.nodes and not info.reason
 
 
 def why_it_waits(reason: str) -> str:

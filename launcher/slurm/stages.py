@@ -79,7 +79,7 @@ def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: De
     if words[0] == "eval":
         return [*folders, *example_files(data)]
     target = _target(words)
-    if any(target.is_relative_to(folder) for folder in folders):
+    if any(target.is_relative_to(folder.resolve()) for folder in folders):
         return folders
     # The folder itself is made by the export, beside a hidden one that it is renamed from.
     above = next(folder for folder in target.parents if folder.is_dir())
@@ -94,4 +94,4 @@ def _target(words: list[str]) -> Path:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == "--to" or word.startswith("--to="):
             target = following if word == "--to" else word.removeprefix("--to=")
-    return Path(target).expanduser().absolute()
+    return Path(target).expanduser().resolve()

@@ -346,7 +346,8 @@ def _with_lost_jobs(run_dir: Path, submission: Submission, slurm: Slurm) -> Subm
         if name not in known
     ]
     if lost:
-        submission = submission.with_jobs(lost)
+        # One that prepares says nothing of the one that was to train.
+        submission = replace(submission.with_jobs(lost), unanswered=not names["train"])
         write_submission(run_dir, submission)
         record_submitted(run_dir, lost)
     return submission

@@ -15,6 +15,7 @@ from launcher.config.paths import RunPaths
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ExitCode, RunError
 from launcher.launch.attempts import AttemptRecord, write_attempt
+from launcher.launch.classes import ACTIONS
 from launcher.launch.environment import write_names
 from launcher.launch.evidence import Evidence, collect
 from launcher.launch.rundir import last_attempt, new_attempt
@@ -65,7 +66,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
     earlier = ledger.decide_for_job(run_dir, allocation) if allocation.restart else None
     if earlier is not None and earlier.action is Action.stop:
         write_verdict(run_dir, earlier)
-        return _stop(paths, earlier, ExitCode.GAVE_UP)
+        return _stop(paths, earlier, _code_of(earlier))
     with StopRequests() as stop:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
@@ -106,16 +107,18 @@ def _attempt(
     stop: StopRequests,
 ) -> int:
     run_dir = paths.root
-    info = _ask(slurm, allocation)
-    record = patiently(
-        lambda: ledger.begin_attempt(run_dir, attempt, derived, allocation, info), "the record of the attempt"
-    )
     per_node = derived.devices_per_node
     cores, crowded = cores_per_rank(
         asked=config.cluster.cpus_per_task,
         given=allocation.cpus_per_task,
         on_node=allocation.cpus_per_node,
         ranks=per_node,
+    )
+    # Before the attempt is recorded: a container that cannot be shown a folder is found here.
+    words = srun_argv(config, derived, run_dir=run_dir, attempt=attempt, cpus_per_task=cores, is_crowded=crowded)
+    info = _ask(slurm, allocation)
+    record = patiently(
+        lambda: ledger.begin_attempt(run_dir, attempt, derived, allocation, info), "the record of the attempt"
     )
     if crowded:
         logger.warning("%d ranks share %d cores on each node; ask for more", per_node, allocation.cpus_per_node)
@@ -131,7 +134,6 @@ def _attempt(
         nodes=allocation.nodes,
     )
     patiently(lambda: write_names(paths.attempt(attempt) / "env.json", environment), "env.json")
-    words = srun_argv(config, derived, run_dir=run_dir, attempt=attempt, cpus_per_task=cores, is_crowded=crowded)
     logger.info(
         "attempt %d of %s: job %s, restart %d, %d ranks on %s",
         *(attempt, run_dir.name, allocation.name, allocation.restart, derived.world_size, ",".join(allocation.nodes)),
@@ -204,6 +206,13 @@ def _end_of_job(evidence: Evidence, info: JobInfo | None) -> str:
     return info.state
 
 
+def _code_of(earlier: Verdict) -> int:
+    """Exit code of a job that another one's verdict stops before it begins."""
+    if ACTIONS[earlier.verdict_class] is not Action.stop:
+        return ExitCode.GAVE_UP
+    return max(earlier.exit_code or 0, 0) or ExitCode.BUG
+
+
 def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
     """The run ends here, until somebody has looked. Returns: the exit code of the job, never 75: nobody goes on."""
     is_cancelled = verdict.verdict_class is VerdictClass.cancelled
@@ -228,7 +237,10 @@ def _go_on(paths: RunPaths, verdict: Verdict, allocation: Allocation, code: int)
     # In the queue it is already: a disk that stays full takes only the note of it.
     with suppress(OSError):
         patiently(lambda: _record_requeue(paths, verdict, requeued, allocation), "events.jsonl", wait_s=20.0)
-    return ExitCode.PREEMPTED if requeued.done else code or ExitCode.BUG
+    if requeued.done:
+        return ExitCode.PREEMPTED
+    # 75 would say that the job comes again.
+    return code if code not in (ExitCode.DONE, ExitCode.PREEMPTED) else ExitCode.UNAVAILABLE
 
 
 def _record_requeue(paths: RunPaths, verdict: Verdict, requeued: Requeued, allocation: Allocation) -> None:

@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launcher.launch.rundir import find_run
-    from launcher.slurm.live import find_sweep, live_state
+    from launcher.slurm.live import find_sweep, is_submitted, live_state
 
     sweep = find_sweep(args.run, args.runs_dir)
     if sweep is not None:
         return _cancel_sweep(sweep, args)
     run_dir = find_run(args.run, args.runs_dir)
     before = live_state(run_dir)
-    slurm = bool(before.job_id)
+    slurm = bool(before.job_id) or is_submitted(run_dir)
     if not slurm:
         _refuse(before)
     elif not args.dry_run:
@@ -86,8 +86,9 @@ def _stop_jobs(run_dirs: list[Path], before: list[RunState], args: argparse.Name
             raise RunError(f"all {len(before)} runs have ended already. There is nothing to cancel")
         stop_runs(run_dirs, now=args.now, wait_s=args.wait, slurm=slurm)
     except SlurmUnavailable as error:
+        job = f" (job {before[0].job_id})" if before[0].job_id else ""
         raise type(error)(
-            f"Slurm runs {before[0].name} (job {before[0].job_id}) and does not answer here: {error}. "
+            f"Slurm runs {before[0].name}{job} and does not answer here: {error}. "
             "Try again, or on a machine of that cluster"
         ) from error
 

@@ -108,3 +108,27 @@ def test_examples_that_no_container_can_show_are_refused_before_the_training(tmp
     config.data.path = str(tmp_path / "v1,clean.jsonl")
     (tmp_path / "v1,clean.jsonl").touch()
     assert [problem.key for problem in sbatch_problems(config)] == ["data (v1,clean.jsonl)"]
+
+
+def test_a_model_that_no_container_can_show_is_refused_before_the_job_waits() -> None:
+    config = job_config(**PYXIS)
+    config.model.name_or_path = "/shared/my models/llama"
+    assert [problem.key for problem in sbatch_problems(config)] == ["model.name_or_path"]
+    config.model.name_or_path = "meta-llama/Llama-3.1-8B"
+    assert sbatch_problems(config) == []
+
+
+def test_a_name_longer_than_any_files_is_no_file() -> None:
+    config = job_config(**{**APPTAINER, "container_image": "x" * 300 + ".sif"})
+    config.data.path = "x" * 300 + ".jsonl"
+    assert [problem.key for problem in sbatch_problems(config)] == ["cluster.container_image"]
+
+
+def test_folders_are_shown_at_absolute_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache named from the working folder, as data and model of a run then are."""
+    monkeypatch.setenv("LAUNCHER_CACHE", "cache")
+    world = derived()
+    world.data_dir, world.model_dir = "cache/prepared/key", "cache/models/small"
+    shown = run_folders(Path("/runs/one"), world)
+    assert [str(path) for path in shown if not path.is_absolute()] == []
+    assert Path.cwd() / "cache/prepared/key" in shown

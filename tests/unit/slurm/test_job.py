@@ -67,6 +67,20 @@ def test_a_stage_in_a_container_sees_what_it_reads_and_writes(tmp_path: Path) ->
         assert stage_folders(words, run_dir, data, world) == [*seen, tmp_path / "models"]
 
 
+@pytest.mark.parametrize("target", ["../exports/hf", "link/hf"])
+def test_an_export_that_only_seems_to_lie_inside_is_shown_its_folder(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be written into the container, and go with it."""
+    for name in ("work", "exports"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "exports")
+    monkeypatch.chdir(tmp_path / "work")
+    words = stage_words("export", Path("/runs/one"), ["--to", target])
+    shown = stage_folders(words, Path("/runs/one"), DataConfig(), derived())
+    assert shown == [*run_folders(Path("/runs/one"), derived()), tmp_path / "exports"]
+
+
 def test_an_export_that_would_need_the_root_of_the_node_in_the_container_is_refused() -> None:
     words = stage_words("export", Path("/runs/one"), ["--to", "/no-such-folder/hf"])
     with pytest.raises(RunError, match=r"--to /no-such-folder/hf.*make /no-such-folder first"):

@@ -10,7 +10,7 @@ from launcher.config.paths import RunPaths
 from launcher.launch.attempts import AttemptRecord, write_attempt
 from launcher.launch.states import JobPhase
 from launcher.slurm.live import Jobs, find_sweep, job_of, job_word, live_states, members_of, why_it_waits
-from launcher.slurm.parse import JobInfo, parse_squeue
+from launcher.slurm.parse import JobInfo, parse_sacct, parse_squeue
 from launcher.slurm.query import Slurm, SlurmUnavailable
 from launcher.slurm.submission import StageJob, Submission, write_submission
 from launcher.slurm.sweep import Member, Sweep, write_sweep
@@ -67,6 +67,27 @@ def test_a_job_that_can_never_start_says_why() -> None:
     (info,) = parse_squeue(listed("CANCELLED", "DependencyNeverSatisfied"))
     word = job_word("7", info)
     assert word.phase is JobPhase.ended and "did not end well" in word.why
+
+
+ACCOUNT = "7|{}|0:0|main|2026-03-01T10:00:00|2026-03-01T10:00:00|2026-03-01T10:05:00|2026-03-01T10:05:00|10:00|{}\n"
+"""A line of sacct; a job that never began has the moment of its end as its start."""
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "nodes", "reason"),
+    [
+        ("FAILED", "CANCELLED by 0", "None assigned", "DependencyNeverSatisfied"),
+        ("COMPLETED", "CANCELLED by 1000", "None assigned", ""),
+        ("FAILED", "CANCELLED by 1000", "n1", ""),
+        (None, "CANCELLED by 1000", "None assigned", ""),
+    ],
+)
+def test_accounting_keeps_no_reason_so_the_job_before_tells_it(
+    before: str | None, state: str, nodes: str, reason: str
+) -> None:
+    (info,) = parse_sacct(ACCOUNT.format(state, nodes))
+    word = job_word("7", info, JobInfo(job_id="6", state=before) if before else None)
+    assert word.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -187,3 +208,13 @@ def test_a_question_that_fails_leaves_other_runs_as_they_are(tmp_path: Path) -> 
     lost, other = live_states([tmp_path / "lost", tmp_path / "other"], jobs)
     assert lost.not_asked == jobs.not_asked == "squeue did not answer within 6 s"
     assert (lost.job_id, other.job_id, other.state, other.not_asked) == ("", "7", "queued", "")
+
+
+def test_a_question_that_failed_once_is_not_said_to_fail_for_ever(tmp_path: Path) -> None:
+    in_doubt(tmp_path / "lost", "a")
+    (tmp_path / "other").mkdir()
+    submit(tmp_path / "other", "7", at="2026-03-01T10:00:00.000Z")
+    jobs = Jobs(Queue(listed("PENDING"), own_fails=True), fresh_s=0.0)
+    live_states([tmp_path / "lost", tmp_path / "other"], jobs)
+    live_states([tmp_path / "other"], jobs)
+    assert jobs.not_asked == ""

@@ -22,6 +22,7 @@ from launcher.errors import ExitCode
 from launcher.launch.start import complete_run
 from launcher.slurm.job import main as job_main
 from launcher.slurm.query import Slurm
+from launcher.slurm.sbatch import comment
 from launcher.slurm.stop import jobs_to_stop
 from launcher.slurm.submission import read_submission
 from launcher.slurm.sweep import read_sweep
@@ -286,6 +287,41 @@ def test_a_run_in_doubt_that_has_no_job_says_how_it_gets_one(
     assert "no job of it is in the queue" in str(state["reason"])
     assert main(["resume", "one", "--json"]) == ExitCode.DONE
     assert answer(capsys)["job_id"] == "101"
+
+
+def test_a_job_that_prepares_says_nothing_of_the_one_that_was_to_train(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answer was lost, and the train job was never asked for: the run stays in doubt, and can be cancelled."""
+    lose_answers(tools, *settings, "--stages", "prepare,train")
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None
+    lists(tools, line("77", comment(submission.key, "prepare")))
+    assert main(["submit", "--run", "one"]) == ExitCode.USER
+    assert "one has a prepare job in the queue already: 77" in capsys.readouterr().err
+    submission = read_submission(Path("runs/one"))
+    assert submission is not None and submission.unanswered
+    # The queue is empty once scancel was called.
+    write(
+        tools,
+        "squeue",
+        f"if not os.path.exists({str(tools / 'cancelled')!r}): print({line('77', comment(submission.key, 'prepare'))!r})",
+    )
+    assert main(["cancel", "one"]) == ExitCode.DONE
+    assert (tools / "cancelled").read_text() == "77\n"
+    assert main(["status", "one", "--json"]) == ExitCode.DONE
+    capsys.readouterr()
+
+
+def test_a_run_in_doubt_is_not_cancelled_while_slurm_does_not_answer(
+    tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lose_answers(tools, *settings)
+    capsys.readouterr()
+    write(tools, "squeue", "sys.exit('slurm_load_jobs error: Unable to contact slurm controller')")
+    assert main(["cancel", "one"]) == ExitCode.UNAVAILABLE
+    assert "Slurm runs one and does not answer here" in capsys.readouterr().err
+    assert not RunPaths(Path("runs/one")).cancel.exists()
 
 
 def test_a_refusal_after_a_lost_answer_is_looked_into(tools: Path, settings: list[str]) -> None:

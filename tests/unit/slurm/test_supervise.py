@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.errors import ExitCode
 from launcher.launch.evidence import Evidence
 from launcher.launch.starter_words import starter_facts
+from launcher.launch.verdict import Action, Verdict, VerdictClass
 from launcher.slurm.parse import JobInfo
-from launcher.slurm.supervise import _end_of_job
+from launcher.slurm.supervise import _code_of, _end_of_job
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
 
@@ -28,3 +30,21 @@ def test_a_job_that_ends_without_a_reason_of_slurms_was_cancelled(state: str, sa
 
 def test_nothing_is_said_of_a_job_that_cannot_be_asked_about() -> None:
     assert _end_of_job(Evidence(attempt=1, run_name="one"), None) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank_code", "code"),
+    [
+        (VerdictClass.bug, 1, ExitCode.GAVE_UP),
+        (VerdictClass.hang, -9, ExitCode.GAVE_UP),
+        (VerdictClass.non_finite, 5, ExitCode.NON_FINITE),
+        (VerdictClass.configuration, 2, ExitCode.USER),
+        (VerdictClass.configuration, -9, ExitCode.BUG),
+        (VerdictClass.data, None, ExitCode.BUG),
+    ],
+)
+def test_a_job_that_stops_before_it_begins_says_whether_a_limit_was_reached(
+    kind: VerdictClass, rank_code: int | None, code: ExitCode
+) -> None:
+    earlier = Verdict(attempt=3, verdict_class=kind, action=Action.stop, summary="", exit_code=rank_code)
+    assert _code_of(earlier) == code
