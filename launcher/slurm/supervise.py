@@ -177,7 +177,8 @@ def _conclude(
     patiently(lambda: write_attempt(run_dir, record), "the record of the attempt")
     evidence = collect(run_dir, record.attempt, exit_code=code, stopped_by=stop.first, stall=end.stall)
     if code != ExitCode.DONE:
-        evidence = dataclasses.replace(evidence, slurm_state=_end_of_job(evidence, _ask(slurm, allocation)))
+        end_of_job = _end_of_job(evidence, _ask(slurm, allocation), allocation.restart)
+        evidence = dataclasses.replace(evidence, slurm_state=end_of_job)
     judged = judge(evidence)
     verdict = ledger.decide_for_job(run_dir, allocation, judged)
     patiently(lambda: write_verdict(run_dir, verdict), "the verdict")
@@ -193,14 +194,17 @@ def _conclude(
     return _go_on(paths, verdict, allocation, code)
 
 
-def _end_of_job(evidence: Evidence, info: JobInfo | None) -> str:
+def _end_of_job(evidence: Evidence, info: JobInfo | None, restart: int) -> str:
     """Slurm's word for how the job itself ends; empty while it goes on, or where Slurm cannot be asked.
 
-    While a job is taken apart Slurm says COMPLETING and not why. It names every reason of its own in the log of the
-    first rank; without one somebody called scancel, and then nothing may put the job back into the queue.
+    While a job is taken apart Slurm says COMPLETING and not why. A job that it starts again has been counted as
+    restarted by then; and it names reasons of its own in the log of the first rank, if that one's node hears of them.
+    Where it does neither somebody called scancel, and then nothing may put the job back into the queue.
     """
     if info is None or info.state == "RUNNING":
         return ""
+    if info.state == "COMPLETING" and info.restarts > restart:
+        return "REQUEUED"
     if info.state == "COMPLETING":
         return "" if ledger.slurm_said_why(evidence) else "CANCELLED"
     return info.state

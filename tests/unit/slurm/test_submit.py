@@ -302,11 +302,8 @@ def test_a_job_that_prepares_says_nothing_of_the_one_that_was_to_train(
     submission = read_submission(Path("runs/one"))
     assert submission is not None and submission.unanswered
     # The queue is empty once scancel was called.
-    write(
-        tools,
-        "squeue",
-        f"if not os.path.exists({str(tools / 'cancelled')!r}): print({line('77', comment(submission.key, 'prepare'))!r})",
-    )
+    waiting = line("77", comment(submission.key, "prepare"))
+    write(tools, "squeue", f"if not os.path.exists({str(tools / 'cancelled')!r}): print({waiting!r})")
     assert main(["cancel", "one"]) == ExitCode.DONE
     assert (tools / "cancelled").read_text() == "77\n"
     assert main(["status", "one", "--json"]) == ExitCode.DONE

@@ -25,11 +25,19 @@ STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:0
 )
 def test_a_job_that_ends_without_a_reason_of_slurms_was_cancelled(state: str, said: str, end: str) -> None:
     evidence = Evidence(attempt=1, run_name="one", words=starter_facts(said))
-    assert _end_of_job(evidence, JobInfo(job_id="7", state=state)) == end
+    assert _end_of_job(evidence, JobInfo(job_id="7", state=state, restarts=2), restart=2) == end
+
+
+def test_a_job_that_is_counted_as_restarted_was_not_cancelled() -> None:
+    """Its node was cut off and is back: the ranks of another one were told to stop, and no log says why."""
+    evidence = Evidence(
+        attempt=1, run_name="one", words=starter_facts("srun: error: n2: task 1: Exited with exit code 75")
+    )
+    assert _end_of_job(evidence, JobInfo(job_id="7", state="COMPLETING", restarts=3), restart=2) == "REQUEUED"
 
 
 def test_nothing_is_said_of_a_job_that_cannot_be_asked_about() -> None:
-    assert _end_of_job(Evidence(attempt=1, run_name="one"), None) == ""
+    assert _end_of_job(Evidence(attempt=1, run_name="one"), None, restart=0) == ""
 
 
 @pytest.mark.parametrize(
