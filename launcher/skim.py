@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from launcher.config.plan import DataFacts
 from launcher.config.schema import DataConfig, DataFormat
@@ -23,7 +24,7 @@ from launcher.data.example import Example, ExampleError
 from launcher.data.example_checks import check_example, check_text, digests
 from launcher.data.formats import to_example
 from launcher.data.openings import opening_of
-from launcher.data.prepared import Prepared, SplitFacts, TokenBatch
+from launcher.data.prepared import Prepared, TokenBatch
 from launcher.data.readers import Chunk, parse, read_chunks, source_format
 from launcher.data.sources import Source, Sources
 from launcher.data.splits import SplitBuilder
@@ -36,6 +37,7 @@ _COUNT_BYTES = 4 * 2**30
 """Lines of more data than this are not counted either."""
 _REMEMBERED = 8
 """Data sets; the members of a sweep share one as a rule."""
+_SPLITS = ("train", "validation")
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_TURN = 5
 """What a chat template writes around a turn."""
@@ -64,6 +66,36 @@ class _Reading:
     """Records, empty lines left out."""
     bytes_read: int = 0
     at_end: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """The files of one part of the data, one after the other, of which a share is read."""
+
+    share: float
+    size_bytes: int = 0
+    """Of the files met so far."""
+    num_read: int = 0
+    bytes_read: int = 0
+    readings: list[_Reading] = field(default_factory=list)
+
+    def meet(self, reading: _Reading) -> None:
+        self.size_bytes += reading.source.size_bytes
+        self.readings.append(reading)
+
+    def note(self, num_read: int, num_bytes: int) -> None:
+        """Of the file met last, so much more was read."""
+        self.readings[-1].num_read += num_read
+        self.readings[-1].bytes_read += num_bytes
+        self.num_read += num_read
+        self.bytes_read += num_bytes
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the share of what was met is read; something is read of every part."""
+        due_bytes = self.share * self.size_bytes
+        due_records = due_bytes * READ_RECORDS / READ_BYTES
+        return self.share < 1 and self.bytes_read > 0 and (self.bytes_read >= due_bytes or self.num_read >= due_records)
 
 
 _seen: dict[str, Skimmed] = {}
@@ -100,21 +132,30 @@ def _read(data: DataConfig, sources: Sources) -> Skimmed:
     encoder = _Encoder(data)
     readings = [_Reading(source) for source in every]
     formats = [source_format(source, tally) for source in every]
+    parts = _parts(sources, share)
     with tempfile.TemporaryDirectory(prefix="launcher-skim-") as folder:
         builder = SplitBuilder(Path(folder), sources, data)
-        for number, (reading, kind) in enumerate(zip(readings, formats, strict=True)):
-            for chunk in _beginning(reading, number, share) if kind is not None else ():
-                encoded = encoder.encode(chunk, reading.source.name, kind or DataFormat.auto)
-                reading.num_read += encoded.num_read
+        for number, (reading, kind, part) in enumerate(zip(readings, formats, parts, strict=True)):
+            if kind is None:  # no examples, whatever it holds
+                reading.at_end = True
+                continue
+            part.meet(reading)
+            for chunk in _beginning(reading, number, part):
+                encoded = encoder.encode(chunk, reading.source.name, kind)
+                part.note(encoded.num_read, chunk.size_bytes)
                 builder.add(encoded, number)
         splits = builder.choose()
         tally.merge(builder.tally)
-        train, validation = splits.write(vetoed=False)
-        heaviest = int(Prepared.open(Path(folder), "train").pack_supervised.max(initial=0))
+        splits.write(vetoed=False)
+        seen = [Prepared.open(Path(folder), name) for name in _SPLITS if Prepared.exists(Path(folder), name)]
+        growth = {part: _growth(part) for part in dict.fromkeys(parts)}
+        factors = np.array([growth[part][0] for part in parts])
+        is_whole = all(reading.at_end for reading in readings)
+        divides = data.validation_fraction > 0 or any(weight != 1.0 for weight in sources.weights)
+        is_counted = is_whole or (all(counted for _, counted in growth.values()) and not divides)
+        facts = _facts(data, seen, factors, is_whole=is_whole, is_counted=is_counted)
     names = {source.name: kind.value for source, kind in zip(every, formats, strict=True) if kind is not None}
-    is_whole = all(reading.at_end for reading, kind in zip(readings, formats, strict=True) if kind is not None)
     unread = "" if is_whole else _unread(readings, num_bytes)
-    facts = _facts(data, sources, readings, train, validation, heaviest, is_whole=is_whole)
     if not is_whole:  # so far the beginning was judged, not the whole
         tally.remove("too_few_examples")
         if facts.is_counted:
@@ -132,14 +173,20 @@ def _unread(readings: list[_Reading], num_bytes: int) -> str:
     return f"only the first {num_read:,} examples, {bytes_read / 2**20:,.0f} of {num_bytes / 2**20:,.0f} MiB, were read"
 
 
-def _beginning(reading: _Reading, number: int, share: float) -> Iterable[Chunk]:
-    """Chunks from the start of a source until its share is read, at least one; notes how many bytes that were."""
-    most_bytes = share * reading.source.size_bytes
-    most_records = share * READ_RECORDS * reading.source.size_bytes / READ_BYTES
+def _parts(sources: Sources, share: float) -> list[_Part]:
+    """For each source the part it belongs to: one of the mixture, or what is held out."""
+    train = [_Part(share) for _ in sources.weights]
+    held_out = _Part(share)
+    return [train[source.part] for source in sources.train] + [held_out for _ in sources.validation]
+
+
+def _beginning(reading: _Reading, number: int, part: _Part) -> Iterable[Chunk]:
+    """Chunks from the start of a source until enough of its part is read."""
+    if part.is_enough:
+        return
     for chunk in read_chunks(reading.source, number):
-        if share < 1 and reading.bytes_read and (reading.bytes_read >= most_bytes or reading.num_read >= most_records):
+        if part.is_enough:
             return
-        reading.bytes_read += chunk.size_bytes
         yield chunk
     reading.at_end = True
 
@@ -230,47 +277,43 @@ def _blank_tokens(lengths: Iterable[int], taught: Iterable[int], source: int, li
 
 
 def _facts(
-    data: DataConfig,
-    sources: Sources,
-    readings: list[_Reading],
-    train: SplitFacts,
-    validation: SplitFacts | None,
-    heaviest: int,
-    *,
-    is_whole: bool,
+    data: DataConfig, splits: list[Prepared], factors: npt.NDArray[np.float64], *, is_whole: bool, is_counted: bool
 ) -> DataFacts:
-    """Counts of what was read, or of the whole that it is the beginning of."""
-    sides = readings[: len(sources.train)], readings[len(sources.train) :]
-    grown, counted = _growth(sides[0])
-    grown_held_out, counted_held_out = _growth(sides[1] or sides[0])
-    divides = data.validation_fraction > 0 or any(weight != 1.0 for weight in sources.weights)
-    examples = round(train.num_examples * grown)
+    """Counts of what was read, or of the whole that it is the beginning of.
+
+    Args:
+        factors: float64[num_files], how many times what was read of each file its part holds.
+    """
+    train, times = splits[0], factors[splits[0].files]
+    tokens = float((times * train.lengths).sum())
+    examples = round(float(times.sum()))
+    packs = max(1, round(train.num_packs * tokens / max(1, int(train.lengths.sum()))))
     return DataFacts(
         examples=examples,
-        validation_examples=round(validation.num_examples * grown_held_out) if validation is not None else 0,
-        tokens=round(train.num_tokens * grown),
-        supervised_tokens=round(train.num_supervised_tokens * grown),
-        num_packs=max(1, round(train.num_packs * grown)) if data.packing else examples,
-        max_pack_tokens=train.longest_pack_tokens if is_whole else data.seq_len_tokens,
-        max_pack_supervised=heaviest if is_whole else data.seq_len_tokens,  # the worst case, for memory
+        validation_examples=round(float(factors[splits[1].files].sum())) if len(splits) > 1 else 0,
+        tokens=round(tokens),
+        supervised_tokens=round(float((times * train.supervised).sum())),
+        num_packs=packs if data.packing else examples,
+        # Of a part only, the worst case is assumed, for memory.
+        max_pack_tokens=int(train.pack_lengths.max(initial=0)) if is_whole else data.seq_len_tokens,
+        max_pack_supervised=int(train.pack_supervised.max(initial=0)) if is_whole else data.seq_len_tokens,
         is_estimate=True,
-        is_counted=is_whole or (counted and counted_held_out and not divides),
+        is_counted=is_counted,
     )
 
 
-def _growth(readings: list[_Reading]) -> tuple[float, bool]:
-    """How many times the records that were read the sources hold, and whether that was counted rather than guessed."""
-    if all(reading.at_end for reading in readings):
+def _growth(part: _Part) -> tuple[float, bool]:
+    """How many times the records that were read a part holds, and whether that was counted rather than guessed."""
+    if all(reading.at_end for reading in part.readings):
         return 1.0, True
-    can_count = sum(reading.source.size_bytes for reading in readings) <= _COUNT_BYTES
-    num_read = sum(reading.num_read for reading in readings)
+    can_count = part.size_bytes <= _COUNT_BYTES
+    bytes_a_record = part.bytes_read / max(1, part.num_read)
     total, all_counted = 0, can_count
-    for reading in readings:
+    for reading in part.readings:
         number = reading.num_read if reading.at_end else _count_records(reading.source) if can_count else None
         all_counted = all_counted and number is not None
-        guess = reading.num_read * reading.source.size_bytes / max(1, reading.bytes_read)
-        total += round(guess) if number is None else number
-    return max(1.0, total / max(1, num_read)), all_counted
+        total += round(reading.source.size_bytes / max(1.0, bytes_a_record)) if number is None else number
+    return max(1.0, total / max(1, part.num_read)), all_counted
 
 
 def _count_records(source: Source) -> int | None:

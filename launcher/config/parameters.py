@@ -59,8 +59,8 @@ def module_shapes(figures: ArchitectureConfig) -> dict[str, tuple[int, int]]:
         for layer in range(figures.num_layers)
         for name, shape in linear_shapes(figures).items()
     }
-    ends = (figures.vocab_size, figures.hidden_size)
-    return {**shapes, "model.embed_tokens": ends, "lm_head": ends}
+    vocab, hidden = figures.vocab_size, figures.hidden_size
+    return {**shapes, "model.embed_tokens": (vocab, hidden), "lm_head": (hidden, vocab)}
 
 
 def matching(names: Iterable[str], wanted: str) -> list[str]:

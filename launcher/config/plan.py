@@ -289,14 +289,16 @@ def _judge_memory(plan: Plan, config: RunConfig, derived: Derived) -> None:
 def _judge_batch(plan: Plan, config: RunConfig) -> None:
     batch, facts = plan.batch, plan.data
     wanted = config.batch.global_sequences
-    # Made-up figures are no ground for judging: those of a Hub data set that is not here, or of a guess at the whole.
-    if facts.is_counted and wanted is not None and batch.global_sequences < wanted:
+    # Made-up figures are no ground for judging: those of a Hub data set that is not here, or of a guess at the whole;
+    # tokens, and packs by their number, are one until the data is prepared.
+    knows_sequences = facts.is_counted and not (facts.is_estimate and config.data.packing)
+    if knows_sequences and wanted is not None and batch.global_sequences < wanted:
         plan.warnings.append(
             f"the data has only {facts.num_packs} sequences, fewer than batch.global_sequences = {wanted}: "
             "every epoch is one step"
         )
     wanted_tokens = config.batch.global_tokens
-    if facts.is_counted and wanted_tokens is not None and wanted_tokens > facts.tokens:
+    if not facts.is_estimate and wanted_tokens is not None and wanted_tokens > facts.tokens:
         plan.warnings.append(
             f"the data has only {facts.tokens:,} tokens, fewer than batch.global_tokens = {wanted_tokens:,}: "
             "every epoch is one step"

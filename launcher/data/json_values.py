@@ -46,7 +46,7 @@ class JsonWindow:
         self._advance(self._at + 1)
 
     def value(self) -> tuple[object, int]:
-        """The next JSON value and its length in characters."""
+        """The next JSON value and its length in bytes."""
         try:
             value, size = self._decode(DECODER)
         except ExampleError:
@@ -65,7 +65,7 @@ class JsonWindow:
                 if isinstance(error, RecursionError) or too_long or not self._more(len(self._text) - self._at):
                     raise broken from error
                 continue
-            size = end - self._at
+            size = len(self._text[self._at : end].encode("utf-8", "surrogatepass"))
             self._advance(end)
             return value, size
 

@@ -161,6 +161,11 @@ class _Columns:
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)], dtype=np.int64)
 
     @cached_property
+    def files(self) -> npt.NDArray[np.int32]:
+        parts = [batch.file for batch in self.batches]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
         parts = [np.diff(batch.offsets) for batch in self.batches]
         return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, dtype=np.int32)
@@ -232,6 +237,11 @@ class Prepared:
     def supervised(self) -> npt.NDArray[np.int32]:
         """int32[num_examples], labels of each example; the first token of an example is never one."""
         return self._columns.supervised
+
+    @property
+    def files(self) -> npt.NDArray[np.int32]:
+        """int32[num_examples], number of the file each example came from, training files first."""
+        return self._columns.files
 
     @cached_property
     def pack_lengths(self) -> npt.NDArray[np.int64]:

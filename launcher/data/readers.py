@@ -153,12 +153,19 @@ def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
 
 
 def _is_json_lines(start: str) -> bool:
+    """Whether a line of the first two stands for itself, and is not all there is."""
     first, _, rest = start.strip().partition("\n")
+    second = rest.strip().partition("\n")[0]
+    return bool(second) and (_is_an_object(first) or _is_an_object(second))
+
+
+def _is_an_object(line: str) -> bool:
     try:
-        DECODER.decode(first)
-    except (ValueError, RecursionError, ExampleError):
+        return isinstance(DECODER.decode(line), dict)
+    except ExampleError:  # a key twice: an object nevertheless
+        return True
+    except (ValueError, RecursionError):
         return False
-    return bool(rest.strip())
 
 
 def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
@@ -281,10 +288,15 @@ def _read_table(path: Path, delimiter: str | None) -> Iterator[tuple[int, Payloa
             line = rows.line_num + 1
             for cells in rows:
                 if cells:
-                    yield *(_bad_byte(cells, line) or (line, _row(header, cells))), sum(map(len, cells))
+                    yield *(_bad_byte(cells, line) or (line, _row(header, cells))), _num_bytes(cells)
                 line = rows.line_num + 1
         except csv.Error as error:
             yield rows.line_num, ExampleError("broken_row", str(error)), 0
+
+
+def _num_bytes(cells: list[str]) -> int:
+    """About what a row takes in its file, which is what sizes of files are compared with."""
+    return sum(len(cell.encode("utf-8", "surrogateescape")) + 1 for cell in cells)
 
 
 def _bad_byte(cells: list[str], line: int) -> tuple[int, ExampleError] | None:

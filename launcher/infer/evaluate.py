@@ -249,14 +249,15 @@ def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
 
 
 def _is_fuller(before: Mapping[str, object], result: EvalResult) -> bool:
-    """Whether an older result of that checkpoint holds examples or conditions that this one lacks."""
+    """Whether an older result of that checkpoint holds more examples, or of as many conditions that this one lacks."""
     examples, conditions, loss = (before.get(key) for key in ("examples", "conditions", "heldout_loss"))
     if before.get("step") != result.step or not isinstance(examples, int):
         return False
     if not isinstance(conditions, dict) or not isinstance(loss, dict):
         return False
     lacks = conditions.keys() - result.conditions.keys() | loss.keys() - result.heldout_loss.keys()
-    return examples > result.examples or bool(lacks)
+    # One of fewer examples is not kept for the sake of a condition.
+    return examples > result.examples or (examples == result.examples and bool(lacks))
 
 
 def _read(path: Path) -> dict[str, object]:

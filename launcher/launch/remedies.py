@@ -30,7 +30,7 @@ def setting_to_change(cause: Cause, evidence: Evidence) -> str:
         case VerdictClass.timeout:
             return _within_the_limit(config, evidence)
         case VerdictClass.rendezvous:
-            return _exclude(config, cause.node) or "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}"
+            return _exclude(config, cause.node) or _other_interface(config)
         case VerdictClass.node_failure:
             return _exclude(config, cause.node)
         case VerdictClass.non_finite:
@@ -82,6 +82,11 @@ def _exclude(config: RunConfig, node: str) -> str:
         return ""
     present = config.cluster.exclude
     return f"cluster.exclude='{present},{node}'" if present else f"cluster.exclude={node}"
+
+
+def _other_interface(config: RunConfig) -> str:
+    """Elsewhere than in a job the ranks have the caller's environment, and the setting is refused."""
+    return "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}" if config.cluster.kind is ClusterKind.slurm else ""
 
 
 def _longer_limit(config: RunConfig, evidence: Evidence) -> str:

@@ -71,10 +71,15 @@ def first_collective(store: Store, rank: int, size: int, collective: Callable[[]
             ) from error
         raise WorldError(
             f"{name_of(rank, os.environ)}: every rank reached {_where()}, but not each other: {text}. Between the "
-            "nodes another network may be needed: cluster.environment={GLOO_SOCKET_IFNAME: eth0, "
-            "NCCL_SOCKET_IFNAME: eth0}"
+            f"nodes another network may be needed: {_other_network()}"
         ) from error
     _asked(lambda: store.set(f"talked/{rank}", ""))
+
+
+def _other_network() -> str:
+    if "SLURM_JOB_ID" in os.environ:
+        return "cluster.environment={GLOO_SOCKET_IFNAME: eth0, NCCL_SOCKET_IFNAME: eth0}"
+    return "export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0 on each machine before the start"
 
 
 def _connect(rank: int, size: int, deadline: float, limit_s: float) -> Store:

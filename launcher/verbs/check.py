@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_document(config, seen, problems, with_config=args.cfg), indent=2))
     else:
-        _print(config, seen, problems, args.overrides)
+        options = ["--conf-dir", str(args.conf_dir)] if args.conf_dir else []
+        _print(config, seen, problems, [*options, *args.overrides])
     return ExitCode.USER if problems else ExitCode.DONE
 
 

@@ -327,10 +327,7 @@ def _plan_summary(planned: PlannedRun) -> str:
 
 
 def _audit(planned: PlannedRun) -> list[str]:
-    findings = [] if planned.prepared is None else planned.prepared.audit.findings
-    odd = [finding for finding in findings if not finding.vetoes]
-    if not odd:
-        return []
     from launcher.verbs.plan_view import in_short
 
-    return [in_short(finding) for finding in odd]
+    unaudited = [f"the audit has not run on all of the data: {planned.unaudited}"] if planned.unaudited else []
+    return [*(in_short(finding) for finding in planned.findings if not finding.vetoes), *unaudited]

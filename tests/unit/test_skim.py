@@ -167,3 +167,47 @@ def test_every_file_of_large_data_is_looked_into(tmp_path: Path, monkeypatch: py
     seen = skimmed(f"data.path={tmp_path}")
     assert codes(seen)["broken_json"] == 1
     assert seen.facts.examples == pytest.approx(3 * NUM_LARGE, rel=0.01)
+
+
+def test_each_part_of_a_mixture_grows_by_its_own_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small part that was read whole is not scaled up with a large one of which the beginning was read."""
+    small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl"
+    as_jsonl(small, [{"prompt": f"s{n}", "completion": str(n)} for n in range(100)])
+    as_jsonl(large, [{"prompt": f"l{n}", "completion": str(n)} for n in range(NUM_LARGE)])
+    monkeypatch.setattr(skimming, "READ_BYTES", large.stat().st_size // 3)
+    seen = skimmed(f"data.mixture=[{{path: {small}, weight: 20}}, {{path: {large}, weight: 0.1}}]")
+    assert seen.unread and not seen.facts.is_counted
+    assert seen.facts.examples == pytest.approx(100 * 20 + NUM_LARGE * 0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
+def test_text_of_several_bytes_a_letter_is_counted_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"zh.{suffix}"
+    records = [{"prompt": f"\u6570\u5b57\u4e4b\u540e {n:05d}", "completion": "\u597d" * 40} for n in range(NUM_LARGE)]
+    if suffix == "json":
+        path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    elif suffix == "csv":
+        rows = ["prompt,completion", *(f"{one['prompt']},{one['completion']}" for one in records)]
+        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    else:
+        path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
+    monkeypatch.setattr(skimming, "READ_BYTES", path.stat().st_size // 3)
+    assert skimmed(f"data.path={path}").facts.examples == pytest.approx(NUM_LARGE, rel=0.15)
+
+
+def test_a_file_without_examples_that_is_allowed_adds_none(tmp_path: Path) -> None:
+    as_jsonl(tmp_path / "a.jsonl", [{"prompt": f"number {n}", "completion": str(n)} for n in range(150)])
+    as_jsonl(tmp_path / "meta.jsonl", [{"something": f"else {n}"} for n in range(1000)])
+    seen = skimmed(f"data.path={tmp_path}", "data.allow=[unknown_format]")
+    assert (seen.facts.examples, seen.facts.is_counted, seen.unread) == (150, True, "")
+
+
+def test_of_many_files_no_more_is_read_than_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in range(50):
+        as_jsonl(tmp_path / f"{shard:02d}.jsonl", [{"prompt": f"{shard} {n}", "completion": "x"} for n in range(200)])
+    monkeypatch.setattr(skimming, "READ_BYTES", sum(path.stat().st_size for path in tmp_path.iterdir()) // 10)
+    seen = skimmed(f"data.path={tmp_path}")
+    assert seen.unread.startswith("only the first 1,") and seen.facts.is_counted
+    assert seen.facts.examples == pytest.approx(50 * 200, rel=0.01)

@@ -66,7 +66,7 @@ def test_the_count_equals_that_of_a_real_model(kind: str, tied: bool, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", [MethodKind.lora, MethodKind.dora])
-@pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"]])
+@pytest.mark.parametrize("targets", [["all-linear"], ["q_proj", "v_proj"], ["q_proj", "lm_head"], ["embed_tokens"]])
 def test_the_adapter_count_equals_that_of_peft(kind: MethodKind, targets: list[str], tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -159,6 +159,18 @@ def test_made_up_figures_are_no_ground_to_call_data_small() -> None:
         assert "the data has only" in " ".join(plan(*EIGHT_B, *settings, facts=replace(FACTS, num_packs=306)).warnings)
 
 
+def test_tokens_and_packs_that_were_not_counted_are_no_ground_either() -> None:
+    """Examples are; without packing they are the sequences."""
+    skimmed = replace(FACTS, examples=7, num_packs=7, tokens=1000, is_estimate=True)
+    warned = "the data has only"
+    assert warned not in " ".join(
+        plan(*EIGHT_B, "data.packing=true", "batch.global_sequences=8", facts=skimmed).warnings
+    )
+    by_tokens = ["batch=tokens", "batch.global_tokens=16384"]
+    assert warned not in " ".join(plan(*EIGHT_B, *by_tokens, facts=skimmed).warnings)
+    assert warned in " ".join(plan(*EIGHT_B, "data.packing=false", "batch.global_sequences=8", facts=skimmed).warnings)
+
+
 def test_an_unknown_model_is_planned_without_memory() -> None:
     made = plan("model=from_path", "model.name_or_path=someone/unknown-model", "strategy=zero3")
     assert made.memory is None and made.disk is None and made.bill is None

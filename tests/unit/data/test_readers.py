@@ -257,3 +257,9 @@ def test_first_records_skip_what_cannot_be_read(tmp_path: Path) -> None:
 def test_no_content_makes_a_reader_fail(name: str, content: bytes, tmp_path: Path) -> None:
     for line, record in read(write(tmp_path / name, content)):
         assert line >= 1 and isinstance(record, dict | str)
+
+
+@pytest.mark.parametrize("first", ['{"text": "a"', '{"text": "a", "text": "b"}'])
+def test_json_lines_in_a_json_file_are_read_also_when_the_first_is_bad(first: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", first + '\n{"text": "b"}\n{"text": "c"}\n')
+    assert [record for _, record in read(path)][1:] == [{"text": "b"}, {"text": "c"}]

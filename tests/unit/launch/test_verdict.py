@@ -431,6 +431,13 @@ def test_ranks_that_met_but_cannot_talk_blame_no_node(attempt: Attempt) -> None:
     assert found.setting == "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}"
 
 
+def test_no_setting_is_advised_that_a_run_without_slurm_refuses(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path / "run", config=RunConfig(), starter="local")
+    attempt.end(1, 4, "WorldError", "rank 1 on n1: every rank reached n1:29500, but not each other: timed out")
+    found = verdict_of(attempt, 4)
+    assert (found.verdict_class, found.setting) == (VerdictClass.rendezvous, "")
+
+
 def test_a_network_that_broke_blames_nobody(attempt: Attempt) -> None:
     others_lose_the_connection(attempt, 0, 1, 2, 3)
     found = verdict_of(attempt)

@@ -134,6 +134,18 @@ def test_a_dry_run_counts_the_examples_and_keeps_nothing_in_the_cache(
     assert list(scratch.iterdir()) == [] and list(Path.cwd().iterdir()) == []
 
 
+def test_a_dry_run_shows_what_the_audit_found_without_the_model(
+    tools: Path, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "twice.jsonl"
+    data.write_text("".join(f'{{"prompt": "{n // 2}", "completion": "{n // 2}"}}\n' for n in range(300)))
+    elsewhere = ["model=smollm2_135m", "model.name_or_path=someone/not-here", f"data.path={data}", "data.packing=false"]
+    kept = [word for word in settings if not word.startswith(("model", "data"))]
+    assert main(["submit", *kept, *elsewhere, "--dry-run", "--json"]) == ExitCode.DONE
+    warnings = " ".join(map(str, answer(capsys)["warnings"]))  # type: ignore[call-overload]
+    assert "the same example again" in warnings and "the audit has not run on all of the data" in warnings
+
+
 def test_a_dry_run_uses_what_the_cache_holds(
     tools: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
