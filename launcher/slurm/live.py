@@ -263,15 +263,19 @@ def _fell_with(info: JobInfo, before: JobInfo | None) -> bool:
 
 def why_it_waits(reason: str) -> str:
     """Slurm's reason with what it means."""
-    # Some carry more behind a comma: ReqNodeNotAvail, UnavailableNodes:n[1-3].
-    known = _WHY_IT_WAITS.get(reason.split(",")[0].strip())
+    known = _WHY_IT_WAITS.get(_word_of(reason))
     if known is None and reason.startswith(("QOS", "Assoc", "MaxJobs")):
         known = "a limit of its account or quality of service is reached"
     return f"{known} ({reason})" if known else reason
 
 
+def _word_of(reason: str) -> str:
+    """squeue writes "launch failed requeued held", scontrol underscores; ReqNodeNotAvail has more behind a comma."""
+    return reason.split(",")[0].strip().replace(" ", "_")
+
+
 def _help(job_id: str, reason: str) -> str:
-    if reason in ("JobHeldUser", "launch_failed_requeued_held", "JobLaunchFailure"):
+    if _word_of(reason) in ("JobHeldUser", "launch_failed_requeued_held", "JobLaunchFailure"):
         return f"scontrol release {job_id}"
     return ""
 

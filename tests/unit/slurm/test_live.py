@@ -58,9 +58,14 @@ def test_a_running_job_has_nodes_and_no_plan() -> None:
     assert (word.nodes, word.start, word.reason) == (["n1", "n2"], "", "")
 
 
-def test_a_held_job_says_how_it_is_released() -> None:
-    (info,) = parse_squeue(listed("PENDING", "JobHeldUser"))
-    assert job_word("7", info).todo == "scontrol release 7"
+@pytest.mark.parametrize(
+    "reason", ["JobHeldUser", "launch failed requeued held", "launch_failed_requeued_held", "JobLaunchFailure"]
+)
+def test_a_held_job_says_how_it_is_released(reason: str) -> None:
+    """squeue of Slurm 22.05 writes some reasons with blanks."""
+    (info,) = parse_squeue(listed("PENDING", reason))
+    word = job_word("7", info)
+    assert word.todo == "scontrol release 7" and word.why.endswith(f" ({reason})")
 
 
 def test_a_job_that_can_never_start_says_why() -> None:
