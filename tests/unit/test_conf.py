@@ -84,4 +84,4 @@ def test_the_hosted_defaults_are_those_of_the_hosted_services() -> None:
 def test_the_quickstart_uses_what_is_embedded() -> None:
     config = compose_config(["experiment=quickstart"])
     assert config.model.name_or_path == "embedded:smollm2-135m-instruct"
-    assert (config.data.path, config.optim.epochs, config.data.packing) == ("builtin:next_number", 3.0, False)
+    assert (config.data.path, config.optim.epochs, config.data.packing) == ("builtin:next_number", 2.0, False)

@@ -214,7 +214,11 @@ def test_a_watch_of_a_run_that_is_over_ends_by_itself(run_dir: Path, capsys: pyt
 
 def test_a_watch_without_a_terminal_prints_what_changes_and_ends_well_on_ctrl_c(run_dir: Path) -> None:
     watcher = subprocess.Popen(
-        [sys.executable, "-m", "launcher", "status", "--watch", "--interval", "0.1"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "launcher", "status", "--watch", "--interval", "0.1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Shells start what goes into the background, as these tests may, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert watcher.stdout is not None
     seen = [watcher.stdout.readline() for _ in range(3)]
