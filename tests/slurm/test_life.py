@@ -113,6 +113,18 @@ def test_a_plan_for_other_nodes_stops_before_any_rank(cluster: Cluster, golden: 
     assert "planned for 2 x 1 ranks" in (folder / f"other-{job}.out").read_text()
 
 
+def test_a_job_that_may_not_be_queued_again_saves_and_does_not_claim_to_be(
+    cluster: Cluster, folder: Path, settings: list[str]
+) -> None:
+    run = by_hand(cluster, folder, *settings, name="once", options=(*SHAPE, "--no-requeue"))
+    run.wait_step(10, timeout_s=300)
+    cluster.run(["scancel", "--signal=USR2", run.job_id])
+    record = cluster.wait_job(run.job_id, "FAILED")
+    assert record["ExitCode"].startswith(f"{int(ExitCode.UNAVAILABLE)}:")
+    assert final_state(run) == "failed" and run.num_attempts() == 1
+    assert run.verdicts()[0]["checkpoint_after"] >= 10
+
+
 def test_preempted_then_warned_then_robbed_of_a_rank_it_ends_as_if_nothing_had_been(
     cluster: Cluster, folder: Path, settings: list[str], golden: SlurmRun
 ) -> None:

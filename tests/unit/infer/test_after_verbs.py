@@ -152,10 +152,11 @@ def test_a_partial_eval_leaves_the_fuller_one_and_says_where_it_went(
 ) -> None:
     words = ("eval", "--conditions", "zero_shot,tuned")
     (learned / "eval.json").unlink(missing_ok=True)
-    assert launcher(learned, *words, "--limit", "1") == ExitCode.DONE
+    more_conditions = ("eval", "--conditions", "zero_shot,few_shot,tuned", "--shots", "2")
+    assert launcher(learned, *more_conditions, "--limit", "1") == ExitCode.DONE
     said = capsys.readouterr().out
     assert "1 held-out example, step 60" in said and f"written to {learned / 'eval.json'}" in said
-    # Nothing fuller was there; now it is replaced by more, and more is not replaced by less.
+    # Nothing fuller was there; now it is replaced by more examples, and more is not replaced by less.
     assert launcher(learned, *words) == ExitCode.DONE
     full = (learned / "eval.json").read_text()
     assert json.loads(full)["examples"] == 12

@@ -241,6 +241,8 @@ def test_options_of_an_own_folder_work(
     code, document = check_json(capsys, *quickstart, "optim=mine", "--conf-dir", str(tmp_path))
     assert code == 0
     assert document["plan"]["batch"]["total_steps"] == 38  # type: ignore[index]
+    assert main(["check", *quickstart, "optim=mine", "--conf-dir", str(tmp_path)]) == 0
+    assert f"launcher train --conf-dir {tmp_path} " in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_second_check_takes_less_than_two_seconds_and_no_torch(quickstart: list[str]) -> None:
