@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,8 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from launcher import __version__
-from launcher.errors import ConfigErrors, DataError, ExitCode, LauncherError, Problem
+from launcher.error_output import show_error
+from launcher.errors import ExitCode, LauncherError
 from launcher.log import setup_logging
 
 VERBS = {
@@ -40,7 +40,7 @@ _MODULES = {"eval": "evaluate"}
 
 
 class Verb(Protocol):
-    """What a module in launcher/verbs offers."""
+    """What a module in launcher/commands offers."""
 
     HELP: str
 
@@ -105,7 +105,7 @@ def _dispatch(words: list[str]) -> int:
 
 def load_verb(name: str) -> Verb:
     """The module of a verb; imported only when it is called for."""
-    return cast(Verb, importlib.import_module(f"launcher.verbs.{_MODULES.get(name, name)}"))
+    return cast(Verb, importlib.import_module(f"launcher.commands.{_MODULES.get(name, name)}"))
 
 
 def make_parser(name: str, verb: Verb) -> argparse.ArgumentParser:
@@ -139,47 +139,6 @@ def _unknown_verb(name: str) -> str:
     else:
         hint = "launcher --help lists them."
     return f"launcher: there is no verb {name!r}; {hint}"
-
-
-def show_error(error: LauncherError, *, as_json: bool) -> None:
-    """Prints an error without a traceback: on stderr, and with `as_json` as one JSON document on stdout as well."""
-    problems = error.problems if isinstance(error, ConfigErrors | DataError) else []
-    if as_json:
-        document = {
-            "error": type(error).__name__,
-            "message": str(error),
-            "problems": [_problem_fields(problem) for problem in problems],
-            "exit_code": int(error.exit_code),
-        }
-        print(json.dumps(document, indent=2))
-    headline = str(error)
-    if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        headline = count if isinstance(error, ConfigErrors) else str(error).split("\n", 1)[0]
-    if sys.stderr.isatty():
-        _show_on_terminal(headline, problems)
-        return
-    print(f"error: {headline}", file=sys.stderr)
-    for problem in problems:
-        print(f"  - {problem}", file=sys.stderr)
-
-
-def _problem_fields(problem: Problem) -> dict[str, object]:
-    value = problem.value if isinstance(problem.value, str | int | float | bool | None) else str(problem.value)
-    return {"key": problem.key, "value": value, "why": problem.why, "todo": problem.todo}
-
-
-def _show_on_terminal(headline: str, problems: list[Problem]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    console.print(Text("error ", style="bold red") + Text(headline))
-    for problem in problems:
-        line = Text.assemble("  ", (problem.key, "bold"), " = ", (repr(problem.value), "yellow"), f"  {problem.why}")
-        console.print(line)
-        if problem.todo:
-            console.print(Text(f"    {problem.todo}", style="green"))
 
 
 if __name__ == "__main__":

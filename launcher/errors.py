@@ -11,7 +11,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- WorldError                exit 4   the ranks that met are not the ranks that were planned
 |   `-- DeviceError           exit 4   a rank finds no GPU of its own on its node
 |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
-|-- SlurmError                exit 8   the cluster did not answer, or refused to (slurm/query.py)
+|-- SlurmError                exit 8   the cluster did not answer, or refused to (slurm/client/query.py)
 `-- Preempted                 exit 75  saved at a step edge; start me again
 
 A rank that hangs raises nothing: whoever watches it ends the run with exit 7. A job that stops because its attempts won

@@ -17,16 +17,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
 from launcher.errors import ExitCode, LauncherError, Preempted, UserError
 from launcher.log import setup_logging
-from launcher.track.jsonl import utc_now
-from launcher.track.rank_end import RankEnd, write_rank_end
-from launcher.track.redact import redacted_text
-from launcher.train.pulse import PULSE, record_collectives
+from launcher.paths import RunPaths
+from launcher.runs.jsonl import utc_now
+from launcher.runs.rank_end import RankEnd, write_rank_end
+from launcher.runs.redact import redacted_text
 from launcher.train.ranks import ErrorOnMain, rank_from_environment
 from launcher.train.stop import STOP
+from launcher.train.watchdog import WATCHDOG, record_collectives
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ class _Part:
     def take(self, run_dir: Path, attempt: int) -> None:
         """From here on this rank shows signs of life, and leaves a last word."""
         self.run_dir, self.attempt = run_dir, attempt
-        PULSE.begin(RunPaths(run_dir), attempt, rank=self.rank, fault=thaw(RunPaths(run_dir).config).config.fault)
+        WATCHDOG.begin(
+            RunPaths(run_dir), attempt, rank=self.rank, fault=load_config(RunPaths(run_dir).config).config.fault
+        )
         record_collectives(RunPaths(run_dir).attempt(attempt).resolve(), os.environ)
 
     def end(self, code: int, error: BaseException | None) -> None:
@@ -114,7 +116,7 @@ def _forget_accelerate_settings() -> None:
 
 def _hide_gpus_from_cpu_run(run_dir: Path) -> None:
     """DeepSpeed picks its device when it is imported, by what it sees."""
-    derived = thaw(RunPaths(run_dir).config).derived
+    derived = load_config(RunPaths(run_dir).config).derived
     if derived is not None and derived.device == "cpu":
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
@@ -128,8 +130,8 @@ def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]
     world = meet("cuda" if torch.cuda.is_available() else "cpu")
 
     def decide() -> tuple[Path, int]:
-        from launcher.launch.rundir import find_run, lock_run, new_attempt
-        from launcher.launch.states import run_state
+        from launcher.runs.run_dir import find_run, lock_run, new_attempt
+        from launcher.runs.states import run_state
 
         run_dir = find_run(str(args.run)) if args.run is not None else _make_run(args, world.size)
         if run_state(run_dir).state == "succeeded":
@@ -142,7 +144,7 @@ def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]
 
 def _make_run(args: argparse.Namespace, world_size: int) -> Path:
     """Plans and creates a run for the ranks that are here. Ranks: 0."""
-    from launcher.launch.start import create_planned, plan_run
+    from launcher.plan.create import create_planned, plan_run
 
     per_node = _ranks_per_node(world_size)
     cluster = [f"cluster.devices_per_node={per_node}", f"cluster.nodes={world_size // per_node}"]
@@ -185,14 +187,14 @@ def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
         logger.warning("%s", stop)
         return stop.exit_code, stop
     except LauncherError as error:
-        from launcher.cli import show_error
+        from launcher.error_output import show_error
 
         if not isinstance(error, ErrorOnMain):
             show_error(error, as_json=False)
         return error.exit_code, error
     except BaseException as error:
         traceback.print_exc()
-        if STOP.requested and not PULSE.has_trained:
+        if STOP.requested and not WATCHDOG.has_trained:
             # The signal went to helpers of this process, too, such as a compiler; what they left undone is no bug.
             logger.warning("stopped by %s before the first step; nothing is lost", STOP.reason)
             return ExitCode.PREEMPTED, error

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.manifest import MANIFEST, Manifest, damage, read_manifest
-from launcher.config.paths import RunPaths
 from launcher.errors import CheckpointError, SupersededError
+from launcher.paths import RunPaths
 
 logger = logging.getLogger(__name__)
 

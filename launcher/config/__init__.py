@@ -1,0 +1,1 @@
+"""Settings: words in, one typed RunConfig out."""

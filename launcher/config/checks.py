@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import architecture
-from launcher.config.places import place_problems
+from launcher.config.path_checks import place_problems
 from launcher.config.schema import Attention, MethodKind, Precision, RunConfig, Schedule, StrategyKind, WandbMode
 from launcher.config.world import World, resolve_world
 from launcher.errors import Problem

@@ -21,11 +21,11 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launcher.config.build import build, field_types, leaf_types, one_of, unknown_key
 from launcher.config.checks import config_problems
-from launcher.config.idle import typed_in_vain
 from launcher.config.schema import ArchitectureConfig, RunConfig
-from launcher.config.share import share_dir
-from launcher.config.typed import build, field_types, leaf_types, one_of, unknown_key
+from launcher.config.shipped_files import share_dir
+from launcher.config.unused_settings import typed_in_vain
 from launcher.errors import ConfigErrors, Problem
 
 GROUPS = ("model", "data", "method", "optim", "strategy", "batch", "checkpoint", "track", "cluster", "experiment")

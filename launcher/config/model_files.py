@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from launcher.config.paths import cache_dir
+from launcher.config.build import one_of
 from launcher.config.schema import ArchitectureConfig, ModelConfig
-from launcher.config.share import share_dir
-from launcher.config.typed import one_of
+from launcher.config.shipped_files import share_dir
 from launcher.errors import ModelError
+from launcher.paths import cache_dir
 
 EMBEDDED = ("smollm2-135m-instruct",)
 _PREFIX = "embedded:"

@@ -1,0 +1,1 @@
+"""Examples in, tokens, loss masks and their order out."""

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from launcher.config.paths import cache_dir, new_cache_dir
+from launcher.paths import cache_dir, new_cache_dir
 
 
 def file_sha256(path: Path) -> str:

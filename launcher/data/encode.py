@@ -17,8 +17,8 @@ from launcher.data.example import Example, ExampleError
 from launcher.data.example_checks import Issue, check_example, check_text, digests
 from launcher.data.formats import to_example
 from launcher.data.mask import Rendered, Turn, render_with_turns
-from launcher.data.openings import Opening, opening_of
 from launcher.data.prepared import TokenBatch
+from launcher.data.prompt_prefix import Opening, opening_of
 from launcher.data.readers import Chunk, parse
 from launcher.data.template import ChatFormat
 

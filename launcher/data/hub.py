@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.config.paths import cache_dir
 from launcher.data.content_hash import write_atomically
 from launcher.errors import DataError
+from launcher.paths import cache_dir
 
 _TOKEN = "make a token with read access at https://huggingface.co/settings/tokens and set it: export HF_TOKEN=hf_..."
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from launcher.data.example import ExampleError
 from launcher.data.template import ChatFormat
-from launcher.data.turn_shape import ANSWER_MARK
+from launcher.data.template_markers import ANSWER_MARK
 from launcher.errors import DataError
 
 Messages = Sequence[Mapping[str, object]]

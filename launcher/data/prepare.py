@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from launcher.config.paths import cache_dir, new_cache_dir
 from launcher.config.schema import DataConfig, DataFormat, RunConfig
 from launcher.data.audit import Audit, Place, Tally
 from launcher.data.content_hash import file_sha256
@@ -25,6 +24,7 @@ from launcher.data.sources import Sources, find_sources
 from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, Problem
+from launcher.paths import cache_dir, new_cache_dir
 
 FORMAT_VERSION = 2
 """Part of the cache key; raise it whenever the same input would be prepared differently."""

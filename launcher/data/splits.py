@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from launcher.config.schema import DataConfig
 from launcher.data.audit import Place, SplitCounts, Tally
+from launcher.data.dataset_checks import Marks, check_whole
 from launcher.data.encode import EncodedChunk
-from launcher.data.openings import Openings
 from launcher.data.prepared import SplitFacts, SplitWriter, read_batches
+from launcher.data.prompt_prefix import Openings
 from launcher.data.sources import Sources
-from launcher.data.whole_checks import Marks, check_whole
 
 Indices = npt.NDArray[np.int64]
 

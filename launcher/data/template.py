@@ -18,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from launcher.data.turn_shape import ProbeError, TurnShape, learn_turn_shape
+from launcher.data.template_markers import ProbeError, TurnShape, learn_turn_shape
 from launcher.errors import DataError, ModelError
 
 FORMAT_FILE = "prompt_format.json"

@@ -1,0 +1,1 @@
+"""Data and the small model of the quickstart."""

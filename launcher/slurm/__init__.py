@@ -1,1 +1,1 @@
-"""A run as a Slurm job. docs/architecture.md says what lies where."""
+"""A run as a Slurm job."""

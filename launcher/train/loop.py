@@ -8,14 +8,14 @@ from dataclasses import replace
 from launcher.checkpoint.manifest import TrainState
 from launcher.config.schema import NonFinite
 from launcher.errors import CheckpointError, ExitCode, NonFiniteError, Preempted
-from launcher.track.jsonl import utc_now
-from launcher.track.records import StepRecord
-from launcher.train.heldout import evaluate
-from launcher.train.pulse import PULSE
+from launcher.runs.jsonl import utc_now
+from launcher.runs.metrics import StepRecord
 from launcher.train.run import Run
 from launcher.train.saving import save
 from launcher.train.step import StepOutcome, optimizer_step, searches_loss_scale
 from launcher.train.stop import STOP
+from launcher.train.validation import evaluate
+from launcher.train.watchdog import WATCHDOG
 from launcher.train.world import ErrorOnMain
 
 MAX_FP16_SKIPS_IN_A_ROW = 30
@@ -28,7 +28,7 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
     Raises: Preempted after a stop signal, once the state is saved; NonFiniteError; CheckpointError if the last save
     failed.
     """
-    PULSE.enter("step", step=state.step)
+    WATCHDOG.enter("step", step=state.step)
     total_steps = run.derived.total_steps
     skips_in_a_row = 0
     if run.evaluation_due(state):  # stopped between a step and its evaluation
@@ -42,7 +42,7 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
 
         state = replace(state, step=state.step + 1, total_tokens=state.total_tokens + outcome.tokens)
         record(run, state, outcome, step_time_s=time.perf_counter() - started)
-        PULSE.beat(step=state.step)
+        WATCHDOG.beat(step=state.step)
 
         stop = outcome.stop
         if not stop and run.evaluation_due(state):

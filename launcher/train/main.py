@@ -10,26 +10,26 @@ import psutil
 from accelerate.utils import set_seed
 
 from launcher.checkpoint.manifest import TrainState
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order
 from launcher.data.prepared import Prepared
 from launcher.errors import ExitCode, LauncherError, Preempted, RunError
-from launcher.track.events import read_events
-from launcher.track.records import read_metrics
-from launcher.track.wandb_replay import start as start_wandb
+from launcher.paths import RunPaths
+from launcher.runs.events import read_events
+from launcher.runs.metrics import read_metrics
+from launcher.tracking.replay import start as start_wandb
 from launcher.train.deadline import Deadline, end_time_from_environment
-from launcher.train.engine import make_accelerator, make_engine
+from launcher.train.engines import make_accelerator, make_engine
 from launcher.train.loop import train_loop
 from launcher.train.model import load_model
-from launcher.train.pulse import PULSE
+from launcher.train.preflight import rehearse
 from launcher.train.ranks import rank_from_environment
 from launcher.train.recorder import Recorder
-from launcher.train.rehearse import rehearse
 from launcher.train.run import Run
 from launcher.train.saving import resume
 from launcher.train.stop import STOP
+from launcher.train.watchdog import WATCHDOG
 from launcher.train.world import World, join_world, leave_if_stopped
 
 logger = logging.getLogger(__name__)
@@ -44,16 +44,16 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     Raises: Preempted after a stop signal, state saved; other LauncherErrors with what to do.
     """
     paths = RunPaths(run_dir)
-    frozen = thaw(paths.config)
+    frozen = load_config(paths.config)
     if frozen.derived is None:
         raise RunError(f"{paths.config} has no derived values: it is not the configuration of a run that was created")
     config, derived = frozen.config, frozen.derived
-    PULSE.begin(paths, attempt, rank=rank_from_environment()[0], fault=config.fault)
-    PULSE.enter("meet")
+    WATCHDOG.begin(paths, attempt, rank=rank_from_environment()[0], fault=config.fault)
+    WATCHDOG.enter("meet")
     started, import_s = time.perf_counter(), seconds_since_process_start()
     world = join_world(derived, limit_s=config.fault.meet_limit_s)
     meet_s = time.perf_counter() - started
-    PULSE.enter("load")
+    WATCHDOG.enter("load")
     recorder = Recorder(paths, derived, attempt=attempt) if world.is_main else None
     replay = start_wandb(run_dir, config.track.wandb, attempt=attempt) if world.is_main else None
     try:
@@ -77,7 +77,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
             record_end(recorder, paths, error)
         raise
     finally:
-        PULSE.enter("finish")
+        WATCHDOG.enter("finish")
         if recorder is not None:
             recorder.close()
         if replay is not None:

@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 
 from launcher.checkpoint.commit import is_superseded
-from launcher.config.paths import RunPaths
 from launcher.config.schema import Derived
-from launcher.track.events import EventWriter
-from launcher.track.jsonl import utc_now
-from launcher.track.progress import Progress
-from launcher.track.records import EvalRecord, MetricsWriter, StepRecord
-from launcher.track.status import Status, write_status
+from launcher.paths import RunPaths
+from launcher.runs.events import EventWriter
+from launcher.runs.jsonl import utc_now
+from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord
+from launcher.runs.progress import Progress
+from launcher.runs.status import Status, write_status
 
 STATUS_EVERY_S = 1.0
 

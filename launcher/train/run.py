@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.checkpoint.manifest import TrainState
-from launcher.checkpoint.policy import save_due
-from launcher.config.paths import RunPaths
+from launcher.checkpoint.retention import save_due
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order, Slots, step_slots
 from launcher.data.prepared import Prepared
+from launcher.paths import RunPaths
 from launcher.train.deadline import Deadline
-from launcher.train.engine import Engine
+from launcher.train.engines import Engine
 from launcher.train.recorder import Recorder
 from launcher.train.world import World
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, begin, committed, fence, newest_verified, prune, publish
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
-from launcher.checkpoint.policy import steps_to_keep
-from launcher.config.freeze import config_hash
+from launcher.checkpoint.retention import steps_to_keep
+from launcher.config.frozen import config_hash
 from launcher.errors import CheckpointError
-from launcher.track.events import written_manifests
-from launcher.track.jsonl import utc_now
-from launcher.train.pulse import PULSE
+from launcher.runs.events import written_manifests
+from launcher.runs.jsonl import utc_now
 from launcher.train.run import Run
+from launcher.train.watchdog import WATCHDOG
 from launcher.train.world import on_main
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def save(run: Run, state: TrainState) -> Checkpoint:
 
     Raises: CheckpointError on every rank if any rank could not write; earlier checkpoints are untouched then.
     """
-    with PULSE.phase("save"):
+    with WATCHDOG.phase("save"):
         return _save(run, state)
 
 

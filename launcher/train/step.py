@@ -11,11 +11,11 @@ import torch
 from launcher.config.schema import Precision
 from launcher.train.batch import make_micro_batch
 from launcher.train.loss import cross_entropy_sum
-from launcher.train.pulse import PULSE
 from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
 from launcher.train.stop import STOP, TIME_LIMIT
+from launcher.train.watchdog import WATCHDOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def optimizer_step(run: Run, step: int) -> StepOutcome:
             loss = cross_entropy_sum(engine.forward(batch.model_inputs()), batch.labels)
             engine.backward(loss * (batch.weight / max(supervised, 1)))
         loss_sum += loss.detach().double() * batch.weight
-        PULSE.beat()
+        WATCHDOG.beat()
     if world.is_main and run.time_runs_out(step + 1, step_s=time.perf_counter() - started):
         STOP.ask(TIME_LIMIT)
     # The only collective of ours in a step: the loss, with the stop flag and each rank's memory riding along.

@@ -17,9 +17,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 from launcher.config.cluster_schema import FaultConfig
 from launcher.config.schema import Derived
 from launcher.errors import CheckpointError, DeviceError, LauncherError, Preempted, WorldError
-from launcher.train.meet import find_all, first_collective
 from launcher.train.ranks import ErrorOnMain as ErrorOnMain
 from launcher.train.ranks import rank_from_environment as rank_from_environment
+from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.config.batch import derive
+from launcher.plan.batch import derive
 from launcher.config.compose import compose_config
-from launcher.config.freeze import freeze
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import save_config
+from launcher.paths import RunPaths
 from launcher.config.schema import FrozenRun
 from launcher.data.prepared import SplitWriter, TokenBatch
 
@@ -77,7 +77,7 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str, world_size: i
     )
     root.mkdir(parents=True)
     paths = RunPaths(root)
-    freeze(paths.config, FrozenRun(config=config, derived=derived))
+    save_config(paths.config, FrozenRun(config=config, derived=derived))
     paths.attempts.mkdir()
     paths.data.symlink_to(data)
     new_attempt(root)
@@ -94,9 +94,9 @@ def new_attempt(root: Path) -> int:
 
 def with_accumulation(root: Path, *, micro_sequences: int, grad_accum_steps: int) -> None:
     """Refreezes a run with another division of the same global batch."""
-    from launcher.config.freeze import thaw
+    from launcher.config.frozen import load_config
 
-    frozen = thaw(RunPaths(root).config)
+    frozen = load_config(RunPaths(root).config)
     assert frozen.derived is not None
     frozen.derived = replace(frozen.derived, micro_sequences=micro_sequences, grad_accum_steps=grad_accum_steps)
-    freeze(RunPaths(root).config, frozen)
+    save_config(RunPaths(root).config, frozen)

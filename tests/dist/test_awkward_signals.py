@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.checkpoint.commit import committed, newest_verified
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.track.events import read_events
-from launcher.track.records import read_metrics
+from launcher.runs.events import read_events
+from launcher.runs.metrics import read_metrics
 from tests.dist.conftest import Ranks
 from tests.dist.rig import make_data, make_run, new_attempt
 from tests.dist.trouble import MOMENTS

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.launch.rundir import last_attempt
-from launcher.track.records import read_metrics
+from launcher.runs.run_dir import last_attempt
+from launcher.runs.metrics import read_metrics
 from tests.dist.two_boxes import ADDRESSES, Boxes, two_boxes, wait_until, why_not
 
 pytestmark = [pytest.mark.dist, pytest.mark.skipif(bool(why_not()), reason=f"runs over boxes NOT TESTED: {why_not()}")]

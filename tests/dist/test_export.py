@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from launcher.checkpoint.export import export
-from launcher.checkpoint.hf_weights import ADAPTER_FILE
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.export.export import export
+from launcher.export.hf_weights import ADAPTER_FILE
+from launcher.config.frozen import load_config
+from launcher.paths import RunPaths
 from launcher.config.schema import MethodKind
 from launcher.data.template import ChatFormat
 from launcher.train.model import add_adapters
@@ -48,7 +48,7 @@ def greedy(model: nn.Module) -> list[list[int]]:
 
 def in_memory(run: RunPaths, model: Path, weights: Path) -> nn.Module:
     """The run's own model: its network with the weights that were in memory."""
-    config = thaw(run.config).config
+    config = load_config(run.config).config
     network: nn.Module = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if config.method.kind is not MethodKind.full:
         network = add_adapters(network, config.method, seed=5)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.launch.evidence import collect
-from launcher.launch.verdict import VerdictClass, judge
-from launcher.launch.watch import Stall, Watch
-from launcher.track.heartbeat import read_beat
-from launcher.train.pulse import SHORTEST_STEP_LIMIT_S
+from launcher.diagnose.evidence import collect
+from launcher.diagnose.verdict import VerdictClass, judge
+from launcher.runs.hang_detector import Stall, Watch
+from launcher.runs.heartbeat import read_beat
+from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S
 from tests.dist.conftest import RankResult, Ranks
 from tests.dist.rig import make_data, make_run
 from tests.dist.trouble import HUNG_RANK

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.launch.verdict import VerdictClass, read_verdict
-from launcher.track.rank_end import read_rank_end
-from launcher.track.records import read_metrics
+from launcher.diagnose.verdict import VerdictClass, read_verdict
+from launcher.runs.rank_end import read_rank_end
+from launcher.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.dist
 

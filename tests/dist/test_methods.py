@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from launcher.checkpoint.commit import newest_verified
 from launcher.checkpoint.consolidate import full_state
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.track.records import read_metrics
+from launcher.runs.metrics import read_metrics
 from tests.dist.conftest import Ranks
 from tests.dist.rig import make_data, make_run, new_attempt
 from tests.tiny_model import make_tiny_model

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from launcher.checkpoint.manifest import read_manifest
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.track.records import read_metrics
+from launcher.runs.metrics import read_metrics
 from tests.dist.conftest import Ranks
 from tests.dist.rig import make_data, make_run, new_attempt
 from tests.tiny_model import make_tiny_model

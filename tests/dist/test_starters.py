@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.track.records import read_metrics
+from launcher.runs.metrics import read_metrics
 from tests.dist.forkserver import free_port
 
 pytestmark = pytest.mark.dist
@@ -89,7 +89,7 @@ def test_a_starter_of_the_users_own_makes_the_same_run(
     assert finish(start(folder, [*command, f"name={name}"], ACCELERATE_USE_CPU="true")) == [0]
     run = folder / "runs" / name
     assert losses(run) == reference
-    derived = thaw(RunPaths(run).config).derived
+    derived = load_config(RunPaths(run).config).derived
     assert derived is not None and derived.world_size == 2
 
 
@@ -118,7 +118,7 @@ def test_tasks_of_srun_on_two_nodes_make_the_same_run(folder: Path, settings: li
     assert srun(folder, 2, *settings, "name=srun") == [0, 0]
     run = folder / "runs" / "srun"
     assert losses(run) == reference
-    frozen = thaw(RunPaths(run).config)
+    frozen = load_config(RunPaths(run).config)
     assert (frozen.config.cluster.nodes, frozen.config.cluster.devices_per_node) == (2, 1)
     assert srun(folder, 2, "--run", "srun") == [0, 0]  # finished: nothing to do
     assert losses(run) == reference

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.launch.verdict import Action, Verdict, VerdictClass, read_verdict
-from launcher.track.goodput import run_goodput
-from launcher.track.records import read_metrics
+from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict
+from launcher.report.goodput import run_goodput
+from launcher.runs.metrics import read_metrics
 from tests.dist.rig import make_data, make_run
 
 pytestmark = pytest.mark.dist

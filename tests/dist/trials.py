@@ -34,15 +34,15 @@ def gradients(run_dir: str, out: str) -> float:
     from safetensors.torch import save_file
 
     from launcher.checkpoint.consolidate import hugging_face_name
-    from launcher.config.freeze import thaw
-    from launcher.config.paths import RunPaths
-    from launcher.train.engine import ReplicatedEngine, StepResult
+    from launcher.config.frozen import load_config
+    from launcher.paths import RunPaths
+    from launcher.train.engines import ReplicatedEngine, StepResult
     from launcher.train.main import prepare_run
     from launcher.train.step import optimizer_step
     from launcher.train.world import join_world
 
     paths = RunPaths(Path(run_dir))
-    frozen = thaw(paths.config)
+    frozen = load_config(paths.config)
     assert frozen.derived is not None
     world = join_world(frozen.derived)
     run = prepare_run(paths, frozen.config, frozen.derived, attempt=1, world=world, recorder=None)
@@ -70,7 +70,7 @@ def train_and_keep_weights(run_dir: str, out: str) -> str:
     from safetensors.torch import save_file
 
     import launcher.train.main as main
-    from launcher.train.engine import ReplicatedEngine
+    from launcher.train.engines import ReplicatedEngine
 
     original = main.train_loop
 
@@ -135,7 +135,7 @@ def train_on_full_disk(run_dir: str, full_after: int, free_after: int) -> str:
 
 def train_leaking(run_dir: str) -> str:
     """Trains a model whose logits carry something of every position along the row."""
-    import launcher.train.engine as engine_module
+    import launcher.train.engines as engine_module
     from launcher.train.main import train as train_run
 
     original = engine_module.ReplicatedEngine.forward

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
+from launcher.paths import RunPaths
 
 HUNG_RANK = 1
 HUNG_STEP = 3
@@ -135,7 +135,7 @@ def signalled(run_dir: str, attempt: int, moment: str, who: list[int], twice: bo
                 os.kill(os.getpid(), signal.SIGTERM)
         done = True
 
-    total = thaw(RunPaths(Path(run_dir)).config).derived.total_steps  # type: ignore[union-attr]
+    total = load_config(RunPaths(Path(run_dir)).config).derived.total_steps  # type: ignore[union-attr]
     MOMENTS[moment](strike, total)
     return train(Path(run_dir), attempt).name
 
@@ -158,11 +158,11 @@ _MAIN, _LOOP, _SAVING = "launcher.train.main", "launcher.train.loop", "launcher.
 
 MOMENTS: dict[str, Callable[[Callable[[], None], int], None]] = {
     "before the group": lambda strike, total: strike(),
-    "meeting": lambda strike, total: _before("launcher.train.meet", "_connect", strike),
+    "meeting": lambda strike, total: _before("launcher.train.rendezvous", "_connect", strike),
     "model load": lambda strike, total: _before(_MAIN, "load_model", strike),
     "engine": lambda strike, total: _before(_MAIN, "make_engine", strike),
-    "rehearsal": lambda strike, total: _before("launcher.train.rehearse", "refuse_leaking_model", strike),
-    "rehearsed evaluation": lambda strike, total: _before("launcher.train.heldout", "make_micro_batch", strike),
+    "rehearsal": lambda strike, total: _before("launcher.train.preflight", "refuse_leaking_model", strike),
+    "rehearsed evaluation": lambda strike, total: _before("launcher.train.validation", "make_micro_batch", strike),
     "first step": lambda strike, total: _before(_LOOP, "optimizer_step", strike, lambda run, step: step == 0),
     "evaluation": lambda strike, total: _before(_LOOP, "evaluate", strike, lambda run, state: state.step == 2),
     "save": lambda strike, total: _before(_SAVING, "seal_file", strike, lambda folder, path: "000002" in str(folder)),

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from launcher.checkpoint.commit import newest_verified
 from launcher.checkpoint.consolidate import full_state
-from launcher.config.freeze import freeze, thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config, save_config
 from launcher.config.schema import Attention, Precision
 from launcher.errors import ExitCode
-from launcher.track.records import read_metrics
+from launcher.paths import RunPaths
+from launcher.runs.metrics import read_metrics
 from launcher.train.attention import _segments, _varlen
-from launcher.train.engine import ReplicatedEngine
+from launcher.train.engines import ReplicatedEngine
 from launcher.train.loop import train_loop
 from launcher.train.main import prepare_run, start_or_resume
 from launcher.train.recorder import Recorder
@@ -50,12 +50,12 @@ def cuda_run(root: Path, model: Path, data: Path, *overrides: str) -> Path:
     """The small run of tests/dist/rig.py, refrozen for one GPU."""
     run_dir = make_run(root, model, data, "cluster.device=cuda", *overrides)
     config = RunPaths(run_dir).config
-    frozen = thaw(config)
+    frozen = load_config(config)
     assert frozen.derived is not None
     half = frozen.config.strategy.precision is not Precision.fp32
     attention = Attention.varlen if half else Attention.segments
     frozen.derived = replace(frozen.derived, device="cuda", attention=attention.value)
-    freeze(config, frozen)
+    save_config(config, frozen)
     return run_dir
 
 
@@ -146,7 +146,7 @@ def test_fp16_skips_steps_until_its_loss_scale_fits_and_then_trains(tmp_path: Pa
 
 def open_run(paths: RunPaths) -> Run:
     """A run on this process's GPU, ready for its first step."""
-    frozen = thaw(paths.config)
+    frozen = load_config(paths.config)
     assert frozen.derived is not None
     recorder = Recorder(paths, frozen.derived, attempt=1)
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.checkpoint.commit import committed
-from launcher.config.paths import RunPaths
-from launcher.track.records import read_metrics
+from launcher.paths import RunPaths
+from launcher.runs.metrics import read_metrics
 from tests.dist.rig import make_data, make_run
 from tests.slurm.cluster import ENDED, ROOT, Cluster
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
-from launcher.track.events import read_events
+from launcher.paths import RunPaths
+from launcher.runs.events import read_events
 from tests.dist.trouble import HUNG_RANK
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.rig import Goldens, SlurmRun

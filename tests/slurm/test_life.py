@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
 from launcher.errors import ExitCode
-from launcher.track.events import Event, read_events
+from launcher.paths import RunPaths
+from launcher.runs.events import Event, read_events
 from tests.slurm.cluster import ROOT, Cluster
 from tests.slurm.faults import kill_rank
 from tests.slurm.rig import SlurmRun
@@ -77,7 +77,7 @@ def classes(run: SlurmRun) -> list[tuple[str, str]]:
 
 
 def test_settings_typed_after_sbatch_become_a_run_of_the_job_s_shape(golden: SlurmRun) -> None:
-    frozen = thaw(RunPaths(golden.run_dir).config)
+    frozen = load_config(RunPaths(golden.run_dir).config)
     assert frozen.derived is not None
     assert (frozen.derived.world_size, frozen.derived.devices_per_node, frozen.derived.device) == (2, 1, "cpu")
     assert (frozen.config.cluster.kind.value, frozen.config.cluster.partition) == ("slurm", golden_partition(golden))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
-from launcher.track.records import read_metrics
-from launcher.track.wandb_files import history_rows
+from launcher.paths import RunPaths
+from launcher.runs.metrics import read_metrics
+from launcher.tracking.wandb_files import history_rows
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import Goldens, SlurmRun
@@ -190,7 +190,7 @@ def test_a_stop_at_an_awkward_moment_does_no_harm(
 
 def _wait_for_moment(run: SlurmRun, moment: str) -> None:
     """Until the ranks are about there: their own heartbeats tell the phase."""
-    from launcher.track.heartbeat import read_beat
+    from launcher.runs.heartbeat import read_beat
 
     paths = RunPaths(run.run_dir)
     phase = {"first step": "step", "middle": "step", "last step": "step", "end": "finish"}.get(moment, moment)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import SlurmRun

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
-from launcher.track.wandb_files import history_rows
+from launcher.paths import RunPaths
+from launcher.tracking.wandb_files import history_rows
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster, start_cluster
 from tests.slurm.rig import Goldens, SlurmRun

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from launcher.config.cluster_schema import Device
-from launcher.config.share import share_dir
-from launcher.slurm.parse import parse_job, parse_jobs
-from launcher.slurm.sbatch import sbatch_argv
-from launcher.slurm.words import path_problem
+from launcher.config.shipped_files import share_dir
+from launcher.slurm.client.option_validation import path_problem
+from launcher.slurm.client.parse import parse_job, parse_jobs
+from launcher.slurm.client.sbatch import sbatch_argv
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import SlurmRun
 from tests.unit.slurm.hostile import can_be_argument, hostile_texts

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.paths import RunPaths
+from launcher.paths import RunPaths
 from tests.dist.rig import make_data, make_run
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import Goldens, SlurmRun

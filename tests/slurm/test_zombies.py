@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from launcher.checkpoint.commit import committed, verify
-from launcher.config.paths import RunPaths
-from launcher.slurm.ledger import last_state
-from launcher.track.events import Event, read_events
-from launcher.track.records import read_metrics
-from launcher.track.status import read_status
+from launcher.paths import RunPaths
+from launcher.runs.events import Event, read_events
+from launcher.runs.metrics import read_metrics
+from launcher.runs.status import read_status
+from launcher.slurm.job.attempt_records import last_state
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import Goldens, SlurmRun
@@ -66,7 +66,7 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     time.sleep(chance.uniform(0, 0.3))
     node = faults.node_of(faults.ranks_of(run.run_dir)[0])
     cluster.node("cut", node)
-    old = freeze(cluster, node, run)
+    old = save_config(cluster, node, run)
     cluster.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
     run.wait_attempt(2, timeout_s=180)
     wait_until(lambda: MOMENTS[moment](run) or last_state(RunPaths(run.run_dir)) == "succeeded", 180, moment, run)
@@ -96,7 +96,7 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     assert committed(paths)[0].manifest.attempt == 2
 
 
-def freeze(cluster: Cluster, node: str, run: SlurmRun) -> list[psutil.Process]:
+def save_config(cluster: Cluster, node: str, run: SlurmRun) -> list[psutil.Process]:
     """Stops ranks, srun and supervisor of the run's first attempt, all on one node."""
     guests = next(entry for entry in cluster.status()["nodes"] if entry["name"] == node)["processes"]
     found = [psutil.Process(guest["pid"]) for guest in guests if str(run.run_dir) in guest["argv"]]

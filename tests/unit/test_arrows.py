@@ -1,4 +1,4 @@
-"""The rooms and what each may import: docs/architecture.md holds the table, the code holds to it."""
+"""The packages and what each imports: docs/architecture.md holds the table, the code holds to it."""
 
 from __future__ import annotations
 
@@ -7,30 +7,47 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "launcher"
-LIGHT_ROOMS = ("config", "data", "launch", "track", "verbs")
 HEAVY = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes")
 
 
-def table() -> dict[str, tuple[str, str]]:
-    """Room -> (what it may import of ours, what it must not load), from the table of rooms."""
+@dataclass(frozen=True)
+class Row:
+    """One package in the table of docs/architecture.md."""
+
+    imports: frozenset[str]
+    never_loads: frozenset[str]
+
+
+def _names(cell: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in cell.split(",") if name.strip())
+
+
+def table() -> dict[str, Row]:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rows = {}
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 4 and cells[0].startswith("`launcher/"):
-            for path in re.findall(r"`launcher/([\w.]+?)(?:\.py|/)?`", cells[0]):
-                rows[path] = (cells[2], cells[3])
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        match = re.fullmatch(r"`launcher/([\w/]+?)(?:\.py|/)`", cells[0])
+        if match is not None and len(cells) == 4:
+            rows[match[1].replace("/", ".")] = Row(_names(cells[2]), _names(cells[3]))
     return rows
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def package_of(dotted: str) -> str:
+    """The row that a module belongs to: its package, or itself at the top level."""
+    parts = dotted.split(".")[1:]
+    return ".".join(parts[: 2 if parts[:1] == ["slurm"] else 1])
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def files() -> list[Path]:
@@ -56,56 +73,67 @@ def imported(path: Path) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def test_the_table_names_every_room_and_no_other() -> None:
-    rooms = {room_of(path) for path in files()} - {"__init__", "__main__"}
-    assert rooms == set(table())
+def checked() -> list[tuple[Path, str]]:
+    """Every module with its package; doors for starters (__main__) and package docstrings belong to none."""
+    found = [(path, package_of(module_of(path))) for path in files()]
+    return [(path, package) for path, package in found if path.name not in ("__main__.py", "__init__.py")]
 
 
-def test_no_room_imports_against_the_arrows() -> None:
-    against = []
-    for path in files():
-        room = room_of(path)
-        if room.startswith("__") or path.name == "__main__.py":  # doors for starters, not parts of a room
-            continue
-        may = table()[room][0]
-        allowed = set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", may))) | {room, "__version__"}
-        for name, line in imported(path):
-            parts = name.split(".")
-            if parts[0] == "launcher" and "everything" not in may and not set(parts[1:2]) <= allowed:
-                against.append(f"{path.relative_to(ROOT)}:{line}: {room} imports {name}")
+def test_the_table_names_every_package_and_no_other() -> None:
+    assert {package for _, package in checked()} == set(table())
+
+
+def test_no_package_imports_against_the_arrows() -> None:
+    rows = table()
+    against = [
+        f"{path.relative_to(ROOT)}:{line}: {package} imports {name}"
+        for path, package in checked()
+        for name, line in imported(path)
+        if name.startswith("launcher.") and name != "launcher.__version__"
+        if package_of(name) not in rows[package].imports | {package}
+    ]
     assert not against, "\n".join(against)
 
 
-def test_no_room_names_a_package_it_must_not_load() -> None:
-    against = []
-    for path in files():
-        room = room_of(path)
-        if room.startswith("__"):
-            continue
-        forbidden = set(re.findall(r"hydra|subprocess", table()[room][1]))
-        if room in ("config", "data", "launch", "track"):
-            forbidden |= set(HEAVY)
-        if room == "launch":
-            forbidden.discard("subprocess")
-        for name, line in imported(path):
-            if name.split(".")[0] in forbidden:
-                against.append(f"{path.relative_to(ROOT)}:{line}: {room} imports {name}")
+def test_every_arrow_of_the_table_is_used() -> None:
+    used: dict[str, set[str]] = {}
+    for path, package in checked():
+        used.setdefault(package, set()).update(package_of(name) for name, _ in imported(path) if "launcher." in name)
+    spare = {package: sorted(row.imports - used[package]) for package, row in table().items()}
+    assert {package: names for package, names in spare.items() if names} == {}
+
+
+def test_the_arrows_make_no_circle() -> None:
+    left = {package: set(row.imports) for package, row in table().items()}
+    while ready := [package for package, imports in left.items() if not imports & set(left)]:
+        for package in ready:
+            del left[package]
+    assert not left, f"packages that import each other: {sorted(left)}"
+
+
+def test_no_package_names_what_it_must_not_load() -> None:
+    rows = table()
+    against = [
+        f"{path.relative_to(ROOT)}:{line}: {package} imports {name}"
+        for path, package in checked()
+        for name, line in imported(path)
+        if name.split(".")[0] in _forbidden(rows[package])
+    ]
     assert not against, "\n".join(against)
 
 
-def modules(*rooms: str) -> list[str]:
-    """Modules of the rooms, packages under their own name."""
-    found = []
-    for path in files():
-        if room_of(path) in rooms:
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found.append(name.removesuffix(".__init__"))
-    return found
+def _forbidden(row: Row) -> set[str]:
+    """Whatever must not load torch must not name what loads it either."""
+    return set(row.never_loads) | (set(HEAVY) if "torch" in row.never_loads else set())
 
 
-@pytest.mark.parametrize("room", LIGHT_ROOMS)
-def test_importing_a_light_room_loads_no_torch(room: str) -> None:
-    names = modules(room)
+def light_packages() -> list[str]:
+    return sorted(package for package, row in table().items() if "torch" in row.never_loads)
+
+
+@pytest.mark.parametrize("package", light_packages())
+def test_importing_a_light_package_loads_no_torch(package: str) -> None:
+    names = [module_of(path) for path, owner in checked() if owner == package]
     assert names
     code = (
         "import importlib, sys\n"

@@ -15,7 +15,7 @@ import pytest
 
 from launcher import __version__, cli
 from launcher.errors import CheckpointError, ConfigErrors, DataError, LauncherError, Problem, RunError
-from launcher.slurm.query import SlurmError, SlurmMissing, SlurmUnavailable
+from launcher.slurm.client.query import SlurmError, SlurmMissing, SlurmUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.config.compose import GROUPS, compose_config, group_options
-from launcher.config.share import share_dir
+from launcher.config.shipped_files import share_dir
 
 CONF = share_dir("conf")
 RECIPES = group_options("experiment", [CONF])

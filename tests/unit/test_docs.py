@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import VERBS, load_verb, make_parser
+from launcher.config.build import leaf_types
 from launcher.config.compose import GROUPS, compose_with_problems
 from launcher.config.schema import RunConfig
-from launcher.config.typed import leaf_types
 from launcher.errors import ExitCode, Problem
-from launcher.slurm.sweep import expand
+from launcher.slurm.client.sweep import expand
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "slurm/README.md")]

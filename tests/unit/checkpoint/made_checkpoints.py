@@ -10,10 +10,10 @@ from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, begin, committed, prune, publish
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
-from launcher.checkpoint.policy import steps_to_keep
-from launcher.config.paths import RunPaths
+from launcher.checkpoint.retention import steps_to_keep
 from launcher.config.schema import CheckpointConfig
 from launcher.errors import CheckpointError, SupersededError
+from launcher.paths import RunPaths
 
 RUN_ID = "0123456789abcdef"
 CONTENTS = {

@@ -12,8 +12,8 @@ import pytest
 
 from launcher.checkpoint.commit import committed, fsync_dir, newest_verified, prune, publish, step_dir, verify
 from launcher.checkpoint.manifest import MANIFEST, seal_file
-from launcher.config.paths import RunPaths
 from launcher.errors import CheckpointError, SupersededError
+from launcher.paths import RunPaths
 from tests.unit.checkpoint.made_checkpoints import (
     CONTENTS,
     FEW,

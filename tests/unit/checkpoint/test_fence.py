@@ -11,8 +11,8 @@ import pytest
 
 from launcher.checkpoint.commit import committed, fence, newest_verified, publish, verify
 from launcher.checkpoint.manifest import seal_file
-from launcher.config.paths import RunPaths
 from launcher.errors import ExitCode, SupersededError
+from launcher.paths import RunPaths
 from tests.unit.checkpoint.made_checkpoints import (
     FEW,
     RUN_ID,

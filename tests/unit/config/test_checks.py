@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.build import leaf_types
 from launcher.config.checks import RANGES, config_problems, setting
 from launcher.config.compose import compose_config, compose_with_problems
 from launcher.config.devices import Gpu
-from launcher.config.places import machine_problems
+from launcher.config.path_checks import machine_problems
 from launcher.config.schema import RunConfig
-from launcher.config.typed import leaf_types
 
 BASE = ["experiment=quickstart"]
 

@@ -9,11 +9,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from launcher.config.aliases import answer, foreign_names
+from launcher.config.build import leaf_types
 from launcher.config.compose import compose_config, compose_with_problems, group_options
+from launcher.config.foreign_settings import answer, foreign_names
 from launcher.config.schema import MethodKind, Precision, RunConfig, StrategyKind
-from launcher.config.share import share_dir
-from launcher.config.typed import leaf_types
+from launcher.config.shipped_files import share_dir
 from launcher.errors import ConfigErrors, Problem
 
 DATA = "data=next_number"

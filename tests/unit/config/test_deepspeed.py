@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.config.batch import derive
 from launcher.config.compose import compose_config
 from launcher.config.deepspeed import deepspeed_config
 from launcher.errors import LauncherError
+from launcher.plan.batch import derive
 
 STRATEGIES = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.build import leaf_types
 from launcher.config.compose import compose_config, group_options
 from launcher.config.schema import RunConfig
-from launcher.config.share import share_dir
-from launcher.config.typed import leaf_types
+from launcher.config.shipped_files import share_dir
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig, ClusterKind, Device
 from launcher.config.schema import RunConfig
-from launcher.slurm.parse import NodeKind, Partition
-from launcher.slurm.sbatch import JobRequest
+from launcher.slurm.client.parse import NodeKind, Partition
+from launcher.slurm.client.sbatch import JobRequest
 
 KEY = "0123456789abcdef"
 

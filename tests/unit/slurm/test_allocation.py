@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import UserError
-from launcher.slurm.allocation import read_allocation
+from launcher.slurm.job.allocation import read_allocation
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2,07]"}
 

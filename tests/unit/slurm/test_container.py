@@ -8,8 +8,8 @@ import pytest
 
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.errors import RunError
-from launcher.slurm.container import contained, mounts, run_folders
-from launcher.slurm.sbatch import sbatch_problems
+from launcher.slurm.client.container import contained, mounts, run_folders
+from launcher.slurm.client.sbatch import sbatch_problems
 from tests.unit.slurm.recipes import job_config
 from tests.unit.slurm.test_srun import derived
 

@@ -10,10 +10,10 @@ import pytest
 
 from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.compose import compose_with_problems
-from launcher.config.share import share_dir
+from launcher.config.shipped_files import share_dir
 from launcher.errors import ConfigErrors
-from launcher.slurm.sbatch import STAGES, job_variables, sbatch_argv, sbatch_problems
-from launcher.slurm.srun import srun_argv
+from launcher.slurm.client.sbatch import STAGES, job_variables, sbatch_argv, sbatch_problems
+from launcher.slurm.job.srun import srun_argv
 from tests.unit.slurm.hostile import can_be_argument, hostile_texts, recorded, recorder
 from tests.unit.slurm.recipes import job_config, request
 from tests.unit.slurm.test_srun import derived

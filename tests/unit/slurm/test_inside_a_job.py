@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.config.paths import RunPaths
 from launcher.errors import ExitCode
-from launcher.launch.rundir import write_state
+from launcher.paths import RunPaths
+from launcher.runs.run_dir import write_state
 from tests.unit.slurm.test_submit import settings, tools, write
 
 __all__ = ["settings", "tools"]

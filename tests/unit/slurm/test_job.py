@@ -9,9 +9,9 @@ import pytest
 
 from launcher.config.schema import DataConfig
 from launcher.errors import ExitCode, RunError
-from launcher.slurm.container import run_folders
-from launcher.slurm.job import main
-from launcher.slurm.stages import stage_folders, stage_words
+from launcher.slurm.client.container import run_folders
+from launcher.slurm.job.main import main
+from launcher.slurm.job.stages import stage_folders, stage_words
 from tests.unit.slurm.test_srun import derived
 
 

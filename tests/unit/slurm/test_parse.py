@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from launcher.errors import LauncherError
-from launcher.slurm.parse import (
+from launcher.slurm.client.parse import (
     hostnames,
     parse_duration_s,
     parse_gpus,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.query import Slurm, SlurmError, SlurmUnavailable
+from launcher.slurm.client.query import Slurm, SlurmError, SlurmUnavailable
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from launcher.slurm import rendezvous
-from launcher.slurm.rendezvous import free_meeting_port, meeting_ports
+from launcher.slurm.job import rendezvous
+from launcher.slurm.job.rendezvous import free_meeting_port, meeting_ports
 
 
 def test_ports_lie_below_those_of_outgoing_connections() -> None:

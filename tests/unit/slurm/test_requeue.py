@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.slurm import requeue
-from launcher.slurm.parse import JobInfo, NodeKind, Partition
-from launcher.slurm.query import SlurmError, SlurmUnavailable
-from launcher.slurm.requeue import Requeued, requeue_job
+from launcher.slurm.client.parse import JobInfo, NodeKind, Partition
+from launcher.slurm.client.query import SlurmError, SlurmUnavailable
+from launcher.slurm.job import requeue
+from launcher.slurm.job.requeue import Requeued, requeue_job
 
 
 class Cluster:

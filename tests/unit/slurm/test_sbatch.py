@@ -9,7 +9,7 @@ import pytest
 from launcher.config.cluster_schema import ContainerRuntime, Device, GpuRequest
 from launcher.config.schema import ArchitectureConfig, MethodKind
 from launcher.errors import ConfigErrors
-from launcher.slurm.sbatch import job_variables, sbatch_argv, sbatch_environment, sbatch_problems
+from launcher.slurm.client.sbatch import job_variables, sbatch_argv, sbatch_environment, sbatch_problems
 from tests.unit.slurm.recipes import KEY, job_config, request
 
 

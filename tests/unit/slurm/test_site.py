@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.config.cluster_schema import Device, GpuRequest
-from launcher.slurm.parse import NodeKind, Partition
-from launcher.slurm.site import site_problems, site_warnings
+from launcher.slurm.client.parse import NodeKind, Partition
+from launcher.slurm.submit.site import site_problems, site_warnings
 from tests.unit.slurm.recipes import cpu_partition, gpu_partition, job_config
 
 SITE = [gpu_partition(), cpu_partition()]

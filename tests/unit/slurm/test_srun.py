@@ -9,7 +9,7 @@ import pytest
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ConfigErrors, RunError
-from launcher.slurm.srun import (
+from launcher.slurm.job.srun import (
     cores_per_rank,
     ranks_environment,
     srun_argv,

@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
 from launcher.errors import ExitCode
-from launcher.launch.start import complete_run
-from launcher.slurm.job import main as job_main
-from launcher.slurm.query import Slurm
-from launcher.slurm.sbatch import comment
-from launcher.slurm.stop import jobs_to_stop
-from launcher.slurm.submission import read_submission
-from launcher.slurm.sweep import read_sweep
-from launcher.track.events import read_events
+from launcher.paths import RunPaths
+from launcher.plan.create import complete_run
+from launcher.runs.events import read_events
+from launcher.slurm.client.query import Slurm
+from launcher.slurm.client.sbatch import comment
+from launcher.slurm.client.submission import read_submission
+from launcher.slurm.client.sweep import read_sweep
+from launcher.slurm.job.main import main as job_main
+from launcher.slurm.submit.cancel import jobs_to_stop
 
 SINFO = "print('main*|4|16|64000|1-00:00:00|1-infinite|up|idle|gpu:h100:4|(null)')"
 
@@ -88,7 +88,7 @@ def test_a_run_is_queued_and_says_what_comes_next(
         assert words in said
     run_dir = Path("runs/one")
     submission = read_submission(run_dir)
-    derived = thaw(RunPaths(run_dir).config).derived
+    derived = load_config(RunPaths(run_dir).config).derived
     assert submission is not None and derived is not None
     assert (submission.key, submission.stages[0].job_id) == (derived.run_id, "101")
     assert submission.estimate_start == "2026-03-01T10:00:00.000Z"
@@ -431,13 +431,13 @@ def test_data_may_be_prepared_by_the_first_job(
     assert isinstance(jobs, list)
     assert [(job["stage"], job["dependency"]) for job in jobs] == [("prepare", ""), ("train", "101")]
     run_dir = Path("runs/one")
-    assert thaw(RunPaths(run_dir).config).derived is None
+    assert load_config(RunPaths(run_dir).config).derived is None
     assert complete_run(run_dir)
-    frozen = thaw(RunPaths(run_dir).config)
+    frozen = load_config(RunPaths(run_dir).config)
     assert frozen.derived is not None and frozen.derived.world_size == 2
     assert RunPaths(run_dir).data.resolve() == Path(frozen.derived.data_dir).resolve()
     assert not complete_run(run_dir)
-    assert thaw(RunPaths(run_dir).config) == frozen
+    assert load_config(RunPaths(run_dir).config) == frozen
 
 
 def test_a_sweep_is_one_array_of_runs(tools: Path, settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -450,7 +450,7 @@ def test_a_sweep_is_one_array_of_runs(tools: Path, settings: list[str], capsys: 
     rates = []
     for member in sweep.members:
         run_dir = Path("runs/one") / member.run
-        config = thaw(RunPaths(run_dir).config).config
+        config = load_config(RunPaths(run_dir).config).config
         submission = read_submission(run_dir)
         assert submission is not None and submission.stages[0].job_id == f"101_{member.index}"
         assert states(run_dir) == ["validating", "queued"]
@@ -483,11 +483,11 @@ def test_the_data_of_a_sweep_are_prepared_by_one_job_that_the_array_waits_for(
         submission = read_submission(run)
         assert submission is not None
         assert [(job.stage, job.job_id) for job in submission.stages] == [("prepare", "101"), ("train", f"102_{index}")]
-        assert thaw(RunPaths(run).config).derived is None
+        assert load_config(RunPaths(run).config).derived is None
     monkeypatch.setenv("SLURM_JOB_ID", "101")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
     assert job_main(["prepare", "--sweep", str(prepared_by_a_job)]) == ExitCode.DONE
-    derived = [thaw(RunPaths(run).config).derived for run in runs]
+    derived = [load_config(RunPaths(run).config).derived for run in runs]
     assert derived[0] is not None and derived[1] is not None
     assert derived[0].data_key == derived[1].data_key and derived[0].run_id != derived[1].run_id
 
@@ -501,7 +501,7 @@ def test_a_member_that_cannot_train_fails_the_job_that_prepares_the_sweep(
     config.write_text(re.sub(r"(?m)^( *seq_len_tokens:).*", r"\1 16", config.read_text()))
     assert job_main(["prepare", "--sweep", str(prepared_by_a_job)]) == ExitCode.USER
     assert "one/00: " in capsys.readouterr().err
-    assert thaw(RunPaths(prepared_by_a_job / "01").config).derived is not None
+    assert load_config(RunPaths(prepared_by_a_job / "01").config).derived is not None
 
 
 def test_a_member_that_is_cancelled_leaves_the_others_the_job_that_prepares(
@@ -530,7 +530,7 @@ def test_large_data_of_a_sweep_are_left_to_a_job_as_those_of_a_run(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("launcher.planning._SMALL_BYTES", -1)
+    monkeypatch.setattr("launcher.plan.run_plan._SMALL_BYTES", -1)
     assert main(["submit", *settings, "seed=0,1", "--json"]) == ExitCode.DONE
     jobs = answer(capsys)["jobs"]
     assert isinstance(jobs, list) and [job["stage"] for job in jobs] == ["prepare", "train"]

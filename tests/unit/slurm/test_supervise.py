@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.diagnose.evidence import Evidence
+from launcher.diagnose.srun_messages import starter_facts
+from launcher.diagnose.verdict import Action, Verdict, VerdictClass
 from launcher.errors import ExitCode
-from launcher.launch.evidence import Evidence
-from launcher.launch.starter_words import starter_facts
-from launcher.launch.verdict import Action, Verdict, VerdictClass
-from launcher.slurm.parse import JobInfo
-from launcher.slurm.supervise import _code_of, _end_of_job
+from launcher.slurm.client.parse import JobInfo
+from launcher.slurm.job.supervise import _code_of, _end_of_job
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.paths import RunPaths
 from launcher.errors import Problem, RunError, UserError
-from launcher.launch.rundir import all_runs, find_run, run_name
-from launcher.slurm.sweep import (
+from launcher.paths import RunPaths
+from launcher.runs.run_dir import all_runs, find_run, run_name
+from launcher.slurm.client.sweep import (
     Member,
     Sweep,
     differences,

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from launcher.config.cluster_schema import ContainerRuntime
-from launcher.config.freeze import freeze
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import save_config
 from launcher.config.schema import FrozenRun
+from launcher.doctor import job
+from launcher.doctor.job import write_site
 from launcher.errors import ConfigErrors
-from launcher.launch.rundir import write_state
-from launcher.slurm import doctor_job
-from launcher.slurm.allocation import Allocation
-from launcher.slurm.doctor_job import write_site
-from launcher.slurm.stages import run_stage
+from launcher.paths import RunPaths
+from launcher.runs.run_dir import write_state
+from launcher.slurm.job.allocation import Allocation
+from launcher.slurm.job.stages import run_stage
 from tests.unit.slurm.recipes import job_config
 from tests.unit.slurm.test_srun import derived
 
@@ -26,7 +26,7 @@ import json, os, sys
 with open({record!r}, "a") as record:
     print(json.dumps({{"argv": sys.argv[1:], "environ": dict(os.environ)}}), file=record)
 output = next((word[9:] for word in sys.argv if word.startswith("--output=")), "")
-if "launcher.slurm.doctor_probe" in sys.argv:
+if "launcher.doctor.probe" in sys.argv:
     with open(output.replace("%n", "0"), "w") as report:
         print("WARNING: the container speaks first", file=report)
         print(json.dumps({{"versions": {{"torch": {torch!r}}}, "links": []}}), file=report)
@@ -60,7 +60,7 @@ def finished_run(folder: Path, **cluster: object) -> Path:
     run_dir.mkdir()
     config = job_config(**cluster)
     config.model.name_or_path = "/shared/model"
-    freeze(RunPaths(run_dir).config, FrozenRun(config=config, derived=derived()))
+    save_config(RunPaths(run_dir).config, FrozenRun(config=config, derived=derived()))
     write_state(run_dir, "succeeded")
     return run_dir
 
@@ -102,7 +102,7 @@ def run_doctor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, objec
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
     write_site(folder, job_config(**SITE).cluster)
-    assert doctor_job.main([str(folder), "word", "cuda", "2"]) == 0
+    assert job.main([str(folder), "word", "cuda", "2"]) == 0
     found = json.loads((folder / "job.json").read_text())
     assert isinstance(found, dict)
     return found
@@ -112,7 +112,7 @@ def test_the_doctor_looks_into_the_image_and_sums_in_it(tmp_path: Path, monkeypa
     record = put_srun(tmp_path, monkeypatch)
     assert run_doctor(tmp_path, monkeypatch)["sum_exit"] == 0
     probe, total = asked(record)
-    for call, module in ((probe, "launcher.slurm.doctor_probe"), (total, "launcher.train.link_check")):
+    for call, module in ((probe, "launcher.doctor.probe"), (total, "launcher.train.allreduce_check")):
         words = words_of(call)
         assert words[words.index("/images/a.sif") + 1 :][:3] == ["python", "-m", module]
         environ = call["environ"]

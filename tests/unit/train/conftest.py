@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
+from launcher.paths import RunPaths
 from launcher.train.main import prepare_run
 from launcher.train.recorder import Recorder
 from launcher.train.run import Run
@@ -31,7 +31,7 @@ def open_run(tmp_path: Path, tiny_model: Path, small_data: Path) -> Iterator[Ope
 
     def make(*overrides: str, model: Path = tiny_model, data: Path = small_data) -> Run:
         paths = RunPaths(make_run(tmp_path / f"run-{len(recorders)}", model, data, *overrides))
-        frozen = thaw(paths.config)
+        frozen = load_config(paths.config)
         assert frozen.derived is not None
         recorders.append(Recorder(paths, frozen.derived, attempt=1))
         world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))

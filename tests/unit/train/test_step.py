@@ -11,10 +11,10 @@ from torch import Tensor
 import launcher.train.step as step_module
 from launcher.config.schema import Precision
 from launcher.train.batch import make_micro_batch
-from launcher.train.engine import ReplicatedEngine
+from launcher.train.engines import ReplicatedEngine
 from launcher.train.loop import handle_nonfinite
 from launcher.train.loss import cross_entropy_sum
-from launcher.train.rehearse import rehearse
+from launcher.train.preflight import rehearse
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
 from launcher.train.step import optimizer_step

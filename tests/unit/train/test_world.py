@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.config.freeze import thaw
-from launcher.config.paths import RunPaths
+from launcher.config.frozen import load_config
 from launcher.errors import CheckpointError, DeviceError, ExitCode, RunError, WorldError
+from launcher.paths import RunPaths
 from launcher.train.world import ErrorOnMain, World, gpu_of, join_world, meet, on_main, rank_from_environment
 from tests.dist.rig import make_data, make_run
 
@@ -72,7 +72,7 @@ def test_another_number_of_ranks_than_planned_is_refused_before_they_meet(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", tiny_model, make_data(tmp_path / "data"), "strategy=ddp", world_size=2)
-    derived = thaw(RunPaths(run).config).derived
+    derived = load_config(RunPaths(run).config).derived
     assert derived is not None
     with pytest.raises(WorldError, match=r"1 process started but the run was planned for 2 \(RANK=0, LOCAL_RANK=0\)"):
         join_world(derived)

@@ -1,0 +1,172 @@
+"""launcher check: all that is wrong with a run, and the plan of what it would do, before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import DataError, ExitCode, Problem
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+    from launcher.plan.plan import Plan
+
+_NOT_HERE = "this machine cannot run it"
+_PLAIN_WIDTH = 120
+
+HELP = "say what a run would do and what is wrong with it, without starting anything"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
+    )
+    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    parser.add_argument("--cfg", action="store_true", help="print every setting of the run as YAML")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.config.compose import compose_with_problems
+
+    config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
+    problems += _job_problems(config)
+    if args.cfg and not args.json:
+        _print_settings(config, problems)
+        return ExitCode.USER if problems else ExitCode.DONE
+    seen = _Seen()
+    if not _blocks_planning(problems):
+        seen = _plan(config)
+        problems = problems + seen.problems
+    if args.json:
+        print(json.dumps(_document(config, seen, problems, with_config=args.cfg), indent=2))
+    else:
+        options = ["--conf-dir", str(args.conf_dir)] if args.conf_dir else []
+        _print(config, seen, problems, [*options, *args.overrides])
+    return ExitCode.USER if problems else ExitCode.DONE
+
+
+def _blocks_planning(problems: list[Problem]) -> bool:
+    """Whether what is wrong leaves nothing to look at data and memory with."""
+    return any(problem.key.split(".")[0].lstrip("+~") not in ("name", "runs_dir", "track") for problem in problems)
+
+
+def _job_problems(config: RunConfig) -> list[Problem]:
+    """What Slurm would not take as it stands; whether the cluster has it, launcher submit asks there."""
+    from launcher.config.cluster_schema import ClusterKind
+
+    if config.cluster.kind is not ClusterKind.slurm:
+        return []
+    from launcher.slurm.client.sbatch import sbatch_problems
+
+    return sbatch_problems(config)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What planning showed."""
+
+    plan: Plan | None = None
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """Of the plan, of the data audit, of this machine."""
+    unaudited: str = ""
+    """As PlannedRun.unaudited."""
+
+
+def _plan(config: RunConfig) -> _Seen:
+    from launcher.commands.plan_view import in_short
+    from launcher.config.devices import visible_gpus
+    from launcher.config.path_checks import machine_problems
+    from launcher.plan.run_plan import allow_problems, plan_cheaply
+
+    problems = allow_problems(config)
+    warnings = [f"{_NOT_HERE}: {problem}" for problem in machine_problems(config, visible_gpus())]
+    try:
+        planned = plan_cheaply(config)
+    except DataError as error:
+        found = error.problems or [Problem("data.path", config.data.path, str(error))]
+        return _Seen(None, problems + found, warnings)
+    audit = [in_short(finding) for finding in planned.findings if not finding.vetoes]
+    plan = planned.plan
+    return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited)
+
+
+def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
+    from launcher.config.build import plain
+
+    document: dict[str, object] = {
+        "ok": not problems,
+        "problems": [
+            {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.todo}
+            for problem in problems
+        ],
+        "warnings": seen.warnings,
+        "unaudited": seen.unaudited or None,
+        "plan": seen.plan.as_dict() if seen.plan is not None else None,
+    }
+    if with_config:
+        document["config"] = plain(config)
+    return document
+
+
+def _jsonable(value: object) -> object:
+    from launcher.config.build import plain
+
+    value = plain(value)
+    return value if isinstance(value, str | int | float | bool | list | dict | type(None)) else str(value)
+
+
+def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
+    import sys
+
+    from launcher.config.frozen import to_yaml
+
+    if problems:
+        print("\n".join(str(problem) for problem in problems), file=sys.stderr)
+    else:
+        print(to_yaml(config), end="")
+
+
+def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: list[str]) -> None:
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from launcher.commands.plan_view import print_plan
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    if seen.plan is not None:
+        print_plan(console, seen.plan, config)
+    for warning in seen.warnings:
+        console.print(f"[yellow]warning[/]  {escape(warning)}", soft_wrap=True)
+    for problem in problems:
+        console.print(f"[red]problem[/]  {escape(str(problem))}", soft_wrap=True)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        console.print(f"[bold red]{count}: this run should not start[/]")
+    else:
+        console.print(_verdict(config, seen, overrides), soft_wrap=True)
+
+
+def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
+    """What follows for a run in which nothing wrong was found, as rich markup."""
+    import shlex
+
+    from rich.markup import escape
+
+    is_elsewhere = any(warning.startswith(_NOT_HERE) for warning in seen.warnings)
+    where = ", where its devices and packages are" if is_elsewhere else ""
+    so_far = f"[bold green]this plan holds[/]{where}" if is_elsewhere else "[bold green]nothing wrong was found[/]"
+    if seen.unaudited:
+        prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
+        return f"{so_far}; the audit has not run on all of it: {escape(seen.unaudited)}. {prepare} does"
+    if is_elsewhere:
+        return so_far
+    verb = "submit" if config.cluster.kind.value == "slurm" else "train"
+    return "[bold green]this run can start[/]  " + escape(shlex.join(["launcher", verb, *overrides]))

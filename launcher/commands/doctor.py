@@ -1,0 +1,123 @@
+"""launcher doctor: checks this machine, and with cluster=SITE a whole site, by a small job on its nodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+    from launcher.doctor.findings import Finding
+    from launcher.errors import Problem
+
+HELP = "check this machine, or with cluster=SITE a site: tools, settings, nodes, network"
+_COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="setting=value", help="cluster=SITE, cluster.nodes=N, runs_dir=DIR, ..."
+    )
+    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    parser.add_argument("--no-job", action="store_true", help="queue nothing; only look from here")
+    parser.add_argument(
+        "--wait", type=float, default=300.0, metavar="S", help="seconds the job may take, queue included (default: 300)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the job; queue and create nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """0, or 2 when something fails."""
+    from launcher.config.compose import compose_with_problems
+
+    if args.wait <= 0:
+        raise UserError(f"--wait {args.wait:g}: give more than 0 seconds")
+    config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
+    mine = [problem for problem in problems if _concerns_place(problem, args.overrides)]
+    if args.dry_run:
+        return _dry_run(args, config)
+    findings = _look(args, config, mine)
+    if args.json:
+        failed = sum(finding.level.value == "FAIL" for finding in findings)
+        print(json.dumps({"failed": failed, "findings": [finding.as_dict() for finding in findings]}, indent=2))
+    else:
+        _show(findings)
+    return ExitCode.USER if any(finding.level.value == "FAIL" for finding in findings) else ExitCode.DONE
+
+
+def _concerns_place(problem: Problem, overrides: list[str]) -> bool:
+    """A doctor needs no data and no model; what was typed must be right all the same."""
+    typed = {override.partition("=")[0] for override in overrides}
+    return problem.key.partition(".")[0] in ("cluster", "runs_dir", "--conf-dir") or problem.key in typed
+
+
+def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[Finding]:
+    from launcher.config.cluster_schema import ClusterKind
+    from launcher.doctor.filesystem import folder_findings, shared_finding
+    from launcher.doctor.findings import has_failed, of_problem, ok
+    from launcher.doctor.machine import machine_findings
+    from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
+    from launcher.slurm.client.query import Slurm
+
+    is_site = config.cluster.kind is ClusterKind.slurm
+    # A doctor finds out whether the controller answers; waiting long for it would hide that it does not.
+    slurm = Slurm(retry_s=5.0)
+    findings = [*machine_findings(), *folder_findings(Path(config.runs_dir))]
+    findings += tool_findings(slurm, needed=is_site)
+    if not is_site:
+        return [*findings, *(of_problem("settings", problem) for problem in problems)]
+    if has_failed(finding for finding in findings if finding.check == "slurm"):
+        return findings
+    settings = site_findings(config, problems, slurm)
+    findings += settings
+    if args.no_job:
+        left_out = ok("job", "left out (--no-job): nodes and network were not looked at")
+        return [*findings, shared_finding(Path(config.runs_dir), []), left_out]
+    if has_failed(settings):
+        return [*findings, ok("job", "left out: the settings must be right first")]
+    seen = run_job(plan_job(config, os.environ), slurm, wait_s=args.wait)
+    return [*findings, shared_finding(Path(config.runs_dir), seen), *seen]
+
+
+def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
+    from launcher.config.cluster_schema import ClusterKind
+
+    argv: list[str] = []
+    if config.cluster.kind is ClusterKind.slurm and not args.no_job:
+        from launcher.doctor.site import plan_job
+
+        argv = plan_job(config, os.environ).argv
+    if args.json:
+        print(json.dumps({"dry_run": True, "argv": argv}, indent=2))
+        return ExitCode.DONE
+    print("would look at: Python and packages, GPUs, runs_dir, Slurm's tools" + (", site settings" if argv else ""))
+    if argv:
+        print(f"would queue, and wait {args.wait:g} s for:\n  {shlex.join(argv)}")
+    print("dry run: nothing was created or queued")
+    return ExitCode.DONE
+
+
+def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        text = Text(finding.text)
+        if finding.todo and finding.level.value != "OK":
+            text.append(f"\n-> {finding.todo}", style="cyan")
+        table.add_row(Text(finding.level.value, style=_COLOURS[finding.level.value]), finding.check, text)
+    console.print(table)
+    count = {level: sum(finding.level.value == level for finding in findings) for level in _COLOURS}
+    print(f"{count['FAIL']} failed, {count['WARN']} warnings, {count['OK']} fine")

@@ -1,0 +1,147 @@
+"""launcher eval: the tuned model against its base on held-out examples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from launcher.evaluate.compare import EvalResult
+
+HELP = "measure the tuned model against its base on held-out examples"
+
+_DEFAULT_CONDITIONS = "zero_shot,few_shot,retrieval,tuned"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument("--limit", type=int, metavar="N", help="held-out examples to use (default: all)")
+    parser.add_argument("--shots", type=int, default=5, metavar="K", help="worked examples in few-shot (default: 5)")
+    parser.add_argument(
+        "--conditions",
+        default=_DEFAULT_CONDITIONS,
+        metavar="LIST",
+        help=f"what to measure (default: {_DEFAULT_CONDITIONS})",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="longest answer (default: a little over the longest expected)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to measure (default: the newest)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.runs.run_dir import find_run
+
+    run_dir = find_run(args.run, args.runs_dir)
+    for option in ("limit", "max_new_tokens"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value}: at least 1.")
+
+    from launcher.evaluate.evaluate import evaluate_run
+
+    with _progress(quiet=args.json) as tell:
+        result = evaluate_run(
+            run_dir,
+            step=args.step,
+            limit=args.limit,
+            shots=args.shots,
+            max_new_tokens=args.max_new_tokens,
+            conditions=[name.strip() for name in args.conditions.split(",")],
+            progress=tell,
+        )
+    if args.json:
+        print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        show_result(result)
+    return ExitCode.DONE
+
+
+def show_result(result: EvalResult) -> None:
+    """Prints scores with intervals, losses and the verdict; a table on a terminal, lines elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    rows = _rows(result)
+    title = f"{result.examples} held-out example{'' if result.examples == 1 else 's'}, step {result.step}"
+    if rows and console.is_terminal:
+        table = Table(title=title, title_justify="left")
+        for column in ("", "exact match", "95 % interval", "token F1", "95 % interval"):
+            table.add_column(column, justify="left" if not column else "right")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == "tuned" else None)
+        console.print(table)
+    elif rows:
+        print(title)
+        for name, exact, exact_ci, f1, f1_ci in rows:
+            print(f"{name:<24}exact match {exact:>7} ({exact_ci})  token F1 {f1:>7} ({f1_ci})")
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in result.heldout_loss.items())
+    print(f"held-out loss: {losses}")
+    console.print(
+        Text(result.verdict.text, style="bold green" if result.verdict.better else "bold yellow"), soft_wrap=True
+    )
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"written to {result.path}")
+
+
+def _rows(result: EvalResult) -> list[tuple[str, str, str, str, str]]:
+    from launcher.evaluate.compare import NAMES
+
+    rows = []
+    for name, scores in result.conditions.items():
+        label = NAMES[name] if scores.shots is None else f"{NAMES[name]} ({scores.shots} examples)"
+        exact, f1 = (f"{100 * value:.1f} %" for value in (scores.exact_match, scores.token_f1))
+        rows.append((label, exact, _interval(scores.exact_match_ci), f1, _interval(scores.token_f1_ci)))
+    return rows
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Something to tell progress to: a bar on a terminal, a line for each stage elsewhere, nothing where quiet."""
+    if quiet:
+        yield lambda stage, done, of: None
+        return
+    if not sys.stderr.isatty():
+        yield _line_per_stage()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=None)
+        stages = [""]
+
+        def tell(stage: str, done: int, of: int) -> None:
+            if stage != stages[-1]:
+                stages.append(stage)
+                bars.reset(task, description=stage, total=of or None)
+            bars.update(task, completed=done, total=of or None)
+
+        yield tell
+
+
+def _line_per_stage() -> Callable[[str, int, int], None]:
+    seen: set[str] = set()
+
+    def tell(stage: str, done: int, of: int) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            print(stage, file=sys.stderr, flush=True)
+
+    return tell

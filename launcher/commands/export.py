@@ -1,0 +1,50 @@
+"""launcher export: the tuned model as one Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from launcher.errors import ExitCode
+
+HELP = "write the tuned model as one Hugging Face folder"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
+    parser.add_argument("--merge", action="store_true", help="add the adapter to the base and write all weights")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to export (default: the newest)")
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "fp16"],
+        help="of the weights (default: the base model's; fp32 for an adapter that is not merged)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.runs.run_dir import find_run
+
+    run_dir = find_run(args.run, args.runs_dir)
+
+    from launcher.export.export import export
+
+    to = Path(args.to).expanduser()
+    info = export(run_dir, to, step=args.step, merge=args.merge, dtype=args.dtype, dry_run=args.dry_run)
+    if args.json:
+        print(json.dumps(info.as_dict(), indent=2))
+        return ExitCode.DONE
+    kind = "all weights" if info.method == "full" or info.merged else f"{info.method} adapter"
+    what = f"{kind} of step {info.step}: {info.num_tensors} tensors, {info.num_parameters:,} numbers in {info.dtype}"
+    if info.dry_run:
+        print(f"would write to {to}: {what}")
+    else:
+        print(f"wrote {to} ({info.size_bytes / 2**20:,.1f} MiB): {what}")
+        print("read back and compared: every tensor is as it was trained")
+    for warning in info.warnings:
+        print(f"note: {warning}")
+    return ExitCode.DONE

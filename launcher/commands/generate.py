@@ -1,0 +1,109 @@
+"""launcher generate: what the base and the tuned model answer, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from launcher.errors import ExitCode, UserError
+
+HELP = "answer prompts with the base and the tuned model side by side"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument(
+        "prompt",
+        metavar="PROMPT",
+        help="what to ask, or for a run on plain text how it begins; - reads it from standard input",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: the one of the run, if it has one)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--base-only", action="store_true", help="ask the base model only")
+    which.add_argument("--tuned-only", action="store_true", help="ask the tuned model only")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to ask (default: the newest)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.runs.run_dir import find_run
+
+    run_dir = find_run(args.run, args.runs_dir)
+    question = sys.stdin.read().strip() if args.prompt == "-" else args.prompt
+    if not question:
+        raise UserError("The prompt is empty; give one, or - to read it from standard input.")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: at least 1.")
+    document = _ask(run_dir, question, args)
+    if args.json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return ExitCode.DONE
+    if "note" in document:
+        print(f"note: {document['note']}\n")
+    if sys.stdout.isatty():
+        show_side_by_side(document)
+    else:
+        for name in ("base", "tuned"):
+            if name in document:
+                print(f"{name}:\n{document[name]}\n")
+    return ExitCode.DONE
+
+
+def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, object]:
+    """The question and the answers, in the shape `--json` prints."""
+    from launcher.data.template import ChatFormat
+    from launcher.evaluate.answer import Answerer
+    from launcher.evaluate.evaluate import tuned_answerer
+    from launcher.evaluate.questions import Prompt
+    from launcher.export.example_kind import Taught, taught
+    from launcher.export.source import open_source
+
+    source = open_source(run_dir, args.step)
+    data_dir = Path(source.derived.data_dir)
+    chat = ChatFormat.from_folder(data_dir)
+    document: dict[str, object] = {"run": run_dir.name, "step": source.checkpoint.step, "prompt": question}
+    if taught(data_dir) is Taught.text:
+        if args.system is not None:
+            raise UserError(
+                f"--system: {run_dir.name} was tuned on plain text, which has no system message; leave it out."
+            )
+        prompt = Prompt(text=question)
+        document["note"] = "tuned on plain text: the prompt is continued as it is, without the chat format"
+    else:
+        messages: list[dict[str, object]] = [{"role": "user", "content": question}]
+        if args.system is not None:
+            messages.insert(0, {"role": "system", "content": args.system})
+        prompt = Prompt(tuple(messages))
+    # One after the other: two models at once may not fit into memory.
+    if not args.tuned_only:
+        base = Answerer(source.base_dir, chat_format=chat)
+        document["base"] = base.answer([prompt], max_new_tokens=args.max_new_tokens)[0]
+        del base
+    if not args.base_only:
+        tuned = tuned_answerer(source, chat)
+        document["tuned"] = tuned.answer([prompt], max_new_tokens=args.max_new_tokens)[0]
+    return document
+
+
+def show_side_by_side(document: dict[str, object], *, width: int | None = None) -> None:
+    """Prints the prompt, and the answers in two columns; `width` in characters, left out that of the terminal."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, width=width)
+    console.print(Panel(Text(str(document["prompt"])), title="prompt", border_style="dim"))
+    titles = {"base": ("base", "yellow"), "tuned": (f"tuned, step {document['step']}", "green")}
+    shown = [name for name in titles if name in document]
+    table = Table.grid(expand=True)
+    for _ in shown:
+        table.add_column(ratio=1)
+    table.add_row(
+        *(Panel(Text(str(document[name])), title=titles[name][0], border_style=titles[name][1]) for name in shown)
+    )
+    console.print(table)

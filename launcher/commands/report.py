@@ -1,0 +1,70 @@
+"""`launcher report RUN`: one page about a run, its figures, and what to do differently next time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.report.report import Report
+
+HELP = "write one page with curves, advice, audit, settings and cost"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--open", action="store_true", help="show the page in a browser")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.errors import ExitCode
+    from launcher.report.report import make_report
+    from launcher.runs.run_dir import find_run
+
+    run_dir = find_run(args.run, args.runs_dir)
+    report = make_report(run_dir)
+    if args.json:
+        print(json.dumps({"run": run_dir.name, **report.as_dict()}, indent=2))
+    else:
+        _show(report)
+    if args.open:
+        _open_page(report)
+    return ExitCode.DONE
+
+
+def _show(report: Report) -> None:
+    import shutil
+
+    from launcher.report.terminal_curve import terminal_curve
+
+    width = min(100, shutil.get_terminal_size((80, 24)).columns)
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    if report.metrics.steps:
+        print(terminal_curve(report.metrics, width, 14, ascii_only=ascii_only))
+        print()
+    print(_safe(report.verdict))
+    for finding in report.advice.findings:
+        print(f"- {finding.text}")
+    for what in report.missing:
+        print(f"- missing: {what}")
+    for note in report.notes:
+        print(f"- {_safe(note)}")
+    print()
+    print(f"page   {report.page}")
+    print(f"loss   {report.loss_png}  (also .pdf and .svg; training.png has learning rate, gradient norm, throughput)")
+
+
+def _safe(text: str) -> str:
+    """Without control characters, which could move the cursor: an error message may hold anything."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
+def _open_page(report: Report) -> None:
+    import webbrowser
+
+    if not webbrowser.open(report.page.resolve().as_uri()):
+        print(f"no browser could be started; open {report.page.resolve()}", file=sys.stderr)

@@ -1,0 +1,94 @@
+"""launcher serve: the tuned model behind the OpenAI API, through vLLM or `transformers serve`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode
+
+if TYPE_CHECKING:
+    from launcher.serve.serving import ServerCommand
+
+HELP = "serve the tuned model behind an OpenAI-compatible endpoint"
+
+_QUESTION = "Hello!"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine)"
+    )
+    parser.add_argument("--engine", choices=["vllm", "transformers"], help="server (default: vllm where installed)")
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to serve (default: the newest)")
+    parser.add_argument(
+        "--server-option",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="one more word for the server, such as --server-option=--max-model-len=4096; may be given again",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the command, start and write nothing")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.runs.run_dir import find_run
+    from launcher.serve.serving import pick_engine, refuse_busy_port, server_command
+
+    run_dir = find_run(args.run, args.runs_dir).resolve()
+    engine = args.engine or pick_engine()
+    if not args.dry_run:
+        refuse_busy_port(args.host, args.port)
+    folder, as_chat = _folder(run_dir, args.step, make=not args.dry_run)
+    command = server_command(
+        folder, root=run_dir.parent, host=args.host, port=args.port, engine=engine, options=args.server_option
+    )
+    if args.json and args.dry_run:
+        print(json.dumps(command.as_dict(), indent=2))
+        return ExitCode.DONE
+    _tell(command, args.host, as_chat=as_chat)
+    if args.dry_run:
+        return ExitCode.DONE
+    sys.stdout.flush()
+    # The server takes this process over, so that Ctrl-C, SIGTERM and the exit code are its own.
+    os.chdir(command.cwd)
+    os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
+
+
+def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
+    """The whole model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
+    from launcher.export.example_kind import Taught, taught
+    from launcher.export.source import cached_folder, open_source
+
+    source = open_source(run_dir, step)
+    as_chat = taught(Path(source.derived.data_dir)) is not Taught.text
+    if not make:
+        return cached_folder(source, merge=True), as_chat
+
+    from launcher.export.export import cached_export
+
+    return cached_export(source, merge=True), as_chat
+
+
+def _tell(command: ServerCommand, host: str, *, as_chat: bool) -> None:
+    import shlex
+
+    from launcher.serve.serving import is_public
+
+    print(f"model  {command.model}")
+    print(f"url    {command.url}  ({command.engine})")
+    print(f"start  cd {shlex.quote(str(command.cwd))} && {shlex.join(command.argv)}")
+    if is_public(host):
+        print(f"note   {host} is open to other machines, and this server asks for no key")
+    if not as_chat:
+        print("note   tuned on plain text: it continues a text, and knows no chat format")
+    print(f"\nask it from a shell:\n\n{command.curl(_QUESTION, as_chat=as_chat)}")
+    print(f"\nor from Python (pip install openai):\n\n{command.python(_QUESTION, as_chat=as_chat)}\n")

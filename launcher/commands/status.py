@@ -1,0 +1,162 @@
+"""launcher status: all runs in a table, a sweep as a grid, or one run on a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from launcher.runs.states import RunState
+    from launcher.slurm.client.job_status import Jobs
+
+HELP = "list runs, or show one"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run", nargs="?", metavar="RUN", help="run directory, its name, latest, or the name of a sweep; left out: all"
+    )
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    parser.add_argument(
+        "--watch", action="store_true", help="show again and again until Ctrl-C, or until the run that is named is over"
+    )
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch (default: 2)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.slurm.client.job_status import Jobs
+
+    jobs = Jobs()
+    if args.json:
+        print(json.dumps(_document(_look(args, jobs)), indent=2))
+    elif args.watch:
+        _watch(args, jobs)
+    else:
+        _print(_look(args, jobs))
+    return ExitCode.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is shown: one run (`single`), the members of a sweep, or all runs of a folder."""
+
+    states: list[RunState]
+    folders: list[Path]
+    jobs: Jobs
+    single: bool = False
+    sweep: Path | None = None
+    runs_dir: str = "runs"
+
+    @property
+    def over(self) -> bool:
+        return (self.single or self.sweep is not None) and all(state.over for state in self.states)
+
+
+def _look(args: argparse.Namespace, jobs: Jobs) -> _Seen:
+    from launcher.runs.run_dir import all_runs, find_run
+    from launcher.slurm.client.job_status import find_sweep, live_state, live_states, members_of
+
+    if args.run is None:
+        folders = all_runs(args.runs_dir)
+        return _Seen(live_states(folders, jobs), folders, jobs, runs_dir=args.runs_dir)
+    sweep = find_sweep(args.run, args.runs_dir)
+    if sweep is not None:
+        folders = members_of(sweep)
+        return _Seen(live_states(folders, jobs), folders, jobs, sweep=sweep)
+    folder = find_run(args.run, args.runs_dir)
+    return _Seen([live_state(folder, jobs)], [folder], jobs, single=True)
+
+
+def _document(seen: _Seen) -> object:
+    """One object for a run, a list for all; a sweep is an object with its members."""
+    from launcher.commands.status_page import further_facts
+    from launcher.commands.status_table import best_member, goodput_share
+    from launcher.slurm.client.sweep import read_sweep
+
+    if seen.single:
+        return {**seen.states[0].as_dict(), **further_facts(seen.folders[0], seen.jobs)}
+    rows = [
+        {**state.as_dict(), "goodput": goodput_share(folder)}
+        for state, folder in zip(seen.states, seen.folders, strict=True)
+    ]
+    if seen.sweep is None:
+        return rows
+    sweep = read_sweep(seen.sweep)
+    best = best_member(seen.states)
+    differs = {str(seen.sweep / member.run): member.differs for member in sweep.members} if sweep else {}
+    members = [{**row, "differs": differs.get(str(row["path"]), {})} for row in rows]
+    return {"sweep": seen.sweep.name, "best": best.name if best else None, "members": members}
+
+
+def _view(seen: _Seen, width: int) -> RenderableType:
+    from launcher.commands.status_page import page
+    from launcher.commands.status_table import grid, table
+
+    if seen.single:
+        return page(seen.states[0], seen.folders[0], seen.jobs)
+    if seen.sweep is not None:
+        return grid(seen.sweep, seen.states, width, seen.jobs.not_asked)
+    return table(seen.states, seen.folders, width, seen.jobs.not_asked)
+
+
+def _watch(args: argparse.Namespace, jobs: Jobs) -> None:
+    """On a terminal the view is replaced; elsewhere it is printed again, under the time, whenever it has changed."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    try:
+        if not console.is_terminal:
+            _print_changes(args, jobs)
+            return
+        with Live(console=console, auto_refresh=False, screen=False) as live:
+            while True:
+                seen = _look(args, jobs)
+                live.update(_view(seen, console.width), refresh=True)
+                if seen.over:
+                    return
+                time.sleep(args.interval)
+    except KeyboardInterrupt:
+        return  # it is how one stops watching
+
+
+def _print_changes(args: argparse.Namespace, jobs: Jobs) -> None:
+    before: list[RunState] = []
+    while True:
+        seen = _look(args, jobs)
+        if seen.states != before or not before:
+            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---")
+            _print(seen)
+            sys.stdout.flush()
+        before = seen.states
+        if seen.over:
+            return
+        time.sleep(args.interval)
+
+
+def _print(seen: _Seen) -> None:
+    from rich.console import Console
+
+    if not seen.states:
+        print(f"no runs in {Path(seen.runs_dir)}/ yet; launcher train experiment=quickstart makes one")
+        return
+    console: Console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(_view(seen, console.width))
+        return
+    console.width = 240  # lines for programs and logs are never folded
+    with console.capture() as captured:
+        console.print(_view(seen, console.width))
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

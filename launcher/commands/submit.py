@@ -1,0 +1,333 @@
+"""launcher submit: checks a run, makes its directory, and puts it into Slurm's queue; returns at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from launcher.config.schema import RunConfig
+    from launcher.plan.run_plan import PlannedRun
+    from launcher.slurm.client.sbatch import JobRequest
+    from launcher.slurm.client.submission import StageJob
+    from launcher.slurm.client.sweep import Sweep
+    from launcher.slurm.submit.submit import Queued, SubmitPlan
+    from launcher.slurm.submit.sweep_submit import SweepPlan
+
+HELP = "check a run and put it into Slurm's queue; comma lists make a sweep"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="setting=value",
+        help="experiment=NAME, group=OPTION or section.key=VALUE[,VALUE]",
+    )
+    parser.add_argument("--run", metavar="RUN", help="queue the next attempt of this run (directory, name, or latest)")
+    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    parser.add_argument(
+        "--stages", default="train", metavar="LIST", help="jobs that follow each other: prepare,train,export,eval"
+    )
+    parser.add_argument(
+        "--sweep", type=Path, metavar="FILE", help="YAML: settings and their values, or lists of settings"
+    )
+    parser.add_argument("--throttle", type=int, default=0, metavar="N", help="members of a sweep that run at once")
+    parser.add_argument("--dry-run", action="store_true", help="show the job and the plan; create and queue nothing")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="with --dry-run: show the script and the whole plan"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where --run looks (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.paths import scratch_cache
+    from launcher.slurm.client.sweep import expand
+    from launcher.slurm.submit.submit import check_stages
+
+    stages = tuple(args.stages.split(","))
+    if args.throttle < 0:
+        raise UserError(f"--throttle {args.throttle}: give 1 or more, or leave it out for no limit")
+    if args.run is not None:
+        return _again(args, stages)
+    check_stages(stages)
+    members = expand(args.overrides, args.sweep)
+    # A dry run leaves nothing behind, in the cache neither.
+    with scratch_cache() if args.dry_run else nullcontext():
+        if len(members) > 1:
+            return _sweep(args, members, stages)
+        _refuse_throttle(args)
+        return _one(args, members[0], stages)
+
+
+def _refuse_throttle(args: argparse.Namespace) -> None:
+    if args.throttle:
+        raise UserError(
+            f"--throttle {args.throttle}: says how many members of a sweep run at once, and this is one run; leave it "
+            "out, or make a sweep of it, such as seed=0,1"
+        )
+
+
+def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]) -> int:
+    from launcher.slurm.client.query import Slurm
+    from launcher.slurm.submit.submit import plan_submission, submit_new
+
+    slurm = Slurm()
+    plan = plan_submission(overrides, slurm, conf_dir=args.conf_dir, stages=stages, dry_run=args.dry_run)
+    if args.dry_run:
+        return _show_dry_run(args, plan)
+    queued = submit_new(plan, slurm, os.environ)
+    warnings = [*plan.warnings, *_audit(plan.planned)]
+    if args.json:
+        print(json.dumps({**_queued_document(queued, warnings), "plan": plan.planned.plan.as_dict()}, indent=2))
+    else:
+        print(_plan_summary(plan.planned))
+        _tell_queued(queued, warnings)
+    return ExitCode.DONE
+
+
+def _again(args: argparse.Namespace, stages: tuple[str, ...]) -> int:
+    if args.overrides or args.sweep:
+        raise UserError("settings of a run are frozen when it is created; start a new run for other settings")
+    _refuse_throttle(args)
+    return submit_again(
+        args.run, stages=stages, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json, verbose=args.verbose
+    )
+
+
+def submit_again(
+    name: str,
+    *,
+    stages: tuple[str, ...] = ("train",),
+    runs_dir: str = "runs",
+    dry_run: bool = False,
+    as_json: bool = False,
+    verbose: bool = False,
+) -> int:
+    """Queues the next attempt of a run that is there; nothing for one that has finished. Also `launcher resume`.
+
+    Raises:
+        RunError: there is no such run, or a job of it waits or runs. UserError: it is not for Slurm, or Slurm refused.
+    """
+    from launcher.runs.run_dir import find_run, run_name
+    from launcher.runs.states import run_state
+    from launcher.slurm.client.query import Slurm
+    from launcher.slurm.submit.dry_run import requests_again
+    from launcher.slurm.submit.submit import check_again, queue_run
+
+    run_dir = find_run(name, runs_dir)
+    if stages == ("train",) and run_state(run_dir).state == "succeeded":
+        note = "it has finished; there is nothing left to do"
+        document = {"run_dir": str(run_dir), "name": run_name(run_dir), "jobs": [], "note": note}
+        print(json.dumps(document, indent=2) if as_json else f"{run_name(run_dir)}: {note}")
+        return ExitCode.DONE
+    slurm = Slurm()
+    again = check_again(run_dir, slurm, stages, dry_run=dry_run)
+    if dry_run:
+        requests = requests_again(again, os.environ)
+        _show_jobs(requests, again.config, as_json=as_json, verbose=verbose, warnings=again.warnings)
+        return ExitCode.DONE
+    queued = queue_run(run_dir, again.stages, slurm, os.environ)
+    if as_json:
+        print(json.dumps(_queued_document(queued, again.warnings), indent=2))
+    else:
+        _tell_queued(queued, again.warnings)
+    return ExitCode.DONE
+
+
+def _sweep(args: argparse.Namespace, members: list[list[str]], stages: tuple[str, ...]) -> int:
+    from launcher.slurm.client.query import Slurm
+    from launcher.slurm.submit.sweep_submit import plan_sweep, submit_sweep
+
+    if stages != ("train",):
+        raise UserError(f"--stages {args.stages}: the members of a sweep are only trained; leave it out")
+    slurm = Slurm()
+    plan = plan_sweep(members, slurm, conf_dir=args.conf_dir, throttle=args.throttle, dry_run=args.dry_run)
+    if args.dry_run:
+        return _show_sweep_dry_run(args, plan)
+    folder, sweep, jobs = submit_sweep(plan, slurm, os.environ)
+    if args.json:
+        document = {
+            "run_dir": str(folder),
+            "name": folder.name,
+            "job_id": sweep.job_id,
+            "argv": sweep.argv,
+            "jobs": _job_documents(jobs),
+            "members": [{"run": f"{folder.name}/{member.run}", "differs": member.differs} for member in sweep.members],
+            "warnings": plan.warnings,
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        _tell_sweep(folder, sweep, plan, jobs)
+    return ExitCode.DONE
+
+
+def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan, jobs: list[StageJob]) -> None:
+    lines = [f"warning  {text}" for text in plan.warnings]
+    lines += [f"{folder.name}: job {job.job_id} prepares the data of all runs before they start" for job in jobs[:-1]]
+    lines += [f"{folder.name}: job array {sweep.job_id}, {len(sweep.members)} runs in {folder}"]
+    for member in sweep.members:
+        setting = " ".join(f"{key}={value}" for key, value in member.differs.items())
+        lines.append(f"  {folder.name}/{member.run}   {setting}")
+    lines += [
+        "  all of them   launcher status",
+        f"  one of them   launcher logs -f {folder.name}/{sweep.members[0].run}",
+        f"  stop one      launcher cancel {folder.name}/{sweep.members[0].run}",
+    ]
+    print("\n".join(lines))
+
+
+def _queued_document(queued: Queued, warnings: list[str]) -> dict[str, object]:
+    from launcher.runs.run_dir import run_name
+
+    main = next((job for job in queued.jobs if job.stage == "train"), queued.jobs[-1])
+    return {
+        "run_dir": str(queued.run_dir),
+        "name": run_name(queued.run_dir),
+        "job_id": main.job_id,
+        "jobs": _job_documents(queued.jobs),
+        "estimate_start": queued.submission.estimate_start if queued.estimate_start is not None else None,
+        "warnings": warnings,
+    }
+
+
+def _job_documents(jobs: list[StageJob]) -> list[dict[str, object]]:
+    return [{"stage": job.stage, "job_id": job.job_id, "dependency": job.dependency, "argv": job.argv} for job in jobs]
+
+
+def _tell_queued(queued: Queued, warnings: list[str]) -> None:
+    from launcher.runs.run_dir import run_name
+
+    name = run_name(queued.run_dir)
+    lines = [f"warning  {text}" for text in warnings]
+    for job in queued.jobs:
+        after = f", after job {job.dependency}" if job.dependency else ""
+        lines.append(f"{name}: {job.stage} is job {job.job_id}{after}")
+    start = queued.estimate_start
+    when = start.astimezone().strftime("%Y-%m-%d %H:%M %Z") if start is not None else "Slurm does not say"
+    lines += [
+        f"  run directory  {queued.run_dir}",
+        f"  expected start {when}",
+        f"  how it goes    launcher status {name}",
+        f"  what it says   launcher logs -f {name}",
+        f"  stop it        launcher cancel {name}",
+    ]
+    print("\n".join(lines))
+
+
+def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
+    from launcher.slurm.submit.dry_run import preview
+
+    config = plan.planned.config
+    requests = preview(config, plan.stages, os.environ)
+    warnings = [*plan.warnings, *_audit(plan.planned)]
+    if not args.json:
+        _show_plan(plan.planned, verbose=args.verbose)
+    _show_jobs(
+        requests, config, as_json=args.json, verbose=args.verbose, warnings=warnings, plan=plan.planned.plan.as_dict()
+    )
+    return ExitCode.DONE
+
+
+def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
+    from launcher.slurm.submit.dry_run import NO_KEY, chained, preview_folder, variables_of
+    from launcher.slurm.submit.sweep_submit import sweep_requests
+
+    folder = preview_folder(plan.first)
+    requests = chained(sweep_requests(plan, folder, NO_KEY, variables_of(plan.first, os.environ)))
+    runs: list[dict[str, object]] = [
+        {"run": f"{folder.name}/{i:02d}", "differs": differs} for i, differs in enumerate(plan.differs)
+    ]
+    if not args.json:
+        _show_plan(plan.plans[0].planned, verbose=args.verbose)
+        for one in plan.differs:
+            print("member    " + " ".join(f"{key}={value}" for key, value in one.items()))
+    plan_fields = plan.plans[0].planned.plan.as_dict()
+    _show_jobs(
+        requests,
+        plan.first,
+        as_json=args.json,
+        verbose=args.verbose,
+        warnings=plan.warnings,
+        plan=plan_fields,
+        runs=runs,
+    )
+    return ExitCode.DONE
+
+
+def _show_jobs(
+    requests: list[JobRequest],
+    config: RunConfig,
+    *,
+    as_json: bool,
+    verbose: bool,
+    warnings: list[str],
+    plan: dict[str, object] | None = None,
+    runs: list[dict[str, object]] | None = None,
+) -> None:
+    """The commands a submission would run, word by word, and what the jobs would see."""
+    from launcher.slurm.client.sbatch import sbatch_argv
+
+    commands = [(request, sbatch_argv(config, request)) for request in requests]
+    if as_json:
+        jobs = [
+            {
+                "stage": request.stage,
+                "argv": argv,
+                "script": str(request.script),
+                "script_text": request.script.read_text(encoding="utf-8"),
+            }
+            for request, argv in commands
+        ]
+        document: dict[str, object] = {"dry_run": True, "jobs": jobs, "environment": requests[0].variables}
+        document |= {"warnings": warnings} | ({"plan": plan} if plan else {}) | ({"members": runs} if runs else {})
+        print(json.dumps(document, indent=2))
+        return
+    for warning in warnings:
+        print(f"warning   {warning}")
+    for request, argv in commands:
+        print(f"{request.stage:<9} {shlex.join(argv)}")
+        print(f"script    {request.script}")
+        if verbose:
+            print("\n".join(f"    {line}" for line in request.script.read_text(encoding="utf-8").splitlines()))
+    print(f"variables {' '.join(requests[0].variables)}")
+    print("dry run: nothing was created or queued")
+
+
+def _show_plan(planned: PlannedRun, *, verbose: bool) -> None:
+    if not verbose:
+        print(_plan_summary(planned))
+        return
+    from rich.console import Console
+
+    from launcher.commands.plan_view import print_plan
+
+    print_plan(Console(highlight=False, width=120), planned.plan, planned.config)
+
+
+def _plan_summary(planned: PlannedRun) -> str:
+    plan, data, batch = planned.plan, planned.plan.data, planned.plan.batch
+    about = "about " if data.is_estimate else ""
+    ranks = f"{batch.world_size} rank{'s' if batch.world_size > 1 else ''} on {batch.device}"
+    product = f"{batch.world_size} x {batch.micro_sequences} x {batch.grad_accum_steps}"
+    return (
+        f"{plan.model}: {plan.method}, {plan.strategy}, {plan.precision}, {ranks}\n"
+        f"{about}{data.examples:,} examples, {data.tokens:,} tokens an epoch; {about}{batch.total_steps:,} steps of "
+        f"{batch.global_sequences} sequences = {product} (ranks x micro-batch x accumulation), "
+        f"peak learning rate {batch.peak_lr:.2g}"
+    )
+
+
+def _audit(planned: PlannedRun) -> list[str]:
+    from launcher.commands.plan_view import in_short
+
+    unaudited = [f"the audit has not run on all of the data: {planned.unaudited}"] if planned.unaudited else []
+    return [*(in_short(finding) for finding in planned.findings if not finding.vetoes), *unaudited]

@@ -1,0 +1,200 @@
+"""launcher train: a new run here and now, or the next attempt of one that is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode, RunError, UserError
+
+if TYPE_CHECKING:
+    from launcher.plan.run_plan import PlannedRun
+    from launcher.runs.states import RunState
+
+HELP = "train on this machine, or continue a run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
+    )
+    parser.add_argument("--run", metavar="RUN", help="continue this run (directory, name, or latest)")
+    parser.add_argument("--join", metavar="RUN", help="take part in a run over several machines (cluster.hosts)")
+    parser.add_argument(
+        "--ssh",
+        action="store_true",
+        help="start the other machines of cluster.hosts through ssh (or $LAUNCHER_REMOTE_SHELL)",
+    )
+    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="plan and prepare the data, but create and start nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where --run looks (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.join is not None:
+        return _join(args)
+    if args.run is None:
+        return _new(args)
+    if args.overrides:
+        raise UserError(
+            f"settings of a run are frozen when it is created and cannot be changed by {' '.join(args.overrides)}; "
+            "start a new run for other settings"
+        )
+    return continue_run(args.run, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json, remote=args.ssh)
+
+
+def _new(args: argparse.Namespace) -> int:
+    from launcher.plan.create import create_planned, plan_run
+
+    planned = plan_run(args.overrides, conf_dir=args.conf_dir)
+    if args.dry_run:
+        if args.json:
+            print(json.dumps({"dry_run": True, "plan": planned.plan.as_dict()}, indent=2))
+        else:
+            _print_plan(planned)
+            print("dry run: nothing was created or started")
+        return ExitCode.DONE
+    run_dir = create_planned(planned)
+    if not args.json:
+        print("\n".join([_summary(planned), *_warnings(planned)]))
+        print(f"run directory: {run_dir}", flush=True)
+    return _start(run_dir, as_json=args.json, remote=args.ssh)
+
+
+def _join(args: argparse.Namespace) -> int:
+    """This machine's part of a run that the first one of cluster.hosts starts."""
+    from launcher.local.multi_host import join
+    from launcher.runs.run_dir import find_run
+    from launcher.runs.states import run_state
+
+    if args.run is not None or args.overrides or args.ssh or args.dry_run:
+        raise UserError("--join RUN goes alone: settings, --run, --ssh and --dry-run are for the first machine")
+    run_dir = find_run(args.join, args.runs_dir)
+    state = run_state(run_dir)
+    if state.state == "succeeded":
+        return _tell(state, ExitCode.DONE, as_json=args.json, note="it has finished; there is nothing left to do")
+    code = join(run_dir)
+    return _tell(run_state(run_dir), code, as_json=args.json)
+
+
+def _print_plan(planned: PlannedRun) -> None:
+    from rich.console import Console
+
+    from launcher.commands.plan_view import print_plan
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    print_plan(console, planned.plan, planned.config)
+    for warning in _warnings(planned):
+        print(warning)
+
+
+def _warnings(planned: PlannedRun) -> list[str]:
+    """What plan and audit find odd but do not refuse, such as dropped or truncated examples."""
+    from launcher.commands.plan_view import in_short
+
+    findings = [] if planned.prepared is None else planned.prepared.audit.findings
+    return [f"warning  {text}" for text in [*planned.plan.warnings, *map(in_short, findings)]]
+
+
+def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remote: bool = False) -> int:
+    """The next attempt of a run; nothing for one that has finished. Also `launcher resume`.
+
+    A run for Slurm goes into the queue again; inside a job it starts here, unless a job of its own has it.
+
+    Raises: RunError if there is no such run, or somebody runs it already, or its job is still in the queue.
+    """
+    from launcher.runs.run_dir import find_run
+    from launcher.runs.states import run_state
+
+    run_dir = find_run(name, runs_dir)
+    if _is_for_slurm(run_dir):
+        if "SLURM_JOB_ID" not in os.environ:
+            from launcher.commands.submit import submit_again
+
+            return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
+        _refuse_beside_job(run_dir)
+    state = run_state(run_dir)
+    if state.state == "succeeded":
+        return _tell(state, ExitCode.DONE, as_json=as_json, note="it has finished; there is nothing left to do")
+    if dry_run:
+        place = "the beginning" if state.last_checkpoint_step is None else f"step {state.last_checkpoint_step}"
+        return _tell(state, ExitCode.DONE, as_json=as_json, note=f"dry run: it would go on from {place}")
+    return _start(run_dir, as_json=as_json, remote=remote)
+
+
+def _is_for_slurm(run_dir: Path) -> bool:
+    from launcher.config.cluster_schema import ClusterKind
+    from launcher.config.frozen import load_config
+    from launcher.paths import RunPaths
+
+    return load_config(RunPaths(run_dir).config).config.cluster.kind is ClusterKind.slurm
+
+
+def _refuse_beside_job(run_dir: Path) -> None:
+    """Inside a job, such as a terminal that Slurm gives out, the lock of the run says nothing of other machines.
+
+    Raises: RunError while a job of the run waits or runs; SlurmUnavailable when that cannot be asked.
+    """
+    from launcher.slurm.client.job_status import live_state
+    from launcher.slurm.client.query import SlurmUnavailable
+
+    state = live_state(run_dir)
+    if state.not_asked:
+        raise SlurmUnavailable(
+            f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}"
+        )
+    if state.job_id and (state.alive or state.requeued or state.state == "queued"):
+        raise RunError(
+            f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "
+            f"launcher logs -f {state.name}, or end it first with launcher cancel {state.name}"
+        )
+
+
+def _start(run_dir: Path, *, as_json: bool, remote: bool) -> int:
+    from launcher.local.ranks import start_run
+    from launcher.runs.states import run_state
+
+    code = start_run(run_dir, remote=remote)
+    return _tell(run_state(run_dir), code, as_json=as_json)
+
+
+def _tell(state: RunState, code: int, *, as_json: bool, note: str = "") -> int:
+    if as_json:
+        print(json.dumps({**state.as_dict(), "train_exit_code": code, "note": note}, indent=2))
+        return code
+    lines = [f"{state.name}: {note or _ending(state)}", f"  everything of it lies in  {state.path}"]
+    if state.state == "succeeded":
+        lines += [
+            f"  measure it                launcher eval {state.name}",
+            f"  curves and settings       launcher report {state.name}",
+            f"  ask it something          launcher generate {state.name} 'PROMPT'",
+        ]
+    elif state.todo:
+        lines.append(f"  go on                     {state.todo}")
+    print("\n".join(lines))
+    return code
+
+
+def _ending(state: RunState) -> str:
+    if state.preempted:
+        return f"stopped and saved at step {state.step} of {state.of}"
+    reason = f": {state.reason}" if state.reason else ""
+    return f"{state.state} at step {state.step} of {state.of}{reason}"
+
+
+def _summary(planned: PlannedRun) -> str:
+    data, batch = planned.plan.data, planned.plan.batch
+    ranks = f"{batch.world_size} process{'es' if batch.world_size > 1 else ''} on {batch.device}"
+    return (
+        f"{planned.plan.model}: {planned.plan.method}, {planned.plan.strategy}, {planned.plan.precision}, {ranks}\n"
+        f"{data.examples:,} examples ({data.validation_examples:,} held out), {data.tokens:,} tokens an epoch; "
+        f"{batch.total_steps:,} steps, {batch.epochs:.4g} epochs, peak learning rate {batch.peak_lr:.2g}"
+    )

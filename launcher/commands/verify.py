@@ -1,0 +1,98 @@
+"""launcher verify: every checkpoint of a run against its manifest, byte by byte."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher.errors import CheckpointError, ExitCode
+
+HELP = "compare every checkpoint of a run with its manifest"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launcher.runs.run_dir import find_run
+
+    run_dir = find_run(args.run, args.runs_dir)
+    checked = _verify_all(run_dir)
+    damaged = [item for item in checked if item.problems]
+    if args.json:
+        document = {"run": run_dir.name, "ok": not damaged, "checkpoints": [asdict(item) for item in checked]}
+        print(json.dumps(document, indent=2))
+    else:
+        _tell(run_dir, checked)
+    return ExitCode.CHECKPOINT if damaged else ExitCode.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    checkpoint: str
+    step: int | None
+    files: int
+    size_bytes: int
+    problems: list[str]
+
+
+def _verify_all(run_dir: Path) -> list[_Checked]:
+    """Every folder that looks like a checkpoint, oldest first."""
+    from launcher.paths import RunPaths
+
+    run_id, trusted = _identity(run_dir)
+    folders = [path for path in RunPaths(run_dir).checkpoints.glob("step-*") if path.is_dir()]
+    return [_verify_one(folder, run_id, trusted) for folder in sorted(folders)]
+
+
+def _identity(run_dir: Path) -> tuple[str, set[str]]:
+    """The run's id, and the hashes of the manifests its journal says it wrote."""
+    from launcher.config.frozen import load_config
+    from launcher.errors import RunError
+    from launcher.paths import RunPaths
+    from launcher.runs.events import written_manifests
+
+    paths = RunPaths(run_dir)
+    derived = load_config(paths.config).derived
+    if derived is None:
+        raise RunError(f"{paths.config} holds no derived values; it was not made by launcher train")
+    return derived.run_id, written_manifests(paths.events)
+
+
+def _verify_one(folder: Path, run_id: str, trusted: set[str]) -> _Checked:
+    from launcher.checkpoint.commit import Checkpoint, verify
+    from launcher.checkpoint.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return _Checked(folder.name, None, 0, 0, [str(error)])
+    problems = verify(Checkpoint(folder, manifest), run_id=run_id, trusted=trusted)
+    if folder.name != f"step-{manifest.step:06d}":
+        problems = [f"holds the manifest of step {manifest.step}", *problems]
+    return _Checked(folder.name, manifest.step, len(manifest.files), manifest.size_bytes, problems)
+
+
+def _tell(run_dir: Path, checked: list[_Checked]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not checked:
+        print(f"{run_dir.name} has no checkpoints")
+    for item in checked:
+        verdict = Text("damaged", "bold red") if item.problems else Text("whole", "green")
+        size = f"{item.files} files, {item.size_bytes / 2**20:,.1f} MiB"
+        console.print(Text(f"{item.checkpoint}  ") + verdict + Text(f"  {size}"))
+        for problem in item.problems:
+            console.print(Text(f"  {problem}"), soft_wrap=True)
+    whole = [item for item in checked if not item.problems]
+    if checked and not whole:
+        print("No checkpoint is whole: this run cannot go on, and nothing can be exported from it.")
+    elif len(whole) < len(checked):
+        print(f"Resuming and exporting pass damaged checkpoints over and take {whole[-1].checkpoint}.")

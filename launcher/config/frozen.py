@@ -1,0 +1,105 @@
+"""config.yaml of a run directory: written once, complete; what every worker and every later command reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from launcher.config.build import build, plain
+from launcher.config.schema import SCHEMA_VERSION, FrozenRun, RunConfig
+from launcher.errors import Problem, RunError
+
+
+def to_yaml(values: object) -> str:
+    """YAML of a dataclass or of plain values, readable in any script, that loads as exactly the same values."""
+    data = plain(values)
+    text = _dump(data, allow_unicode=True)
+    # A few control characters (NEL for one) do not survive unescaped.
+    return text if yaml.safe_load(text) == data else _dump(data, allow_unicode=False)
+
+
+def _dump(data: object, *, allow_unicode: bool) -> str:
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=allow_unicode, width=100))
+
+
+def save_config(path: Path, frozen: FrozenRun) -> None:
+    """Write `frozen` so that a reader sees the whole file or none; lasting before it returns."""
+    text = to_yaml(frozen)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_config(path: Path) -> FrozenRun:
+    """The run frozen at `path`. Needs neither Hydra nor conf/.
+
+    Raises:
+        RunError: no such file, not YAML, of a newer schema, or with a key missing, unknown or of the wrong type.
+    """
+    values = _read(path)
+    version = values.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise RunError(f"{path}: schema_version = {version!r} is not a version number; this is no run configuration")
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"{path}: written with schema {version}, but this launcher knows up to {SCHEMA_VERSION} only. "
+            "Use the launcher that created the run, or a newer one"
+        )
+    problems: list[Problem] = []
+    # An older file lacks the settings that came later; their defaults are what the run was started under.
+    frozen = build(FrozenRun, values, problems, complete=version == SCHEMA_VERSION)
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise RunError(
+            f"{path}: not a configuration this launcher wrote; restore the file or start a new run:\n{listing}"
+        )
+    return frozen
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: {path.parent} is not a run directory") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds no configuration: a mapping was expected, not {type(values).__name__}")
+    return values
+
+
+def config_hash(config: RunConfig, data_key: str | None = None) -> str:
+    """Hex sha256 over what makes two runs the same training: the same hash follows the same loss curve.
+
+    Model, data, method, optimization, seed, batch and precision count; names, places, the strategy that spreads the
+    work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
+    """
+    parts = {
+        "model": [config.model.name_or_path, config.model.revision],
+        "data": data_key if data_key is not None else _data_identity(config),
+        "method": plain(config.method),
+        "optim": plain(config.optim),
+        "seed": config.seed,
+        "batch": [config.batch.global_sequences, config.batch.global_tokens],
+        "precision": config.strategy.precision.value,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _data_identity(config: RunConfig) -> dict[str, Any]:
+    values: dict[str, Any] = plain(config.data)
+    return {key: value for key, value in values.items() if key not in ("num_workers", "allow")}

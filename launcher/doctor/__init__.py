@@ -1,0 +1,1 @@
+"""Checks a machine or a site."""

@@ -1,0 +1,185 @@
+"""Whether a folder behaves as run directories need it; some network mounts lack a part of that."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from launcher.doctor.findings import Finding, Level, fail, ok, warn
+
+SLOW_FSYNC_S = 2.0
+MAX_SKEW_S = 2.0
+LITTLE_GIB, NO_GIB = 20.0, 1.0
+FEW_INODES = 10_000
+
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"})
+
+
+def folder_findings(runs_dir: Path) -> list[Finding]:
+    """Tries everything in a folder of its own beside the runs, and leaves nothing behind."""
+    folder = existing_parent(runs_dir)
+    found: list[Finding] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix=".launcher-doctor-", dir=folder) as scratch:
+            found += list(semantics(Path(scratch)))
+    except OSError as error:
+        return [*found, fail("runs_dir", f"{folder} cannot be written to: {error}", "Choose another runs_dir")]
+    return [*found, *room(folder)]
+
+
+def existing_parent(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    absolute = path.expanduser().absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+def semantics(scratch: Path) -> Iterator[Finding]:
+    """One finding for each thing the record of a run stands on."""
+    tries: list[tuple[str, Callable[[Path], str], str]] = [
+        ("a rename replaces a file at once", _replace, "Checkpoints and status files need it: choose another runs_dir"),
+        ("a folder is renamed whole", _rename_folder, "Checkpoints are published so: choose another runs_dir"),
+        ("only one of two makes a file or a folder", _exclusive, "Attempts are numbered so: choose another runs_dir"),
+        ("fsync of files and folders", _fsync, "What was saved could be lost with the power: ask the administrator"),
+        ("locks (flock)", _locks, "Mount with flock (Lustre: -o flock), or choose another runs_dir"),
+        ("links", _links, "The run leads to its data by a link: choose another runs_dir"),
+        ("private folders (mode 0700)", _private, "Others may read your runs here: choose another runs_dir"),
+    ]
+    for what, attempt, todo in tries:
+        try:
+            wrong = attempt(scratch)
+        except OSError as error:
+            wrong = f"{errno.errorcode.get(error.errno or 0, 'error')}: {error}"
+        yield fail("runs_dir", f"{what}: {wrong}", todo) if wrong else ok("runs_dir", what)
+    yield _speed(scratch)
+    yield _skew(scratch)
+
+
+def _replace(scratch: Path) -> str:
+    old, new = scratch / "old", scratch / "new"
+    old.write_text("old")
+    new.write_text("new")
+    new.replace(old)
+    return "" if old.read_text() == "new" and not new.exists() else "the old file was still seen"
+
+
+def _rename_folder(scratch: Path) -> str:
+    (scratch / "draft").mkdir()
+    (scratch / "draft" / "file").write_text("x")
+    (scratch / "draft").rename(scratch / "final")
+    return "" if (scratch / "final" / "file").read_text() == "x" else "its files were not seen under the new name"
+
+
+def _exclusive(scratch: Path) -> str:
+    (scratch / "folder").mkdir()
+    os.close(os.open(scratch / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
+        os.close(os.open(scratch / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        return "a file was made twice"
+    except FileExistsError:
+        pass
+    try:
+        (scratch / "folder").mkdir()
+        return "a folder was made twice"
+    except FileExistsError:
+        return ""
+
+
+def _fsync(scratch: Path) -> str:
+    with (scratch / "synced").open("w") as file:
+        file.write("x")
+        file.flush()
+        os.fsync(file.fileno())
+    descriptor = os.open(scratch, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return ""
+
+
+def _locks(scratch: Path) -> str:
+    with (scratch / "lock").open("w") as first, (scratch / "lock").open("w") as second:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "two held the same lock"
+        except BlockingIOError:
+            return ""
+
+
+def _links(scratch: Path) -> str:
+    (scratch / "link").symlink_to(scratch / "lock")
+    return "" if (scratch / "link").resolve() == (scratch / "lock").resolve() else "a link leads elsewhere"
+
+
+def _private(scratch: Path) -> str:
+    folder = scratch / "private"
+    folder.mkdir(mode=0o700)
+    mode = folder.stat().st_mode & 0o777
+    return "" if mode == 0o700 else f"the mode became {mode:04o}"
+
+
+def _speed(scratch: Path) -> Finding:
+    started = time.monotonic()
+    _fsync(scratch)
+    took_s = time.monotonic() - started
+    text = f"a small file is on disk after {1000 * took_s:.0f} ms"
+    if took_s > SLOW_FSYNC_S:
+        return warn("runs_dir", text, "Saving will be slow: the file system is overloaded, or not made for this")
+    return ok("runs_dir", text)
+
+
+def _skew(scratch: Path) -> Finding:
+    """A file's time is the file server's; a folder on this machine's own disk has none of its own."""
+    before = time.time()
+    (scratch / "clock").write_text("x")
+    after = time.time()
+    stamp = (scratch / "clock").stat().st_mtime
+    # Kernels stamp files with a clock that ticks a few times in a hundredth of a second.
+    skew_s = max(before - stamp, stamp - after, 0.0)
+    text = f"its clock and this machine's differ by {skew_s:.1f} s"
+    if skew_s > MAX_SKEW_S:
+        return warn("runs_dir", text, "Times in logs will not fit together: have both clocks set by NTP")
+    return ok("runs_dir", text)
+
+
+def room(folder: Path) -> Iterator[Finding]:
+    """Free space and file numbers."""
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    text = f"{free_gib:,.1f} GiB free in {folder}"
+    todo = "launcher check tells what a run needs; quotas of your own may be lower than this"
+    if free_gib < NO_GIB:
+        yield fail("disk", text, "Free some space, or choose another runs_dir")
+    else:
+        yield warn("disk", text, todo) if free_gib < LITTLE_GIB else ok("disk", text)
+    figures = os.statvfs(folder)
+    if figures.f_files and figures.f_favail < FEW_INODES:
+        yield warn(
+            "disk", f"room for {figures.f_favail:,} more files in {folder}", "Remove small files you do not need"
+        )
+
+
+def shared_finding(runs_dir: Path, seen: list[Finding]) -> Finding:
+    """What file system the runs are on; a local disk is odd for a cluster, unless all nodes were seen to share it.
+
+    Args:
+        seen: what the job on the nodes found, if there was one.
+    """
+    folder = existing_parent(runs_dir)
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if folder.is_relative_to(mount.mountpoint)]
+    mount = max(mounts, key=lambda one: len(one.mountpoint), default=None)
+    kind = mount.fstype if mount is not None else "unknown"
+    text = f"{folder} lies on {kind} ({mount.mountpoint if mount is not None else '?'})"
+    if kind in _LOCAL and not any(finding.check == "shared folder" and finding.level is Level.ok for finding in seen):
+        return warn(
+            "runs_dir", text, "That is a disk of this machine; the nodes must see the same folder (see the job below)"
+        )
+    return ok("runs_dir", text)

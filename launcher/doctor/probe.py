@@ -1,0 +1,229 @@
+"""One node of a doctor's job: says what it is and has, and measures the way to every other node. No torch.
+
+python -m launcher.doctor.probe FOLDER TOKEN    one task on each node, started by launcher.doctor.job
+
+Prints one JSON object. The nodes find each other by their names and by ports that follow from the job's number, so that
+a node without the shared folder still answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
+from launcher.runs.run_dir import versions
+from launcher.slurm.client.query import hostnames
+from launcher.slurm.job.rendezvous import meeting_ports
+
+START_S = 30.0
+"""How long a node may take to start after another one."""
+REACH_S = 8.0
+"""How long a node that does not answer at all is tried."""
+_PORTS_TRIED = 3
+_CALL_S = 4.0
+_PINGS = 20
+_PAYLOAD = bytes(1 << 20)
+_PAYLOADS = 16
+_CLOCK = struct.Struct("!d")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """The way from this node to another."""
+
+    peer: str
+    error: str = ""
+    port: int = 0
+    round_trip_ms: float = 0.0
+    clock_ahead_s: float = 0.0
+    """How far the other node's clock is ahead of this one's."""
+    mib_per_s: float = 0.0
+
+
+def main(argv: list[str]) -> int:
+    """Exit code 0 even where something is wrong: judging is for whoever reads the report."""
+    folder, token = Path(argv[0]), argv[1]
+    nodes = hostnames(os.environ["SLURM_JOB_NODELIST"])
+    me = os.environ.get("SLURMD_NODENAME") or nodes[int(os.environ.get("SLURM_NODEID", "0"))]
+    ports = _ports(os.environ)
+    server = _Server(ports, token, expected=len(nodes) - 1)
+    report: dict[str, object] = {"node": me, "port": server.port, **facts(folder, token)}
+    peers = [node for node in nodes if node != me]
+    links = [measure(peer, ports, token) for peer in peers]
+    reached = sum(not link.error for link in links)
+    server.wait(reached, timeout_s=START_S)
+    report["links"] = [asdict(link) for link in links]
+    report["sees"] = sorted(path.name.removeprefix("seen-") for path in folder.glob("seen-*"))
+    print(json.dumps(report), flush=True)
+    # Threads of the server may still hang on a connection that leads nowhere.
+    os._exit(0)
+
+
+def _ports(environ: Mapping[str, str]) -> list[int]:
+    restart = environ.get("SLURM_RESTART_COUNT", "0")
+    return list(
+        islice(meeting_ports(environ["SLURM_JOB_ID"], int(restart) if restart.isdigit() else 0, 0), _PORTS_TRIED)
+    )
+
+
+def facts(folder: Path, token: str) -> dict[str, object]:
+    """What this node is and has; leaves its mark in the shared folder."""
+    try:
+        seen = (folder / "token").read_text("utf-8") == token
+        (folder / f"seen-{socket.gethostname()}").touch()
+        folder_error = "" if seen else "the folder holds something else"
+    except OSError as error:
+        seen, folder_error = False, str(error)
+    return {
+        "host": socket.gethostname(),
+        "sees_folder": seen,
+        "folder_error": folder_error,
+        "python": platform.python_version(),
+        "versions": versions(),
+        "driver": _driver(),
+        "gpus": [gpu.name for gpu in visible_gpus()],
+        "cores": usable_cores(),
+        "memory_gib": round(host_memory_gib(), 1),
+        "shm_gib": _free_gib("/dev/shm"),
+        "tmp_gib": _free_gib("/tmp"),
+    }
+
+
+def _driver() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return answer.stdout.strip().partition("\n")[0]
+
+
+def _free_gib(folder: str) -> float | None:
+    try:
+        return round(shutil.disk_usage(folder).free / 2**30, 1)
+    except OSError:
+        return None
+
+
+class _Server:
+    """Answers the other nodes: says who it is, tells its clock, and takes what they send to measure the wire."""
+
+    def __init__(self, ports: list[int], token: str, *, expected: int) -> None:
+        self._greeting = f"launcher-doctor {token}\n".encode()
+        self._done = threading.Semaphore(0)
+        self._socket = _listen(ports, backlog=max(8, expected))
+        self.port = int(self._socket.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def wait(self, count: int, *, timeout_s: float) -> None:
+        """Until so many of the others have measured what they wanted."""
+        deadline = time.monotonic() + timeout_s
+        for _ in range(count):
+            if not self._done.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._socket.accept()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection, connection.makefile("rb") as incoming:
+            connection.sendall(self._greeting)
+            if incoming.readline() != self._greeting:  # somebody else's connection to this port
+                return
+            while command := incoming.read(1):
+                if command == b"t":
+                    connection.sendall(_CLOCK.pack(time.time()))
+                elif command == b"d":
+                    for _ in range(_PAYLOADS):
+                        incoming.read(len(_PAYLOAD))
+                    connection.sendall(b"k")
+                else:
+                    self._done.release()
+
+
+def _listen(ports: list[int], *, backlog: int) -> socket.socket:
+    for port in ports:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(("", port))
+        except OSError:
+            listening.close()
+            continue
+        listening.listen(backlog)
+        return listening
+    sys.exit(f"ports {', '.join(map(str, ports))} are all in use on {socket.gethostname()}")
+
+
+def measure(peer: str, ports: list[int], token: str) -> Link:
+    """The way to another node, or why there is none."""
+    started = time.monotonic()
+    last = ""
+    while True:
+        for port in ports:
+            try:
+                return _measure(peer, port, f"launcher-doctor {token}\n".encode())
+            except ConnectionRefusedError:
+                last, limit_s = f"nobody answers at port {port}", START_S
+            except OSError as error:
+                last, limit_s = f"{type(error).__name__} at port {port}: {error}", REACH_S
+                break
+        if time.monotonic() - started > limit_s:
+            return Link(peer=peer, error=last)
+        time.sleep(0.2)
+
+
+def _measure(peer: str, port: int, greeting: bytes) -> Link:
+    with socket.create_connection((peer, port), timeout=_CALL_S) as connection, connection.makefile("rb") as incoming:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if incoming.readline() != greeting:
+            raise ConnectionRefusedError
+        connection.sendall(greeting)
+        best_s, ahead_s = float("inf"), 0.0
+        for _ in range(_PINGS):
+            asked, began = time.time(), time.perf_counter()
+            connection.sendall(b"t")
+            (theirs,) = _CLOCK.unpack(incoming.read(_CLOCK.size))
+            took_s = time.perf_counter() - began
+            if took_s < best_s:
+                best_s, ahead_s = took_s, theirs - (asked + took_s / 2)
+        connection.settimeout(10 * _CALL_S)
+        began = time.perf_counter()
+        connection.sendall(b"d")
+        for _ in range(_PAYLOADS):
+            connection.sendall(_PAYLOAD)
+        if incoming.read(1) != b"k":
+            raise ConnectionAbortedError("the connection broke while data was sent")
+        sent_s = time.perf_counter() - began
+        connection.sendall(b"q")
+    mib = _PAYLOADS * len(_PAYLOAD) / 2**20
+    return Link(
+        peer=peer,
+        port=port,
+        round_trip_ms=round(1000 * best_s, 3),
+        clock_ahead_s=round(ahead_s, 4),
+        mib_per_s=round(mib / sent_s, 1),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,266 @@
+"""`launcher doctor` on a cluster: its tools, its settings, and a small job that looks at nodes and network."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
+from launcher.config.schema import RunConfig
+from launcher.config.shipped_files import share_dir
+from launcher.config.world import resolve_world
+from launcher.doctor.findings import Finding, fail, has_failed, of_problem, ok, warn
+from launcher.doctor.job import write_site
+from launcher.doctor.judge import Report, judge_nodes, judge_sum
+from launcher.errors import Problem
+from launcher.runs.run_dir import versions
+from launcher.slurm.client.parse import JobInfo, Partition
+from launcher.slurm.client.query import Slurm, SlurmError, SlurmMissing, run_tool
+from launcher.slurm.client.sbatch import (
+    JobRequest,
+    comment,
+    job_variables,
+    sbatch_argv,
+    sbatch_environment,
+    sbatch_problems,
+)
+from launcher.slurm.submit.site import site_problems, site_warnings
+
+TOOLS = ("sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
+WALLTIME_MIN = 10
+_OUT = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "pow")
+_POLL_S = 1.0
+_LATE_FILES_S = 20.0
+"""How long what the job wrote may take to be seen here: network file systems remember that a file was not there."""
+_TAIL_LINES = 15
+
+
+def tool_findings(slurm: Slurm, *, needed: bool) -> list[Finding]:
+    """Slurm's tools and whether they answer. Without any, nothing is wrong unless a cluster is `needed`."""
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if len(missing) == len(TOOLS):
+        text = "no Slurm tools on this machine"
+        todo = "Run launcher doctor on a login node of the cluster"
+        return [fail("slurm", text, todo) if needed else ok("slurm", f"{text}: runs here are local")]
+    found = [fail("slurm", f"{tool} is missing", "Install the Slurm client package") for tool in missing]
+    try:
+        version = run_tool(["sinfo", "--version"], timeout_s=slurm.timeout_s).strip()
+        partitions = slurm.partitions()
+    except SlurmError as error:
+        # A machine that merely has the package is no login node.
+        if isinstance(error, SlurmMissing) and not needed:
+            return [*found, ok("slurm", f"tools are installed, but there is no cluster: {error}".replace("\n", "; "))]
+        return [*found, fail("slurm", str(error), "Is this a machine of the cluster, and is slurmctld up?")]
+    nodes = ", ".join(f"{one.name} ({one.nodes} nodes{', default' if one.is_default else ''})" for one in partitions)
+    found.append(ok("slurm", f"{version}; partitions: {nodes or 'none'}"))
+    return [*found, _accounting(slurm), *_nodes_out(slurm)]
+
+
+def _accounting(slurm: Slurm) -> Finding:
+    try:
+        run_tool(["sacct", "--noheader", "--allocations", "--starttime=now"], timeout_s=slurm.timeout_s)
+    except SlurmError as error:
+        words = str(error).splitlines()[-1]
+        return ok("slurm", f"no accounting ({words}): verdicts stand on squeue, scontrol and our own record")
+    return ok("slurm", "accounting answers (sacct)")
+
+
+def _nodes_out(slurm: Slurm) -> Iterator[Finding]:
+    """Nodes that take no jobs, or that the controller has not heard of for a while (a * in Slurm's own words)."""
+    try:
+        lines = run_tool(["sinfo", "--all", "--noheader", "--format=%N|%t|%E"], timeout_s=slurm.timeout_s)
+    except SlurmError:
+        return
+    for line in sorted(set(lines.splitlines())):
+        nodes, state, reason = ([*line.split("|", 2), "", ""])[:3]
+        if state.endswith("*") or state.startswith(_OUT):
+            why = "does not answer the controller" if reason in ("none", "", "Not responding") else reason
+            todo = f"If it works again: scontrol update nodename={nodes} state=resume"
+            yield warn("slurm", f"{nodes} is {state.rstrip('*')}: {why}", todo)
+
+
+def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slurm) -> list[Finding]:
+    """The settings of the site against what sbatch takes and the cluster has."""
+    found = [of_problem("settings", problem) for problem in [*config_problems, *sbatch_problems(config)]]
+    try:
+        partitions: list[Partition] = slurm.partitions()
+    except SlurmError as error:
+        return [*found, fail("settings", f"not compared with the cluster: {error}")]
+    found += [of_problem("settings", problem) for problem in site_problems(config, partitions)]
+    found += [warn("settings", text) for text in site_warnings(config, partitions)]
+    found += list(_files_named(config.cluster))
+    return found or [ok("settings", "sbatch takes them, and the cluster has what they ask for")]
+
+
+def _files_named(cluster: ClusterConfig) -> Iterator[Finding]:
+    image = cluster.container_image
+    if image is not None and image.startswith("/") and not Path(image).exists():
+        yield fail("settings", f"cluster.container_image = {image!r} does not exist", "Build it, or give its path")
+    for mount in cluster.container_mounts:
+        source = mount.partition(":")[0]
+        if not Path(source).exists():
+            yield warn("settings", f"cluster.container_mounts: {source} is not seen here", "It must be on the nodes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorJob:
+    """A job that is ready to be queued."""
+
+    folder: Path
+    token: str
+    argv: list[str]
+    environment: dict[str, str]
+    comment: str
+    device: str
+    devices_per_node: int
+    nodes: int
+    cluster: ClusterConfig
+
+
+def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
+    """Pure but for random names: nothing is created. Raises: ConfigErrors for settings sbatch would not take."""
+    token = secrets.token_hex(8)
+    folder = Path(config.runs_dir).expanduser().absolute() / f".doctor-{token}"
+    world = resolve_world(config, [])
+    cluster = replace(config.cluster, walltime_min=WALLTIME_MIN, signal_lead_s=30, mail_user=None, mail_type=None)
+    variables = job_variables(cluster, environ, python=sys.executable)
+    request = JobRequest(
+        stage="train",
+        job_name="launcher-doctor",
+        key=f"doctor-{token}",
+        script=share_dir("slurm") / "doctor.sbatch",
+        script_args=[str(folder), token, world.device, str(world.devices_per_node)],
+        log_dir=folder,
+        variables=sorted(variables),
+    )
+    return DoctorJob(
+        folder=folder,
+        token=token,
+        argv=sbatch_argv(replace(config, cluster=cluster), request),
+        environment=sbatch_environment(environ, variables),
+        comment=comment(request.key, request.stage),
+        device=world.device,
+        devices_per_node=world.devices_per_node,
+        nodes=world.nodes,
+        cluster=cluster,
+    )
+
+
+def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[Finding]:
+    """Queues the job, waits for it and judges what it says. Its folder stays only if something is wrong."""
+    job.folder.mkdir(mode=0o700, parents=True)
+    (job.folder / "token").write_text(job.token, encoding="utf-8")
+    write_site(job.folder, job.cluster)
+    try:
+        job_id = slurm.submit(job.argv, job.environment, comment=job.comment)
+    except SlurmError as error:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        return [
+            fail("job", f"sbatch: {error}", "Fix the setting it names; launcher doctor --dry-run shows the command")
+        ]
+    try:
+        info = _wait(job_id, slurm, wait_s)
+    except BaseException:
+        slurm.cancel(job_id)
+        raise
+    if info is None or not info.finished:
+        slurm.cancel(job_id)
+        found = [_never_ran(job_id, info, wait_s), *_nodes_out(slurm)]
+    else:
+        found = _judge(job, info, _read_when_there(job, info))
+    if has_failed(found):
+        return [*found, *_output(job, job_id)]
+    shutil.rmtree(job.folder, ignore_errors=True)
+    return found
+
+
+def _wait(job_id: str, slurm: Slurm, wait_s: float) -> JobInfo | None:
+    """The job as it ended, or as it is after so long."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        info = slurm.job(job_id)
+        if info is None or info.finished or time.monotonic() > deadline:
+            return info
+        time.sleep(_POLL_S)
+
+
+def _never_ran(job_id: str, info: JobInfo | None, wait_s: float) -> Finding:
+    if info is None:
+        return fail("job", f"Slurm does not know job {job_id} any more", "Run launcher doctor again")
+    reason = f" ({info.reason})" if info.reason else ""
+    if info.state == "PENDING":
+        todo = "Wait longer (--wait), ask for fewer nodes, or see why: squeue --start"
+        return fail("job", f"job {job_id} did not start within {wait_s:g} s{reason}; it was cancelled", todo)
+    where = f" on {', '.join(info.nodes)}" if info.nodes else ""
+    text = f"job {job_id}{where} was {info.state} after {wait_s:g} s; it was cancelled"
+    return fail("job", text, "Wait longer (--wait), or look at its output below")
+
+
+def _read_when_there(job: DoctorJob, info: JobInfo) -> Report:
+    """What the job said of itself; empty when it cannot be seen here."""
+    deadline = time.monotonic() + (_LATE_FILES_S if info.state == "COMPLETED" else 0.0)
+    while True:
+        found = _read_json(job.folder / "job.json")
+        if found.get("ended") or time.monotonic() > deadline:
+            return found
+        list(job.folder.iterdir())  # makes a network file system look again
+        time.sleep(0.2)
+
+
+def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[Finding]:
+    nodes = info.nodes or list(said.get("nodes", []))
+    if not said:
+        if info.state != "COMPLETED":
+            return [fail("job", f"job {info.job_id} ended as {info.state} ({info.exit_code}) on {', '.join(nodes)}")]
+        text = f"job {info.job_id} ran on {', '.join(nodes)}, but what it wrote to {job.folder} is not seen here"
+        return [fail("shared folder", text, "runs_dir must be on a file system that all nodes and this machine see")]
+    found = []
+    if not said.get("ended"):
+        found.append(fail("job", f"job {info.job_id} ended as {info.state} ({info.exit_code}) before it was through"))
+    elif said["probe_exit"] != 0:
+        found.append(fail("job", f"srun ended with {said['probe_exit']} on {', '.join(nodes)}", "See its words below"))
+    queued_s = (info.started - info.submitted).total_seconds() if info.started and info.submitted else 0.0
+    if not found:
+        found.append(ok("job", f"job {info.job_id} started after {queued_s:.0f} s on {', '.join(nodes)}"))
+    probes = [report for path in sorted(job.folder.glob("probe-*.json")) if (report := _read_json(path))]
+    found += judge_nodes(
+        probes, nodes, device=job.device, devices_per_node=job.devices_per_node, here=_versions_here(job)
+    )
+    if said.get("sum_exit") is not None:
+        sums = [report for path in sorted(job.folder.glob("link-*.json")) if (report := _read_json(path))]
+        found += judge_sum(sums, job.nodes * job.devices_per_node)
+    elif not has_failed(found):
+        found.append(ok("collective", "not tried: one rank, or no torch on the nodes"))
+    return found
+
+
+def _versions_here(job: DoctorJob) -> dict[str, str | None]:
+    """What the nodes are compared with. An image has packages of its own; only the launcher must be the same one."""
+    here = versions()
+    return here if job.cluster.container is ContainerRuntime.none else {"launcher": here["launcher"]}
+
+
+def _read_json(path: Path) -> Report:
+    """The last line of a file as an object; empty where it is none."""
+    try:
+        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+        found = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _output(job: DoctorJob, job_id: str) -> list[Finding]:
+    """The end of what the job and srun said, for whoever must find out."""
+    path = job.folder / f"slurm-{job_id}.out"
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    except OSError:
+        return []
+    return [warn("output", f"{path}:\n" + "\n".join(lines))] if lines else []

@@ -1,0 +1,1 @@
+"""Measures the tuned model against its base."""

@@ -1,0 +1,275 @@
+"""The tuned model against its base on held-out examples: answers, scores, held-out loss, and a plain verdict."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from launcher.config.schema import MethodKind
+from launcher.data.prepared import Prepared
+from launcher.data.template import ChatFormat
+from launcher.errors import RunError, UserError
+from launcher.evaluate.answer import Answerer, Tokens
+from launcher.evaluate.compare import BASELINES, TUNED, Answers, EvalResult, LossDifference, Scores, differences, judge
+from launcher.evaluate.questions import Prompt, Question, as_question, read_examples, with_shots
+from launcher.evaluate.retrieval import NearestTexts
+from launcher.evaluate.scores import LabelLoss, mean_loss
+from launcher.export.export import cached_export
+from launcher.export.source import ExportSource, open_source
+from launcher.paths import RunPaths
+
+ALL_CONDITIONS = (*BASELINES, TUNED)
+DEFAULT_SHOTS = 5
+NUM_SAMPLES = 20
+# Enough to find good shots in; reading and indexing more would take longer than answering.
+MAX_POOL = 20_000
+
+StageProgress = Callable[[str, int, int], None]
+"""Told (what is being done, done, of)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What all conditions answer."""
+
+    questions: list[Question]
+    tokens: list[Tokens]
+    pool: list[Question]
+    """Training examples that shots are taken from."""
+    max_new_tokens: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def expected(self) -> list[str]:
+        return [question.expected for question in self.questions]
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    step: int | None = None,
+    limit: int | None = None,
+    shots: int = DEFAULT_SHOTS,
+    max_new_tokens: int | None = None,
+    conditions: Sequence[str] = ALL_CONDITIONS,
+    device: str | None = None,
+    progress: StageProgress | None = None,
+) -> EvalResult:
+    """Measures base and tuned model on the run's held-out examples and writes eval.json.
+
+    A partial evaluation goes to eval-partial.json where eval.json holds a fuller one of the same checkpoint.
+
+    Args:
+        limit: at most so many held-out examples, drawn with the run's seed; left out, all.
+        shots: worked examples shown to the base model in few_shot and retrieval.
+        max_new_tokens: longest answer; left out, a little longer than the longest expected one.
+        conditions: of zero_shot, few_shot, retrieval, tuned.
+    Raises: RunError when the run holds nothing to evaluate on, DataError when its examples cannot be read again.
+    """
+    _refuse_unknown(conditions, shots)
+    tell = progress or (lambda stage, done, of: None)
+    source = open_source(run_dir, step)
+    chat = ChatFormat.from_folder(Path(source.derived.data_dir))
+    task = _make_task(source, limit, needs_pool=bool({"few_shot", "retrieval"} & set(conditions)))
+    answers: dict[str, Answers] = {}
+    used_shots: dict[str, int] = {}
+    tell("loading the base model", 0, 0)
+    base = Answerer(source.base_dir, chat_format=chat, device=device)
+    task = _fitting(task, base, max_new_tokens)
+    for name in [name for name in BASELINES if name in conditions and task.questions]:
+        prompts, used_shots[name] = _prompts(name, task, base, shots, seed=source.config.seed)
+        answers[name] = _answer(base, prompts, task, tell, name)
+    losses = {"base": base.losses(task.tokens, progress=lambda done, of: tell("held-out loss of the base", done, of))}
+    del base
+    gc.collect()
+    if TUNED in conditions:
+        tell("loading the tuned model", 0, 0)
+        tuned = tuned_answerer(source, chat, device=device)
+        if task.questions:
+            answers[TUNED] = _answer(tuned, [question.prompt for question in task.questions], task, tell, TUNED)
+        losses[TUNED] = tuned.losses(
+            task.tokens, progress=lambda done, of: tell("held-out loss of the tuned", done, of)
+        )
+    return _kept(source.paths, _result(source, task, answers, used_shots, losses))
+
+
+def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
+    """The tuned model of a run: its own export, or its base with the adapter on."""
+    folder = cached_export(source, merge=False)
+    if source.is_adapter:
+        return Answerer(source.base_dir, adapter=folder, chat_format=chat, device=device)
+    return Answerer(folder, chat_format=chat, device=device)
+
+
+def visible_answer(text: str) -> str:
+    """An answer without the thinking that some models put in front of it."""
+    return re.sub(r"^.*</think>", "", text, flags=re.DOTALL)
+
+
+def _refuse_unknown(conditions: Sequence[str], shots: int) -> None:
+    unknown = [name for name in conditions if name not in ALL_CONDITIONS]
+    if unknown or not conditions:
+        raise UserError(f"--conditions {','.join(conditions)}: choose from {', '.join(ALL_CONDITIONS)}, with commas.")
+    if shots < 1:
+        raise UserError(f"--shots {shots}: at least 1; for none use --conditions zero_shot,tuned.")
+
+
+def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> _Task:
+    folder, config = Path(source.derived.data_dir), source.config
+    if not Prepared.exists(folder, "validation"):
+        raise RunError(
+            f"{source.paths.root} has no held-out examples to evaluate on, and a model cannot be judged by the "
+            "examples it was trained on. Start the run with data.validation_path=FILE or data.validation_fraction=0.1."
+        )
+    heldout = Prepared.open(folder, "validation")
+    chosen = _draw(heldout.num_examples, limit, config.seed)
+    tokens = [Tokens(heldout.tokens(i).tolist(), heldout.mask(i).tolist()) for i in chosen]
+    questions = [as_question(example) for example in read_examples(config.data, folder, heldout, chosen)]
+    usable = [question for question in questions if question is not None]
+    notes = []
+    if len(usable) < len(questions):
+        notes.append(
+            f"{len(questions) - len(usable)} of {len(questions)} held-out examples have no answer in words (plain "
+            "text, or a tool call); only their loss was measured."
+        )
+    pool: list[Question] = []
+    if needs_pool and usable:
+        train = Prepared.open(folder, "train")
+        rows = _draw(train.num_examples, MAX_POOL, config.seed)
+        found = (as_question(example) for example in read_examples(config.data, folder, train, rows))
+        pool = [question for question in found if question is not None and not question.prompt.tools]
+    if source.config.method.kind is MethodKind.qlora:
+        notes.append("Measured with the adapter over the full-precision base; it was trained over a 4-bit one.")
+    return _Task(usable, tokens, pool, 0, notes)
+
+
+def _draw(count: int, limit: int | None, seed: int) -> list[int]:
+    """All rows, or `limit` of them drawn with `seed`, in order."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(int(row) for row in np.random.default_rng(seed).choice(count, max(limit, 1), replace=False))
+
+
+def _fitting(task: _Task, base: Answerer, max_new_tokens: int | None) -> _Task:
+    """The task with its answer length, without questions that leave no room for an answer."""
+    longest = max((base.count(question.expected) for question in task.questions), default=0)
+    room = max_new_tokens or longest + 8
+    fits = [question for question in task.questions if len(base.encode(question.prompt)) + room <= base.max_tokens]
+    notes = list(task.notes)
+    if len(fits) < len(task.questions):
+        notes.append(
+            f"{len(task.questions) - len(fits)} questions were left out: with {room} tokens of answer they are longer "
+            f"than the {base.max_tokens} tokens this model was built for."
+        )
+    return _Task(fits, task.tokens, task.pool, room, notes)
+
+
+def _prompts(name: str, task: _Task, base: Answerer, shots: int, *, seed: int) -> tuple[list[Prompt], int]:
+    """The prompts of a baseline, and the fewest worked examples any of them has room for."""
+    if name == "zero_shot" or not task.pool:
+        return [question.prompt for question in task.questions], 0
+    generator = np.random.default_rng(seed)
+    drawn = [task.pool[int(row)] for row in generator.permutation(len(task.pool))[:shots]]
+    index = NearestTexts([question.asked for question in task.pool]) if name == "retrieval" else None
+    prompts, fewest = [], shots
+    for question in task.questions:
+        # The nearest example stands last, right before the question.
+        chosen = [task.pool[i] for i in index.search(question.asked, shots)][::-1] if index else drawn
+        while True:
+            prompt = with_shots(question, chosen, base.format.preamble)
+            if not chosen or len(base.encode(prompt)) + task.max_new_tokens <= base.max_tokens:
+                break
+            chosen = chosen[1:]
+        prompts.append(prompt)
+        fewest = min(fewest, len(chosen))
+    if fewest < shots:
+        task.notes.append(f"{name}: some prompts had room for {fewest} examples only, not {shots}.")
+    return prompts, fewest
+
+
+def _answer(model: Answerer, prompts: list[Prompt], task: _Task, tell: StageProgress, name: str) -> Answers:
+    stage = f"{name.replace('_', '-')} answers"
+    texts = model.answer(prompts, max_new_tokens=task.max_new_tokens, progress=lambda done, of: tell(stage, done, of))
+    return Answers.score([visible_answer(text) for text in texts], task.expected)
+
+
+def _result(
+    source: ExportSource,
+    task: _Task,
+    answers: dict[str, Answers],
+    shots: dict[str, int],
+    losses: dict[str, list[LabelLoss]],
+) -> EvalResult:
+    conditions: dict[str, Scores] = {
+        name: found.scores(shots=shots[name] if shots.get(name) else None) for name, found in answers.items()
+    }
+    compared = differences(answers)
+    loss = {name: mean_loss(found) for name, found in losses.items()}
+    has_both = TUNED in losses and any(found.labels for found in losses["base"])
+    changed = LossDifference.between(losses[TUNED], losses["base"]) if has_both else None
+    samples = [
+        {
+            "prompt": question.asked,
+            "expected": question.expected,
+            **{name: found.texts[place] for name, found in answers.items()},
+        }
+        for place, question in enumerate(task.questions[:NUM_SAMPLES])
+    ]
+    return EvalResult(
+        examples=len(task.questions) or len(task.tokens),
+        step=source.checkpoint.step,
+        conditions=conditions,
+        difference=compared,
+        heldout_loss=loss,
+        verdict=judge(conditions, compared, loss, changed),
+        loss_difference=changed,
+        samples=samples,
+        notes=task.notes,
+    )
+
+
+def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
+    """The result as it was written: to eval.json, or beside it where that holds a fuller one of the same checkpoint."""
+    path, before = paths.eval, _read(paths.eval)
+    if _is_fuller(before, result):
+        path = paths.eval_partial
+        note = (
+            f"eval.json holds a fuller evaluation of step {result.step} ({before['examples']} examples) and was left "
+            f"as it is; this one is in {path.name}."
+        )
+        result = replace(result, notes=[*result.notes, note])
+    _write(path, result)
+    return replace(result, path=path)
+
+
+def _is_fuller(before: Mapping[str, object], result: EvalResult) -> bool:
+    """Whether an older result of that checkpoint holds more examples, or of as many conditions that this one lacks."""
+    examples, conditions, loss = (before.get(key) for key in ("examples", "conditions", "heldout_loss"))
+    if before.get("step") != result.step or not isinstance(examples, int):
+        return False
+    if not isinstance(conditions, dict) or not isinstance(loss, dict):
+        return False
+    lacks = conditions.keys() - result.conditions.keys() | loss.keys() - result.heldout_loss.keys()
+    # One of fewer examples is not kept for the sake of a condition.
+    return examples > result.examples or (examples == result.examples and bool(lacks))
+
+
+def _read(path: Path) -> dict[str, object]:
+    """What an older eval.json says; empty where it cannot be read."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, result: EvalResult) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

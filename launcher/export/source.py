@@ -1,0 +1,85 @@
+"""What an export reads, and what it says it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launcher.checkpoint.commit import Checkpoint, newest_verified
+from launcher.config.frozen import load_config
+from launcher.config.model_files import ModelSource, model_source
+from launcher.config.schema import Derived, MethodKind, RunConfig
+from launcher.errors import RunError
+from launcher.paths import RunPaths
+from launcher.runs.events import written_manifests
+
+
+@dataclass(frozen=True, slots=True)
+class ExportInfo:
+    """What an export wrote, or with `dry_run` would write."""
+
+    path: Path
+    step: int
+    method: str
+    merged: bool
+    dtype: str
+    num_tensors: int
+    num_parameters: int
+    base_model: str
+    size_bytes: int = 0
+    files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    dry_run: bool = False
+
+    def as_dict(self) -> dict[str, object]:
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSource:
+    """A run and the checkpoint of it that is exported."""
+
+    paths: RunPaths
+    config: RunConfig
+    derived: Derived
+    checkpoint: Checkpoint
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.config.method.kind is not MethodKind.full
+
+    @property
+    def base_dir(self) -> Path:
+        return Path(self.derived.model_dir)
+
+    @property
+    def base_name(self) -> str:
+        """What loads the base on another machine where possible: its Hub name; else its folder here."""
+        name = self.config.model.name_or_path
+        return name if model_source(name) is ModelSource.hub else str(self.base_dir.resolve())
+
+
+def open_source(run_dir: Path, step: int | None = None) -> ExportSource:
+    """The run and its newest trustworthy checkpoint, or that of `step`.
+
+    Raises: RunError where there is no run or no checkpoint yet, CheckpointError where none can be trusted.
+    """
+    paths = RunPaths(run_dir)
+    frozen = load_config(paths.config)
+    if frozen.derived is None:
+        raise RunError(f"{paths.config} has no derived values: this run was never started, so there is nothing to use.")
+    # Reading some shards unpickles them, so only checkpoints that this run says it wrote are opened.
+    written = written_manifests(paths.events)
+    checkpoint = newest_verified(run_dir, run_id=frozen.derived.run_id, trusted=written, step=step)
+    if checkpoint is None:
+        raise RunError(
+            f"{run_dir} has no checkpoint yet. Let it train to its first save (launcher status {run_dir.name}), "
+            f"or continue it: launcher train --run {run_dir.name}"
+        )
+    return ExportSource(paths=paths, config=frozen.config, derived=frozen.derived, checkpoint=checkpoint)
+
+
+def cached_folder(source: ExportSource, *, merge: bool) -> Path:
+    """Where the run's own export of that checkpoint lies, made or not."""
+    suffix = "-merged" if source.is_adapter and merge else ""
+    return source.paths.export / f"step-{source.checkpoint.step:06d}{suffix}"

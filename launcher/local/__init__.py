@@ -1,0 +1,1 @@
+"""Starts ranks without Slurm."""

@@ -1,0 +1,81 @@
+"""Starting the other machines of a run through a remote shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from launcher.paths import RunPaths
+
+SHELL_VARIABLE = "LAUNCHER_REMOTE_SHELL"
+"""Names another remote shell with its options; it is called with the host and one command line."""
+
+_SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
+_TAIL_LINES = 10
+_LEAVE_S = 30.0
+
+
+def join_words(run_dir: Path) -> list[str]:
+    """What to type on another machine."""
+    return ["launcher", "train", "--join", shlex.quote(str(run_dir))]
+
+
+def remote_argv(host: str, run_dir: Path, environ: Mapping[str, str], *, folder: Path, python: str) -> list[str]:
+    """The local command that starts `launcher train --join` on a host. Pure.
+
+    A remote shell hands its words to the user's shell there as one text: so all of it is quoted for that shell, and the
+    host, which the settings restrict to letters of host names, is a word of its own.
+    """
+    shell = shlex.split(environ.get(SHELL_VARIABLE, "")) or list(_SSH)
+    kept = [f"{name}={environ[name]}" for name in ("LAUNCHER_CACHE", "PYTHONPATH") if environ.get(name)]
+    command = shlex.join(["env", *kept, python, "-m", "launcher", "train", "--join", str(run_dir)])
+    return [*shell, host, f"cd {shlex.quote(str(folder))} && exec {command}"]
+
+
+class RemoteBoxes:
+    """The remote shells of an attempt; what they say goes to box-NNNN.log in the attempt's folder."""
+
+    def __init__(self, paths: RunPaths, attempt: int, hosts: list[str]) -> None:
+        self._hosts = hosts
+        self._logs = {box: paths.attempt(attempt) / f"box-{box:04d}.log" for box in range(1, len(hosts))}
+        self._run_dir = paths.root
+        self._shells: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> RemoteBoxes:
+        for box, log in self._logs.items():
+            argv = remote_argv(self._hosts[box], self._run_dir, os.environ, folder=Path.cwd(), python=sys.executable)
+            with log.open("ab") as output:
+                self._shells[box] = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # Ctrl-C in the terminal is for us: the ranks agree on it, and a shell that dies would cut them off.
+                    start_new_session=True,
+                )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """The machines leave by themselves when they see our end; a shell that stays is only the wire to them."""
+        for shell in self._shells.values():
+            try:
+                shell.wait(timeout=_LEAVE_S if kind is None else 0)
+            except subprocess.TimeoutExpired:
+                shell.terminate()
+
+    def failed(self, boxes: list[int]) -> str:
+        """Of machines that have not joined: one whose remote shell has ended, and its last words; else empty."""
+        for box in boxes:
+            code = self._shells[box].poll()
+            if code is not None:
+                lines = self._logs[box].read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+                said = "\n".join(f"  | {line}" for line in lines)
+                return f"{self._hosts[box]} could not be started: the remote shell ended with {code}\n{said}"
+        return ""

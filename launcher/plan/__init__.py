@@ -1,0 +1,1 @@
+"""What a run will do: batch, memory, cost, data, as one Plan."""

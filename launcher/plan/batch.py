@@ -1,0 +1,166 @@
+"""Batch, step and learning-rate arithmetic: what follows from the configuration once the data is counted. Pure.
+
+A sequence is a pack, or one example when packing is off. Every optimizer step takes `global_sequences` of them,
+whatever the number of ranks; a rank may get fewer than its neighbour in a micro-step, or none: nothing has to divide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.config.cluster_schema import ClusterKind
+from launcher.config.devices import usable_cores
+from launcher.config.model_files import architecture
+from launcher.config.schema import Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
+from launcher.plan.parameters import count_parameters
+
+# Reference point of the computed learning rate: full tuning of a 135M model (measured on the next-number task).
+_REFERENCE_LR = 1e-4
+_REFERENCE_PARAMETERS = 135e6
+_SIZE_EXPONENT = 0.6
+_LARGEST_FULL_LR = 1e-3
+_ADAPTER_FACTOR = 10.0
+_ADAPTER_LR_RANGE = (1e-4, 5e-4)
+_SMALL_DATA_TOKENS = 20_000
+_SMALLEST_DATA_FACTOR = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How one optimizer step is divided among ranks and micro-steps."""
+
+    global_sequences: int
+    micro_sequences: int
+    grad_accum_steps: int
+
+
+def plan_batch(
+    config: RunConfig, *, world_size: int, num_packs: int, mean_pack_tokens: float, max_tokens: int
+) -> BatchPlan:
+    """Sequences per step, per micro-batch, and micro-batches per step.
+
+    Args:
+        mean_pack_tokens: average length of a sequence.
+        max_tokens: length of the longest one; micro_tokens counts on every sequence being that long.
+    """
+    batch = config.batch
+    if batch.global_tokens is not None:
+        wanted = max(1, round(batch.global_tokens / max(1.0, mean_pack_tokens)))
+    else:
+        wanted = batch.global_sequences or 1
+    total = max(1, min(wanted, num_packs))
+    longest = max(1, min(max_tokens or config.data.seq_len_tokens, config.data.seq_len_tokens))
+    micro = batch.micro_sequences or max(1, batch.micro_tokens // longest)
+    accumulation = math.ceil(total / (world_size * micro))
+    return BatchPlan(
+        global_sequences=total,
+        micro_sequences=math.ceil(total / (world_size * accumulation)),  # even micro-steps: 6+6 rather than 8+4
+        grad_accum_steps=accumulation,
+    )
+
+
+def step_counts(optim: OptimConfig, *, num_packs: int, global_sequences: int) -> tuple[int, int]:
+    """Optimizer steps per epoch (the last one may be smaller) and in all."""
+    steps_per_epoch = max(1, math.ceil(num_packs / global_sequences))
+    if optim.max_steps is not None:
+        return steps_per_epoch, optim.max_steps
+    # 3 epochs of 100 steps are 300 steps even where 0.1 * 30 is not quite 3
+    return steps_per_epoch, max(1, math.ceil(round(optim.epochs * steps_per_epoch, 6)))
+
+
+def computed_lr(*, num_parameters: int, method: MethodKind, epoch_tokens: float) -> float:
+    """Default peak learning rate: larger models and small data sets get smaller ones, adapters ten times the full one.
+
+    full = 1e-4 * (135M / parameters)^0.6, at most 1e-3; about 1e-5 at 7B. An unknown size counts as 7B.
+    adapters = 10 * full, kept within 1e-4 and 5e-4.
+    Fewer than 20,000 tokens an epoch: times the square root of tokens / 20,000, but not less than 0.3.
+    """
+    size = num_parameters or 7_000_000_000
+    rate = min(_LARGEST_FULL_LR, _REFERENCE_LR * (_REFERENCE_PARAMETERS / size) ** _SIZE_EXPONENT)
+    if method is not MethodKind.full:
+        low, high = _ADAPTER_LR_RANGE
+        rate = min(max(rate * _ADAPTER_FACTOR, low), high)
+    data_factor = min(1.0, max(_SMALLEST_DATA_FACTOR, math.sqrt(epoch_tokens / _SMALL_DATA_TOKENS)))
+    return float(f"{rate * data_factor:.2g}")
+
+
+def warmup_steps(optim: OptimConfig, total_steps: int) -> int:
+    """Steps of linear warm-up; never the whole run."""
+    wanted = optim.warmup_steps if optim.warmup_steps is not None else math.ceil(optim.warmup_ratio * total_steps)
+    return min(wanted, max(0, total_steps - 1))
+
+
+def derive(
+    config: RunConfig,
+    *,
+    run_id: str,
+    model_dir: str,
+    data_dir: str,
+    data_key: str,
+    num_packs: int,
+    mean_pack_tokens: float,
+    max_tokens: int,
+    device: str,
+    devices_per_node: int,
+) -> Derived:
+    """Everything ranks need to know that is not a setting.
+
+    Args:
+        num_packs: training sequences after packing (examples when packing is off).
+        mean_pack_tokens, max_tokens: average and largest length of those sequences.
+        device: cpu or cuda.
+        devices_per_node: processes per machine.
+    """
+    world_size = config.cluster.nodes * devices_per_node
+    batch = plan_batch(
+        config, world_size=world_size, num_packs=num_packs, mean_pack_tokens=mean_pack_tokens, max_tokens=max_tokens
+    )
+    steps_per_epoch, total_steps = step_counts(
+        config.optim, num_packs=num_packs, global_sequences=batch.global_sequences
+    )
+    return Derived(
+        run_id=run_id,
+        model_dir=model_dir,
+        data_dir=data_dir,
+        data_key=data_key,
+        device=device,
+        world_size=world_size,
+        devices_per_node=devices_per_node,
+        threads_per_process=_threads(config, devices_per_node),
+        num_packs=num_packs,
+        global_sequences=batch.global_sequences,
+        micro_sequences=batch.micro_sequences,
+        grad_accum_steps=batch.grad_accum_steps,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        peak_lr=peak_lr(config, epoch_tokens=num_packs * mean_pack_tokens, model_dir=model_dir),
+        warmup_steps=warmup_steps(config.optim, total_steps),
+        attention=_attention(config, device),
+    )
+
+
+def peak_lr(config: RunConfig, *, epoch_tokens: float, model_dir: str = "") -> float:
+    """Learning rate at the end of warm-up: the given or computed one, times the multiplier."""
+    rate = config.optim.lr
+    if rate is None:
+        figures = architecture(config.model, model_dir=model_dir)
+        size = count_parameters(figures) if figures is not None else 0
+        rate = computed_lr(num_parameters=size, method=config.method.kind, epoch_tokens=epoch_tokens)
+    return rate * config.optim.lr_multiplier
+
+
+def _threads(config: RunConfig, devices_per_node: int) -> int:
+    if config.cluster.threads_per_process is not None:
+        return config.cluster.threads_per_process
+    if config.cluster.kind is ClusterKind.slurm:
+        return 0  # the job's cores are not this machine's: each task takes what Slurm gives it
+    return max(1, usable_cores() // devices_per_node)
+
+
+def _attention(config: RunConfig, device: str) -> str:
+    wanted = config.model.attention
+    if wanted is Attention.auto:
+        has_kernel = device == "cuda" and config.strategy.precision is not Precision.fp32  # it computes in 16 bits only
+        wanted = Attention.varlen if has_kernel else Attention.segments
+    return str(wanted.value)

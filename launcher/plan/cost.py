@@ -1,0 +1,126 @@
+"""How long a run takes and what it costs, from a measured speed or from arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.cluster_schema import ClusterConfig
+from launcher.config.devices import usable_cores
+from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, RunConfig
+from launcher.plan.parameters import count_parameters
+
+UTILISATION = 0.35
+"""Share of the peak rate that fine-tuning is expected to reach."""
+_BUSY_UTILISATION = 0.5
+"""The same on cores with slower matrix products, which then are the larger part of a step."""
+# Largest GPU memory in GiB of a class, its dense 16-bit and fp32 peak rates in TFLOP/s, and a card that has them.
+_GPU_CLASSES = (
+    (25.0, 71.0, 35.6, "RTX 3090"),
+    (50.0, 150.0, 37.4, "A40"),
+    (81.0, 312.0, 19.5, "A100"),
+    (1000.0, 989.0, 67.0, "H200"),
+)
+# Measured matrix rates of one core in TFLOP/s, by what its instructions offer (docs/performance.md).
+_CORE_AMX, _CORE_AVX512_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.2, 0.1, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Expected training speed of one device, and where the figure comes from."""
+
+    tokens_per_s: float
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """Time and price of a run, training alone (evaluation and saving come on top)."""
+
+    total_tokens: int
+    tokens_per_s: float
+    speed_source: str
+    hours: float
+    device_hours: float
+    cost: float | None
+    """In the currency of cluster.price_per_device_hour."""
+
+
+def expected_speed(config: RunConfig, figures: ArchitectureConfig | None, device: str, threads: int) -> Speed | None:
+    """Tokens per second of one device: measured if given, else from FLOPs; None without either."""
+    cluster = config.cluster
+    if cluster.tokens_per_s_per_device is not None:
+        return Speed(cluster.tokens_per_s_per_device, "cluster.tokens_per_s_per_device")
+    if figures is None:
+        return None
+    peak = _peak(cluster, config.strategy.precision, device, threads)
+    rate = peak.tflops * 1e12 * peak.utilisation / flops_per_token(config, figures)
+    return Speed(rate, f"estimate: {peak.utilisation:.0%} of {peak.tflops:g} TFLOP/s ({peak.source})")
+
+
+def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
+    """Training arithmetic per token.
+
+    Per parameter: 2 forward, 2 to pass gradients on, 2 for weight gradients, 2 to recompute; look-ups are free.
+    """
+    passes = 4.0 if config.method.kind is not MethodKind.full else 6.0
+    if config.strategy.activation_checkpointing:
+        passes += 2.0
+    lookups = 0 if figures.tied_embeddings else figures.vocab_size * figures.hidden_size
+    return passes * (count_parameters(figures) - lookups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peak:
+    tflops: float
+    source: str
+    utilisation: float = UTILISATION
+
+
+def _peak(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> _Peak:
+    stated = cluster.device_tflops
+    if device == "cpu":
+        if stated is not None:
+            return _Peak(stated, "cluster.device_tflops")
+        rate, instructions, utilisation = _core(precision)
+        cores = threads or usable_cores()
+        return _Peak(rate * cores, f"{cores} cores with {instructions}", utilisation)
+    fitting = [row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0]]
+    _, half, full, card = fitting[0] if fitting else _GPU_CLASSES[-1]
+    if stated is not None:
+        if precision is not Precision.fp32:
+            return _Peak(stated, "cluster.device_tflops")
+        return _Peak(
+            stated * full / half,
+            f"cluster.device_tflops = {stated:g}, in fp32 as much less as on a card like {card}",
+        )
+    return _Peak(full if precision is Precision.fp32 else half, f"{precision.value} on a card like {card}")
+
+
+def _core(precision: Precision) -> tuple[float, str, float]:
+    """TFLOP/s of one core, by which instructions, and the share of it that training reaches."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        flags = []
+    if precision is Precision.bf16 and "amx_bf16" in flags:
+        return _CORE_AMX, "AMX", UTILISATION
+    if precision is Precision.bf16 and "avx512_bf16" in flags:
+        return _CORE_AVX512_BF16, "AVX-512 bf16", _BUSY_UTILISATION
+    if precision is Precision.fp32 and "avx512f" in flags:
+        return _CORE_AVX512, "AVX-512", UTILISATION
+    return _CORE_OTHER, f"no fast {precision.value}", UTILISATION
+
+
+def expected_bill(config: RunConfig, speed: Speed, *, total_tokens: int, world_size: int) -> Bill:
+    """Hours, device-hours and price of training on `total_tokens`."""
+    hours = total_tokens / (speed.tokens_per_s * world_size) / 3600
+    price = config.cluster.price_per_device_hour
+    return Bill(
+        total_tokens=total_tokens,
+        tokens_per_s=speed.tokens_per_s * world_size,
+        speed_source=speed.source,
+        hours=hours,
+        device_hours=hours * world_size,
+        cost=None if price is None else hours * world_size * price,
+    )

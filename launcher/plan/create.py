@@ -1,0 +1,86 @@
+"""From what the user typed to a run that may start: compose, check, prepare, derive, plan. All starters use it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from launcher.config.compose import compose_config
+from launcher.config.devices import visible_gpus
+from launcher.config.frozen import load_config, save_config
+from launcher.config.path_checks import machine_problems
+from launcher.config.schema import FrozenRun
+from launcher.errors import ConfigErrors
+from launcher.paths import RunPaths
+from launcher.plan.run_plan import PlannedRun, allow_problems
+from launcher.plan.run_plan import plan_run as plan_composed
+from launcher.runs.run_dir import create_run, link_data, refuse_taken_name
+
+logger = logging.getLogger(__name__)
+
+
+def plan_run(overrides: list[str], *, conf_dir: Path | None = None) -> PlannedRun:
+    """Everything a run needs before it starts; cheap checks come first, so that a typo never waits for data.
+
+    Only the model and the prepared data in the cache are on disk afterwards.
+
+    Raises:
+        ConfigErrors: with all problems of the configuration, of this machine, or of the plan.
+        RunError: the name is taken. ModelError, DataError: model or data cannot be used, or the audit refuses the data.
+    """
+    config = compose_config(overrides, extra_dir=conf_dir)
+    if problems := [*machine_problems(config, visible_gpus()), *allow_problems(config)]:
+        raise ConfigErrors(problems)
+    refuse_taken_name(config)
+    planned = plan_composed(config, progress=_PreparationLog())
+    if planned.plan.problems:
+        raise ConfigErrors(planned.plan.problems)
+    return planned
+
+
+def create_planned(planned: PlannedRun) -> Path:
+    """The run directory of a planned run."""
+    return create_run(planned.config, planned.derived, planned.plan.as_dict())
+
+
+def complete_run(run_dir: Path) -> bool:
+    """Gives a run that was created before its data was prepared what it lacks: data, derived values, the real plan.
+
+    Needs no torch. config.yaml is replaced whole, last, so it can be done again after a crash; but only one process may
+    do it at a time, for two would give the run two identities.
+
+    Returns:
+        Whether there was anything to do.
+    Raises:
+        ConfigErrors: the plan made of the real data has problems. ModelError, DataError: as plan_run.
+    """
+    paths = RunPaths(run_dir)
+    frozen = load_config(paths.config)
+    if frozen.derived is not None:
+        return False
+    planned = plan_composed(frozen.config, progress=_PreparationLog())
+    if planned.plan.problems:
+        raise ConfigErrors(planned.plan.problems)
+    draft = paths.plan.with_name(f".{paths.plan.name}.draft")
+    draft.write_text(json.dumps(planned.plan.as_dict(), indent=2) + "\n", encoding="utf-8")
+    draft.replace(paths.plan)
+    link_data(run_dir, planned.derived)
+    save_config(paths.config, FrozenRun(config=frozen.config, derived=planned.derived))
+    return True
+
+
+class _PreparationLog:
+    """A line now and then while data is prepared; nothing when it takes no time."""
+
+    EVERY_S = 5.0
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, examples: int, share: float) -> None:
+        now = time.monotonic()
+        if now - self._said >= self.EVERY_S:
+            self._said = now
+            logger.info("preparing data: %d examples, %.0f %%", examples, 100 * share)

@@ -1,0 +1,224 @@
+"""What a run needs in memory and on disk, item by item; docs/configuration.md states the same formulas.
+
+An estimate of the peak, from figures alone. It follows what train/ does: weights the optimizer updates are fp32 unless
+ZeRO keeps an fp32 master beside them, a frozen base is kept in the compute precision, logits exist at supervised
+positions only, and attention saves no T x T matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from launcher.config.deepspeed import LIVE_ELEMENTS, bucket_elements, zero_stage
+from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, RunConfig
+from launcher.plan.parameters import (
+    adapter_inputs,
+    count_parameters,
+    head_dim,
+    linear_shapes,
+    trained_parameters,
+)
+
+GIB = 2**30
+_FP32 = 4
+_ADAM_STATE = 8  # two fp32 moments
+_NF4 = 0.5
+_NF4_CONSTANTS = 4 / 64  # one fp32 scale for 64 weights
+_NF4_CONSTANTS_DOUBLE = 1 / 64 + 4 / (64 * 256)
+_LOSS_CHUNK_TOKENS = 1024  # train/loss.py turns so many rows to fp32 at once
+_GPU_RESERVE = 1.5 * GIB
+_PROCESS = {"cpu": 1.0 * GIB, "cuda": 2.0 * GIB}  # interpreter and libraries
+_LARGEST_SHARD = 5 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The heaviest micro-batch of one device."""
+
+    tokens: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Ranks, and how they sit on machines."""
+
+    device: str
+    world_size: int
+    devices_per_node: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by item. `device` is one GPU (or one process on a CPU), `host` is one machine."""
+
+    device: dict[str, float]
+    host: dict[str, float]
+    checkpoint: float
+
+    @property
+    def device_total(self) -> float:
+        return sum(self.device.values())
+
+    @property
+    def host_total(self) -> float:
+        return sum(self.host.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Bytes one rank holds for weights and optimizer, before offload."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    step_temporaries: float
+
+
+def estimate(config: RunConfig, figures: ArchitectureConfig, place: Place, load: Load) -> MemoryEstimate:
+    """Peak memory per device and machine, and the size of one checkpoint."""
+    rank_state = _zero_state if zero_stage(config.strategy) else _replicated_state
+    state = rank_state(config, figures, place)
+    stored, transient = _activations(config, figures, load)
+    logits = _logits(config, figures, load)
+    # Between steps activations are gone, and the optimizer's temporaries take their place.
+    activations = stored + max(0.0, transient - logits)
+    activations = max(activations, state.step_temporaries - logits)
+    device = {
+        "weights": state.weights,
+        "gradients": state.gradients,
+        "optimizer": state.optimizer,
+        "activations": activations,
+        "logits": logits,
+        "buffers": state.buffers,
+    }
+    offloaded = 0.0
+    if config.strategy.offload_optimizer:
+        offloaded += device["optimizer"] + device["gradients"]
+        device["optimizer"] = device["gradients"] = 0.0
+    if config.strategy.offload_params:
+        offloaded += device["weights"]
+        device["weights"] = 0.0
+    host = _host(config, figures, place, offloaded)
+    if place.device == "cuda":
+        device["reserve"] = _GPU_RESERVE
+    else:
+        host["training"] = place.devices_per_node * sum(device.values())
+    return MemoryEstimate(device=device, host=host, checkpoint=_checkpoint(config, figures))
+
+
+def compute_bytes(config: RunConfig) -> int:
+    """Bytes of one number in the compute precision."""
+    return _FP32 if config.strategy.precision is Precision.fp32 else 2
+
+
+def base_bytes(config: RunConfig, figures: ArchitectureConfig) -> float:
+    """The frozen base of adapters: in the compute precision, or 4 bit in its decoder layers for QLoRA."""
+    total = count_parameters(figures)
+    if config.method.kind is not MethodKind.qlora:
+        return float(compute_bytes(config) * total)
+    linear = figures.num_layers * sum(inputs * outputs for inputs, outputs in linear_shapes(figures).values())
+    constants = _NF4_CONSTANTS_DOUBLE if config.method.double_quantization else _NF4_CONSTANTS
+    return linear * (_NF4 + constants) + (total - linear) * compute_bytes(config)
+
+
+def _replicated_state(config: RunConfig, figures: ArchitectureConfig, place: Place) -> _State:
+    """single and ddp: every rank holds everything."""
+    trained = trained_parameters(figures, config.method)
+    is_full = config.method.kind is MethodKind.full
+    is_half = config.strategy.precision is not Precision.fp32
+    weights = _FP32 * trained + (0.0 if is_full else base_bytes(config, figures))
+    return _State(
+        weights=weights,
+        gradients=_FP32 * trained,
+        optimizer=_ADAM_STATE * trained,
+        # autocast keeps a 16-bit copy of every fp32 weight until backward is done; DDP keeps flat gradient buckets
+        buffers=(2.0 * trained if is_full and is_half else 0.0) + (_FP32 * trained if place.world_size > 1 else 0.0),
+        step_temporaries=_FP32 * trained if place.device == "cuda" else 0.0,
+    )
+
+
+def _zero_state(config: RunConfig, figures: ArchitectureConfig, place: Place) -> _State:
+    """zero1 to zero3: what is trained has an fp32 master and Adam moments, divided among ranks."""
+    stage, ranks, width = zero_stage(config.strategy), place.world_size, compute_bytes(config)
+    trained, total = trained_parameters(figures, config.method), count_parameters(figures)
+    is_full = config.method.kind is MethodKind.full
+    weights = float(width * total) if is_full else base_bytes(config, figures) + width * trained
+    bucket = min(bucket_elements(place.device), trained)
+    buffers = 2.0 * bucket * (width + _FP32)  # two buckets in flight, each with its fp32 copy for the reduction
+    if stage == 3:
+        weights /= ranks
+        buffers += width * min(total, LIVE_ELEMENTS)  # weights gathered for the layers at work
+    share = trained / ranks
+    return _State(
+        weights=weights,
+        gradients=width * trained + _FP32 * share if stage == 1 else _FP32 * share,
+        optimizer=(_FP32 + _ADAM_STATE) * share,
+        buffers=buffers,
+        step_temporaries=_FP32 * share if place.device == "cuda" and not config.strategy.offload_optimizer else 0.0,
+    )
+
+
+def layer_bytes_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
+    """Saved for backward by one decoder layer, per token; a test counts saved tensors against it."""
+    hidden, inner = figures.hidden_size, figures.intermediate_size
+    query, key_value = figures.num_heads * head_dim(figures), figures.num_kv_heads * head_dim(figures)
+    replicated = zero_stage(config.strategy) == 0
+    if config.strategy.precision is Precision.fp32:
+        return 24.0 * hidden + 4 * (3 * query + 2 * key_value) + 16 * inner
+    attention_and_mlp = 2 * (3 * query + 2 * key_value) + 8 * inner
+    if config.method.kind is MethodKind.full:
+        # under autocast the norms compute in fp32, under ZeRO they store 16-bit results
+        return (24.0 if replicated else 16.0) * hidden + attention_and_mlp
+    saved = 16.0 * hidden + attention_and_mlp
+    if replicated:  # frozen layers keep no input, but every adapter keeps a cast of its own
+        saved += 2 * adapter_inputs(figures, config.method) - (4 * hidden + 2 * query + 2 * inner)
+    return saved
+
+
+def _activations(config: RunConfig, figures: ArchitectureConfig, load: Load) -> tuple[float, float]:
+    """Bytes kept from forward to backward, and bytes that exist only while one layer is worked on."""
+    layer = load.tokens * layer_bytes_per_token(config, figures)
+    ends = load.tokens * 12.0 * figures.hidden_size  # embedding and last norm
+    if not config.strategy.activation_checkpointing:
+        return figures.num_layers * layer + ends, 0.0
+    in_fp32 = zero_stage(config.strategy) == 0 and config.method.kind is MethodKind.full
+    width = _FP32 if in_fp32 else compute_bytes(config)
+    return figures.num_layers * load.tokens * width * figures.hidden_size + ends, layer
+
+
+def _logits(config: RunConfig, figures: ArchitectureConfig, load: Load) -> float:
+    """Logits and their gradient at supervised positions, and a chunk of them in fp32."""
+    rows = load.supervised_tokens
+    chunk = min(rows, _LOSS_CHUNK_TOKENS) * figures.vocab_size * 2 * _FP32
+    return float(rows * figures.vocab_size * 2 * compute_bytes(config) + chunk)
+
+
+def _host(config: RunConfig, figures: ArchitectureConfig, place: Place, offloaded: float) -> dict[str, float]:
+    """One machine: processes, offloaded state, and the weights on their way to the GPUs."""
+    ranks = place.devices_per_node
+    host = {"processes": _PROCESS[place.device] * ranks, "offloaded": offloaded * ranks}
+    if place.device == "cuda":
+        full_fp32 = zero_stage(config.strategy) == 0 and config.method.kind is MethodKind.full
+        copy = float(count_parameters(figures) * (_FP32 if full_fp32 else compute_bytes(config)))
+        in_shards = zero_stage(config.strategy) == 3 or config.method.kind is MethodKind.qlora
+        loading = ranks * (min(copy, _LARGEST_SHARD) if in_shards else copy)
+        # Optimizer state is offloaded after loading; parameters while loading.
+        host["loading"] = max(0.0, loading - (0.0 if config.strategy.offload_params else host["offloaded"]))
+    return host
+
+
+def _checkpoint(config: RunConfig, figures: ArchitectureConfig) -> float:
+    """Trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
+    trained = trained_parameters(figures, config.method)
+    extra = compute_bytes(config) if zero_stage(config.strategy) else 0
+    return float(trained * (_FP32 + _ADAM_STATE + extra))
+
+
+def with_settings(config: RunConfig, **changes: object) -> RunConfig:
+    """A copy with settings changed, written section__key=value; for asking what something else would need."""
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})  # type: ignore[arg-type]
+    return config

@@ -1,0 +1,387 @@
+"""What a run will do and need, known before it starts: the plan that `launcher check` prints and each run keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.config.build import plain
+from launcher.config.checks import has_validation
+from launcher.config.cluster_schema import ClusterConfig, ClusterKind
+from launcher.config.devices import host_memory_gib, visible_gpus
+from launcher.config.model_files import architecture, has_usual_modules
+from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
+from launcher.config.unused_settings import idle_warnings
+from launcher.errors import Problem
+from launcher.plan.cost import Bill, expected_bill, expected_speed
+from launcher.plan.memory import GIB, Load, MemoryEstimate, Place, estimate, with_settings
+from launcher.plan.parameters import count_parameters, matching, module_shapes, trained_parameters
+
+# An estimate can be wrong by about this much, so only a miss by more stops a run.
+_MARGIN = 1.15
+_TIGHT = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What the plan needs to know of the prepared training data."""
+
+    examples: int
+    validation_examples: int
+    tokens: int
+    supervised_tokens: int
+    num_packs: int
+    max_pack_tokens: int
+    max_pack_supervised: int
+    is_estimate: bool = False
+    """Nothing was tokenised: tokens and packs are estimates."""
+    is_counted: bool = True
+    """Whether examples were counted; of very large or distant data they are an estimate too."""
+
+    @property
+    def mean_pack_tokens(self) -> float:
+        return self.tokens / max(1, self.num_packs)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The arithmetic of one optimizer step."""
+
+    world_size: int
+    nodes: int
+    devices_per_node: int
+    device: str
+    global_sequences: int
+    micro_sequences: int
+    grad_accum_steps: int
+    tokens_per_step: float
+    steps_per_epoch: int
+    total_steps: int
+    epochs: float
+    peak_lr: float
+    warmup_steps: int
+    lr_is_computed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Memory in GiB by item, against what there is."""
+
+    device: dict[str, float]
+    device_total: float
+    device_limit: float | None
+    host: dict[str, float]
+    host_total: float
+    host_limit: float | None
+    advice: list[str]
+    """Settings to change, in order, and what each brings the device to; empty where it fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Room for checkpoints, in GiB."""
+
+    checkpoint: float
+    kept: int
+    """Checkpoints that exist at once at most: those kept, the best one, and the one being written."""
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about a run that can be known before it; `problems` say why it should not start."""
+
+    model: str
+    parameters: int | None
+    trained_parameters: int | None
+    method: str
+    strategy: str
+    precision: str
+    data: DataFacts
+    batch: Batch
+    memory: MemoryPlan | None
+    disk: Disk | None
+    bill: Bill | None
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        values: dict[str, Any] = plain(self)
+        return values
+
+
+def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
+    """The plan of a run. Reads nothing but the model's config.json where its figures are not shipped."""
+    figures = architecture(config.model, model_dir=derived.model_dir)
+    memory = _memory_plan(config, derived, facts, figures) if figures is not None else None
+    speed = expected_speed(config, figures, derived.device, derived.threads_per_process)
+    tokens = round(facts.tokens * derived.total_steps / derived.steps_per_epoch)
+    plan = Plan(
+        model=config.model.name_or_path,
+        parameters=count_parameters(figures) if figures is not None else None,
+        trained_parameters=trained_parameters(figures, config.method) if figures is not None else None,
+        method=config.method.kind.value,
+        strategy=config.strategy.kind.value,
+        precision=config.strategy.precision.value,
+        data=facts,
+        batch=_batch(config, derived, facts),
+        memory=memory,
+        disk=_disk(config, derived, figures) if figures is not None else None,
+        bill=expected_bill(config, speed, total_tokens=tokens, world_size=derived.world_size)
+        if speed is not None
+        else None,
+    )
+    _judge_memory(plan, config, derived)
+    _judge_batch(plan, config)
+    _judge_steps(plan, config)
+    if figures is not None and config.method.kind is not MethodKind.full:
+        _judge_adapters(plan, config, figures, names_known=_names_known(config, derived))
+    if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
+        plan.warnings.append(
+            f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} does nothing: this plan is for a CPU; "
+            "cluster.device=cuda plans for GPUs"
+        )
+    plan.warnings.extend(idle_warnings(config))
+    return plan
+
+
+def _batch(config: RunConfig, derived: Derived, facts: DataFacts) -> Batch:
+    return Batch(
+        world_size=derived.world_size,
+        nodes=config.cluster.nodes,
+        devices_per_node=derived.devices_per_node,
+        device=derived.device,
+        global_sequences=derived.global_sequences,
+        micro_sequences=derived.micro_sequences,
+        grad_accum_steps=derived.grad_accum_steps,
+        tokens_per_step=derived.global_sequences * facts.mean_pack_tokens,
+        steps_per_epoch=derived.steps_per_epoch,
+        total_steps=derived.total_steps,
+        epochs=derived.total_steps / derived.steps_per_epoch,
+        peak_lr=derived.peak_lr,
+        warmup_steps=derived.warmup_steps,
+        lr_is_computed=config.optim.lr is None,
+    )
+
+
+def _place(derived: Derived) -> Place:
+    return Place(derived.device, derived.world_size, derived.devices_per_node)
+
+
+def _load(micro_sequences: int, facts: DataFacts) -> Load:
+    return Load(micro_sequences * facts.max_pack_tokens, micro_sequences * facts.max_pack_supervised)
+
+
+def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, figures: ArchitectureConfig) -> MemoryPlan:
+    need = estimate(config, figures, _place(derived), _load(derived.micro_sequences, facts))
+    limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
+    host_limit = config.cluster.host_memory_gib
+    runs_here = config.cluster.kind is ClusterKind.local and (derived.device == "cpu" or bool(visible_gpus()))
+    if host_limit is None and runs_here:  # a machine without GPUs is only planning for another one
+        host_limit = host_memory_gib()
+    exceeds = limit is not None and need.device_total > limit * GIB
+    return MemoryPlan(
+        device=_in_gib(need.device),
+        device_total=need.device_total / GIB,
+        device_limit=limit,
+        host=_in_gib(need.host),
+        host_total=need.host_total / GIB,
+        host_limit=host_limit,
+        advice=_advice(config, derived, facts, figures, float(limit or 0)) if exceeds else [],
+    )
+
+
+def _in_gib(items: dict[str, float]) -> dict[str, float]:
+    return {name: size / GIB for name, size in items.items()}
+
+
+def _advice(
+    config: RunConfig, derived: Derived, facts: DataFacts, figures: ArchitectureConfig, limit_gib: float
+) -> list[str]:
+    """Settings to change one after the other until it fits, cheapest first; those that save little are left out."""
+    micro = derived.micro_sequences
+
+    def need(candidate: RunConfig) -> MemoryEstimate:
+        sequences = min(micro, candidate.batch.micro_sequences or micro)
+        return estimate(candidate, figures, _place(derived), _load(sequences, facts))
+
+    steps: list[tuple[str, dict[str, object]]] = []
+    current = need(config).device_total
+    for setting, changes in _remedies(config, derived):
+        candidate = with_settings(config, **changes)
+        total = need(candidate).device_total
+        if total > 0.97 * current:
+            continue
+        config, current = candidate, total
+        # A later setting of the same keys takes the place of an earlier one: zero2 after zero1.
+        steps = [step for step in steps if not step[1].keys() <= changes.keys()]
+        steps.append((f"{setting} brings it to {total / GIB:.1f} GiB", changes))
+        if total <= _TIGHT * limit_gib * GIB:
+            return [line for line, _ in steps]
+    return [*(line for line, _ in steps), "that is still too much: use a smaller model, or GPUs with more memory"]
+
+
+def _remedies(config: RunConfig, derived: Derived) -> list[tuple[str, dict[str, object]]]:
+    """Settings to try, what costs least first. Each is tried on top of those before it."""
+    strategy, method = config.strategy.kind, config.method.kind
+    remedies: list[tuple[str, dict[str, object]]] = []
+    if not config.strategy.activation_checkpointing:
+        remedies.append(("strategy.activation_checkpointing=true", {"strategy__activation_checkpointing": True}))
+    if derived.micro_sequences > 1:
+        remedies.append(("batch.micro_sequences=1", {"batch__micro_sequences": 1}))
+    if method is MethodKind.full:
+        if derived.world_size > 1:
+            stages = (StrategyKind.zero1, StrategyKind.zero2, StrategyKind.zero3)
+            later = stages[stages.index(strategy) + 1 :] if strategy in stages else stages
+            remedies += [(f"strategy.kind={kind.value}", {"strategy__kind": kind}) for kind in later]
+        remedies.append(("strategy=zero3_offload", _OFFLOAD))
+        remedies.append(("method=lora", {"method__kind": MethodKind.lora}))
+    else:
+        if strategy is not StrategyKind.zero3:  # which cannot divide a 4-bit base
+            remedies.append(("method=qlora", {"method__kind": MethodKind.qlora}))
+        remedies.append(("method=lora strategy=zero3_offload", _OFFLOAD | {"method__kind": MethodKind.lora}))
+    return remedies
+
+
+_OFFLOAD: dict[str, object] = {
+    "strategy__kind": StrategyKind.zero3,
+    "strategy__activation_checkpointing": True,
+    "strategy__offload_optimizer": True,
+    "strategy__offload_params": True,
+}
+
+
+def _disk(config: RunConfig, derived: Derived, figures: ArchitectureConfig) -> Disk:
+    size = estimate(config, figures, _place(derived), Load(1, 1)).checkpoint / GIB
+    kept = config.checkpoint.keep_last + 1
+    if config.checkpoint.keep_best and has_validation(config):
+        kept += 1
+    return Disk(checkpoint=size, kept=kept, total=size * kept)
+
+
+def _judge_memory(plan: Plan, config: RunConfig, derived: Derived) -> None:
+    memory = plan.memory
+    if memory is None:
+        plan.warnings.append(
+            "the figures of this model are not known, so memory, disk and time are not planned; "
+            "fetch the model, or give model.architecture.*"
+        )
+        return
+    if memory.device_limit is not None:
+        used = memory.device_total / memory.device_limit
+        text = f"about {memory.device_total:.1f} GiB of {memory.device_limit:.0f} GiB are needed on each GPU"
+        todo = "; ".join(memory.advice)
+        if used > _MARGIN:
+            plan.problems.append(Problem("cluster.gpu_memory_gib", memory.device_limit, text, todo))
+        elif used > _TIGHT:
+            plan.warnings.append(f"{text}: it may not fit" + (f"; {todo}" if todo else ""))
+    if memory.host_limit is not None and memory.host_total > memory.host_limit:
+        text = f"about {memory.host_total:.0f} GiB of {memory.host_limit:.0f} GiB are needed on each machine"
+        offloads = config.strategy.offload_optimizer or config.strategy.offload_params
+        todo = "use more machines, or offload less" if offloads else "use a smaller batch or model, or strategy=zero3"
+        if derived.device == "cuda" and memory.host_total > _MARGIN * memory.host_limit:
+            plan.problems.append(Problem("cluster.host_memory_gib", memory.host_limit, text, todo))
+        else:
+            plan.warnings.append(f"{text}: {todo}")
+
+
+def _judge_batch(plan: Plan, config: RunConfig) -> None:
+    batch, facts = plan.batch, plan.data
+    wanted = config.batch.global_sequences
+    # Made-up figures are no ground for judging: those of a Hub data set that is not here, or of a guess at the whole;
+    # tokens, and packs by their number, are one until the data is prepared.
+    knows_sequences = facts.is_counted and not (facts.is_estimate and config.data.packing)
+    if knows_sequences and wanted is not None and batch.global_sequences < wanted:
+        plan.warnings.append(
+            f"the data has only {facts.num_packs} sequences, fewer than batch.global_sequences = {wanted}: "
+            "every epoch is one step"
+        )
+    wanted_tokens = config.batch.global_tokens
+    if not facts.is_estimate and wanted_tokens is not None and wanted_tokens > facts.tokens:
+        plan.warnings.append(
+            f"the data has only {facts.tokens:,} tokens, fewer than batch.global_tokens = {wanted_tokens:,}: "
+            "every epoch is one step"
+        )
+    asked = config.batch.micro_sequences
+    if asked is not None and batch.grad_accum_steps == 1 and batch.micro_sequences < asked:
+        plan.warnings.append(
+            f"batch.micro_sequences = {asked} is more than a step has for one device: "
+            f"each takes {batch.micro_sequences}"
+        )
+    if batch.world_size > batch.global_sequences:
+        idle = batch.world_size - batch.global_sequences
+        plan.warnings.append(f"{idle} of {batch.world_size} devices get nothing to do: raise batch.global_sequences")
+    if batch.total_steps < 10 and _steps_are_known(plan, config):
+        plan.warnings.append(
+            f"only {batch.total_steps} optimizer steps: lower batch.global_sequences or raise optim.epochs"
+        )
+    if facts.is_estimate:
+        what = "tokens are" if facts.is_counted else "examples and tokens are"
+        plan.warnings.append(f"the data is not prepared: {what} estimated (4 bytes a token)")
+
+
+def _judge_steps(plan: Plan, config: RunConfig) -> None:
+    """Settings in steps that do not fit into the run."""
+    optim, total, warmup = config.optim, plan.batch.total_steps, plan.batch.warmup_steps
+    if not _steps_are_known(plan, config):
+        return  # a guess is no ground for judging
+    if optim.warmup_steps is not None and optim.warmup_steps > warmup:
+        plan.warnings.append(
+            f"optim.warmup_steps = {optim.warmup_steps:,} is more than this run of {_steps(total)} has room for: "
+            f"cut to {warmup:,}, so the peak learning rate is reached in the last step only"
+        )
+    decay = round(total * optim.decay_ratio)
+    if optim.schedule is Schedule.wsd and decay > total - warmup:
+        plan.warnings.append(
+            f"optim.decay_ratio = {optim.decay_ratio:g} asks for {_steps(decay)} of decay, and warm-up leaves "
+            f"{total - warmup:,} of {total:,}: the decay is cut to those"
+        )
+    # what comes at the end of an epoch comes all the same
+    for key, every, act in (
+        ("checkpoint.save_every_steps", config.checkpoint.save_every_steps, "only the end is saved"),
+        ("track.eval_every_steps", config.track.eval_every_steps, "held-out loss is measured after each epoch only"),
+    ):
+        if every > total:
+            plan.warnings.append(f"{key} = {every:,} is more than this run of {_steps(total)}: {act}")
+
+
+def _steps_are_known(plan: Plan, config: RunConfig) -> bool:
+    """Whether the number of steps is more than a guess: without packing, counting examples is enough."""
+    facts = plan.data
+    by_examples = facts.is_counted and not config.data.packing and config.batch.global_tokens is None
+    return config.optim.max_steps is not None or not facts.is_estimate or by_examples
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'' if count == 1 else 's'}"
+
+
+def _names_known(config: RunConfig, derived: Derived) -> bool:
+    return config.method.target_modules == ["all-linear"] or has_usual_modules(
+        config.model, model_dir=derived.model_dir
+    )
+
+
+def _judge_adapters(plan: Plan, config: RunConfig, figures: ArchitectureConfig, *, names_known: bool) -> None:
+    """Names of layers the model does not have. Only where its names are known: elsewhere they may well be right."""
+    named, shapes = config.method.target_modules, module_shapes(figures)
+    absent = [name for name in named if name != "all-linear" and not matching(shapes, name)]
+    if not absent:
+        return
+    if not names_known:
+        plan.warnings.append(
+            f"method.target_modules = {named}: what this model calls its layers is not known here, so "
+            f"{', '.join(absent)} could not be checked and does not count in memory and disk; training stops if none "
+            "of the names matches"
+        )
+        return
+    ours = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+    plan.problems.append(
+        Problem(
+            "method.target_modules",
+            named,
+            f"the model has no module named {', '.join(absent)}",
+            f"Give all-linear, or some of: {', '.join(ours)}",
+        )
+    )

@@ -1,0 +1,227 @@
+"""From a composed configuration to all that is known before a run: model files, prepared data, derived values, plan.
+
+What `launcher train`, `launcher check` and the worker share, so that all of them plan the same run.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+from launcher.config.devices import visible_gpus
+from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder, find_model, model_source
+from launcher.config.schema import Derived, ModelConfig, RunConfig
+from launcher.config.world import resolve_world
+from launcher.data.audit import RULES, Finding
+from launcher.data.hub import NotFetched
+from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
+from launcher.data.prepared import Prepared
+from launcher.data.sources import HUB, find_sources
+from launcher.errors import ModelError, Problem
+from launcher.plan.batch import derive
+from launcher.plan.estimate_data import READ_BYTES, skim
+from launcher.plan.plan import DataFacts, Plan, make_plan
+
+_SMALL_BYTES = READ_BYTES
+# For planning with a data set of the Hub that was not fetched yet.
+_HUB_EXAMPLES = 10_000
+_HUB_TOKENS = 2_500_000
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A run that could start now."""
+
+    config: RunConfig
+    derived: Derived
+    plan: Plan
+    prepared: PreparedInfo | None
+    """None in a plan made without preparing the data."""
+    findings: tuple[Finding, ...] = ()
+    """Of the audit, as far as it went."""
+    unaudited: str = ""
+    """What the audit has not seen yet; empty once the data is prepared."""
+
+
+def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedRun:
+    """Everything a run directory is made from; fetches or converts the model and prepares the data if need be.
+
+    Raises:
+        ModelError, DataError: with what to do. The plan's own problems are in `plan.problems`; the caller decides.
+    """
+    files = locate_model(config.model)
+    prepared = prepare(config, files, progress=progress)
+    return _planned(config, str(files.folder), prepared, data_facts(prepared))
+
+
+def plan_cheaply(config: RunConfig) -> PlannedRun:
+    """The plan as far as this machine knows it already: prepares small local data, reads other data without a tokenizer
+    (`unaudited` then says what that leaves out), fetches nothing.
+
+    Raises:
+        DataError: the data cannot be found or read. What the audit refuses is among the plan's problems.
+    """
+    try:
+        files = locate_model(config.model, weights=False, download=False)
+    except ModelError:  # not fetched or not converted yet; figures may be shipped all the same
+        files = None
+    prepared = _prepare_if_small(config, files) if files is not None else None
+    if prepared is not None:
+        assert files is not None
+        planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
+    else:
+        planned = _plan_unprepared(config, files)
+    planned.plan.problems.extend(finding.as_problem() for finding in planned.findings if finding.vetoes)
+    return planned
+
+
+def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
+    model_dir = str(files.folder) if files is not None else ""
+    try:
+        sources = find_sources(config.data, download=False)
+    except NotFetched:
+        planned = _planned(config, model_dir, None, _hub_facts(config))
+        return replace(planned, unaudited="the data set was not fetched from the Hub yet")
+    skimmed = skim(config.data, sources)
+    planned = _planned(config, model_dir, None, skimmed.facts)
+    limit = config.data.seq_len_tokens
+    if skimmed.num_long:
+        planned.plan.warnings.append(
+            f"data: about {skimmed.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
+        )
+    unseen = f"lengths in tokens and the chat template were not checked{_why_no_files(config.model, files)}"
+    unaudited = f"{skimmed.unread}, and {unseen}" if skimmed.unread else unseen
+    return replace(planned, findings=skimmed.audit.findings, unaudited=unaudited)
+
+
+def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
+    if files is not None:
+        return ""
+    is_embedded = model_source(model.name_or_path) is ModelSource.embedded
+    return " (the model was not converted yet)" if is_embedded else " (the model is not on this machine)"
+
+
+def _undivided(config: RunConfig) -> list[str]:
+    """A share to hold out counts only where the data brings nothing that is held out."""
+    share = config.data.validation_fraction
+    if share <= 0:
+        return []
+    try:
+        brought = find_sources(config.data, download=False).validation
+    except NotFetched:
+        return []
+    return [f"data.validation_fraction = {share:g} does nothing: {brought[0].name} is held out"] if brought else []
+
+
+def prepares_quickly(config: RunConfig, *, look_only: bool = False) -> bool:
+    """Whether the data is small, prepared already, or on a Hub, which nodes of a cluster often cannot reach.
+
+    Args:
+        look_only: fetch nothing; a model that is not here yet then means that nothing is prepared.
+    Raises:
+        ModelError, DataError: the model cannot be fetched, or the data cannot be found or read.
+    """
+    size = _local_bytes(config)
+    if size is None or size <= _SMALL_BYTES:
+        return True
+    try:
+        files = locate_model(config.model, weights=not look_only, download=not look_only)
+    except ModelError:
+        if look_only:
+            return False
+        raise
+    return find_prepared(config, files) is not None
+
+
+def locate_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> ModelFiles:
+    """As find_model; the embedded model is converted first if `download` allows such work."""
+    is_embedded = model_source(model.name_or_path) is ModelSource.embedded
+    name = model.name_or_path.partition(":")[2]
+    if is_embedded and download and not embedded_folder(name).is_dir():
+        from launcher.demo.embedded_model import ensure_embedded
+
+        ensure_embedded(name)
+    return find_model(model, weights=weights, download=download)
+
+
+def allow_problems(config: RunConfig) -> list[Problem]:
+    """Codes in data.allow that no audit finding has, or that cannot be accepted."""
+    problems = []
+    for code in config.data.allow:
+        if code not in RULES:
+            problems.append(Problem("data.allow", code, "there is no such audit finding", "docs/data.md lists them"))
+        elif not RULES[code].can_allow:
+            problems.append(Problem("data.allow", code, "this finding cannot be accepted", RULES[code].todo))
+    return problems
+
+
+def data_facts(prepared: PreparedInfo) -> DataFacts:
+    """What the plan needs of a prepared data set."""
+    train = prepared.train
+    # to be looked at only: whether it may train is for the audit to say
+    packs = Prepared.open(prepared.folder, "train", allow_vetoed=True)
+    return DataFacts(
+        examples=train.num_examples,
+        validation_examples=prepared.validation.num_examples if prepared.validation else 0,
+        tokens=train.num_tokens,
+        supervised_tokens=train.num_supervised_tokens,
+        num_packs=train.num_packs,
+        max_pack_tokens=train.longest_pack_tokens,
+        max_pack_supervised=int(packs.pack_supervised.max(initial=0)),
+    )
+
+
+def _hub_facts(config: RunConfig) -> DataFacts:
+    """Made up, to plan memory with: a data set of the Hub that is not here counts as 10 MB."""
+    longest = config.data.seq_len_tokens
+    return DataFacts(
+        examples=_HUB_EXAMPLES,
+        validation_examples=0,
+        tokens=_HUB_TOKENS,
+        supervised_tokens=_HUB_TOKENS // 2,
+        num_packs=-(-_HUB_TOKENS // longest) if config.data.packing else _HUB_EXAMPLES,
+        max_pack_tokens=longest,
+        max_pack_supervised=longest,  # the worst case
+        is_estimate=True,
+        is_counted=False,
+    )
+
+
+def _prepare_if_small(config: RunConfig, files: ModelFiles) -> PreparedInfo | None:
+    size = _local_bytes(config)
+    if size is not None and size <= _SMALL_BYTES:
+        return prepare(config, files, allow_vetoed=True)
+    return find_prepared(config, files, allow_vetoed=True)
+
+
+def _local_bytes(config: RunConfig) -> int | None:
+    """Size of the data; None when it must be fetched from the Hub first."""
+    paths = [config.data.path, config.data.validation_path, *(source.path for source in config.data.mixture)]
+    if any(path is not None and path.startswith(HUB) for path in paths):
+        return None
+    return sum(source.size_bytes for source in find_sources(config.data).all())
+
+
+def _planned(config: RunConfig, model_dir: str, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
+    world = resolve_world(config, visible_gpus())
+    derived = derive(
+        config,
+        run_id=secrets.token_hex(8),
+        model_dir=model_dir,
+        data_dir=str(prepared.folder) if prepared is not None else "",
+        data_key=prepared.key if prepared is not None else "",
+        num_packs=facts.num_packs,
+        mean_pack_tokens=facts.mean_pack_tokens,
+        max_tokens=facts.max_pack_tokens,
+        device=world.device,
+        devices_per_node=world.devices_per_node,
+    )
+    plan = make_plan(config, derived, facts)
+    plan.warnings.extend(_undivided(config))
+    return PlannedRun(
+        config=config,
+        derived=derived,
+        plan=plan,
+        prepared=prepared,
+        findings=prepared.audit.findings if prepared is not None else (),
+    )

@@ -1,0 +1,1 @@
+"""Curves, advice and cost of a run."""

@@ -1,0 +1,68 @@
+"""What a run was like after each epoch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from launcher.runs.metrics import EvalRecord, Metrics, StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One epoch, or what there is of the last one."""
+
+    epoch: float
+    """Epochs done at its end: 1.0, 2.0, ...; a fraction where the run ends inside one."""
+    step: int
+    """Its last optimizer step."""
+    train_loss: float
+    """Mean over its supervised tokens, each seen before it was trained on in this epoch."""
+    heldout_loss: float | None
+    """The last evaluation inside it."""
+    time: str
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def snapshots(metrics: Metrics) -> list[Snapshot]:
+    """One per epoch that has steps, in order; an epoch still running counts with what it has."""
+    epochs: dict[int, list[StepRecord]] = {}
+    for record in metrics.steps:
+        epochs.setdefault(_epoch_of(record), []).append(record)
+    found = []
+    first_step = 0
+    for records in epochs.values():
+        last = records[-1]
+        inside = [record for record in metrics.evals if first_step < record.step <= last.step]
+        found.append(
+            Snapshot(
+                epoch=round(last.epoch, 6),
+                step=last.step,
+                train_loss=mean_loss(records),
+                heldout_loss=inside[-1].loss if inside else None,
+                time=last.time,
+            )
+        )
+        first_step = last.step
+    return found
+
+
+def mean_loss(records: list[StepRecord]) -> float:
+    """Loss of several steps as if they were one: weighted by supervised tokens."""
+    tokens = sum(record.supervised_tokens for record in records)
+    if tokens == 0:
+        return math.nan
+    return sum(record.loss * record.supervised_tokens for record in records) / tokens
+
+
+def best_eval(metrics: Metrics) -> EvalRecord | None:
+    """The evaluation with the lowest held-out loss, the first of equals; None without a finite one."""
+    finite = [record for record in metrics.evals if math.isfinite(record.loss)]
+    return min(finite, key=lambda record: (record.loss, record.step), default=None)
+
+
+def _epoch_of(record: StepRecord) -> int:
+    # The step that ends epoch 1 carries 1.0, give or take rounding, and belongs to epoch 1.
+    return max(1, math.ceil(record.epoch - 1e-6))

@@ -1,0 +1,224 @@
+"""Where the allocated time of a run went: how much of it moved the weights, and what the rest was spent on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.paths import RunPaths
+from launcher.runs.events import Event, read_events
+from launcher.runs.jsonl import parse_time
+from launcher.runs.metrics import Record, StepRecord, read_every_record
+from launcher.runs.untyped_json import read_loose
+
+PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
+"""What allocated time is spent on, in the order a run meets them."""
+
+_SHORT_ENDS = (0, 75)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSpan:
+    """When one attempt held how many devices. Times are UTC, ISO 8601."""
+
+    attempt: int
+    devices: int
+    started: str
+    """When the devices were allocated."""
+    ended: str
+    """When they were given back; of an attempt that runs, now or its last sign of life."""
+    queued: str = ""
+    """When it became able to run; empty where nobody queued it."""
+    is_failed: bool = False
+    """It ended, and neither finished nor saved because it was told to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodput:
+    """Allocated device time by what it was spent on.
+
+    Whole device-milliseconds, so that the parts add up to `allocated_ms` exactly.
+    """
+
+    parts_ms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    """start: until the ranks have met; load: model, data and checkpoint; rehearse; data: waiting for examples within
+    steps; useful: the rest of the steps that count in the final weights; redone: steps whose result was lost and that
+    were made once more; save; evaluate; lost: what an attempt that failed held after its last sign of work; other: the
+    rest."""
+    allocated_ms: int = 0
+    queue_ms: int = 0
+    """Waiting for an allocation, in milliseconds of the clock; no device was held."""
+    num_attempts: int = 0
+
+    @property
+    def device_hours(self) -> float:
+        """All that was allocated."""
+        return self.allocated_ms / 3_600_000
+
+    @property
+    def useful_share(self) -> float | None:
+        """Goodput: the share of the allocated time that counts in the weights; None without any."""
+        return self.parts_ms["useful"] / self.allocated_ms if self.allocated_ms else None
+
+    def hours(self, part: str) -> float:
+        """Device-hours of one of PARTS."""
+        return self.parts_ms[part] / 3_600_000
+
+    def share(self, part: str) -> float:
+        return self.parts_ms[part] / self.allocated_ms if self.allocated_ms else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        return {
+            "goodput": self.useful_share,
+            "device_hours": self.device_hours,
+            "queue_hours": self.queue_ms / 3_600_000,
+            "attempts": self.num_attempts,
+            "parts": {part: {"device_hours": self.hours(part), "share": self.share(part)} for part in PARTS},
+        }
+
+
+def goodput(events: list[Event], records: list[Record], spans: list[AttemptSpan]) -> Goodput:
+    """The account of a run. Pure.
+
+    Args:
+        records: every line of metrics.jsonl, those of steps that were redone later included.
+        spans: of every attempt.
+    """
+    redone = _redone(records)
+    parts = dict.fromkeys(PARTS, 0)
+    allocated = queue = 0
+    for span in spans:
+        held = _ms_between(span.started, span.ended)
+        mine = [record for record in records if record.attempt == span.attempt]
+        told = [event for event in events if event.attempt == span.attempt]
+        for part, spent in _account(span, held, told, mine, redone).items():
+            parts[part] += spent * span.devices
+        allocated += held * span.devices
+        queue += _ms_between(span.queued, span.started)
+    return Goodput(parts_ms=parts, allocated_ms=allocated, queue_ms=queue, num_attempts=len(spans))
+
+
+def run_goodput(run_dir: Path) -> Goodput:
+    """The account of the run in `run_dir`, as far as its files go."""
+    paths = RunPaths(run_dir)
+    events, records = read_events(paths.events), read_every_record(paths.metrics)
+    return goodput(events, records, attempt_spans(paths, events, records))
+
+
+def attempt_spans(paths: RunPaths, events: list[Event], records: list[Record]) -> list[AttemptSpan]:
+    """Every attempt, from its own record; one that left none, or no end, from its events and metrics."""
+    numbers = {event.attempt for event in events if event.attempt > 0}
+    names = [path.parent.name for path in paths.attempts.glob("[0-9]*/attempt.json")]
+    numbers |= {int(name) for name in names if name.isdigit()}
+    spans = [_span(paths, number, events, records) for number in sorted(numbers)]
+    return [span for span in spans if span is not None]
+
+
+def _span(paths: RunPaths, number: int, events: list[Event], records: list[Record]) -> AttemptSpan | None:
+    kept, judged = read_loose(paths.attempt_record(number)), read_loose(paths.verdict(number))
+    mine = [event for event in events if event.attempt == number]
+    signs = [event.time for event in mine] + [record.time for record in records if record.attempt == number]
+    jobs = [event for event in mine if event.event == "job_start"]
+    started = kept.at("started").text or (mine[0].time if mine else "")
+    # A job holds its devices before its first process has written a word.
+    started = min([started, *(event.time for event in jobs[:1])])
+    if not started:
+        return None
+    ended = kept.at("ended").text or judged.at("ended").text or max(signs, default=started)
+    sizes = [size for event in mine if isinstance(size := event.fields.get("world_size"), int)]
+    code = kept.at("exit_code").whole
+    ends = [event.fields.get("exit_code") for event in mine if event.event == "attempt_end"]
+    last = code if code is not None else ends[-1] if ends else None
+    return AttemptSpan(
+        attempt=number,
+        devices=kept.at("world_size").whole or (sizes[0] if sizes else 1),
+        started=started,
+        ended=ended,
+        queued=kept.at("queued").text,
+        is_failed=(last is not None and last not in _SHORT_ENDS) or (last is None and judged.exists),
+    )
+
+
+def _redone(records: list[Record]) -> set[tuple[int, int]]:
+    """(attempt, step) of every step that a later attempt made again."""
+    newest: dict[int, int] = {}
+    for record in records:
+        newest[record.attempt] = min(newest.get(record.attempt, record.step), record.step)
+    return {
+        (record.attempt, record.step)
+        for record in records
+        if isinstance(record, StepRecord)
+        and any(attempt > record.attempt and first <= record.step for attempt, first in newest.items())
+    }
+
+
+def _account(
+    span: AttemptSpan, held_ms: int, events: list[Event], records: list[Record], redone: set[tuple[int, int]]
+) -> dict[str, int]:
+    """Milliseconds of the clock by part, of one attempt; they add up to `held_ms`."""
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    rehearsals = [event for event in events if event.event == "rehearsal"]
+    begun = [event.time for event in events if event.event == "attempt_start"]
+    work = [record.time for record in records] + [event.time for event in events if event.event in _WORK]
+    start_ms = _ms_between(span.started, begun[0]) if begun else 0
+    spent = {
+        "start": start_ms,
+        "load": max(0, _loaded_after_ms(span, events, steps) - start_ms) if begun else 0,
+        "rehearse": sum(_ms(event.fields.get("seconds")) for event in rehearsals),
+        "data": sum(_data_ms(step) for step in steps if (span.attempt, step.step) not in redone),
+        "useful": sum(
+            _ms(step.step_time_s) - _data_ms(step) for step in steps if (span.attempt, step.step) not in redone
+        ),
+        "redone": sum(_ms(step.step_time_s) for step in steps if (span.attempt, step.step) in redone),
+        # The rehearsal counts the save of step 0, which is a part of it.
+        "save": sum(_ms(event.fields.get("seconds")) for event in events if _is_save(event, bool(rehearsals))),
+        "evaluate": sum(_ms(record.eval_time_s) for record in records if not isinstance(record, StepRecord)),
+    }
+    if span.is_failed:
+        spent["lost"] = _ms_between(max([*work, *begun], default=span.started), span.ended)
+    return _within(spent, held_ms)
+
+
+def _data_ms(step: StepRecord) -> int:
+    return min(_ms(step.data_time_s), _ms(step.step_time_s))
+
+
+_WORK = ("loaded", "rehearsal", "resume", "checkpoint")
+
+
+def _is_save(event: Event, rehearsed: bool) -> bool:
+    return event.event == "checkpoint" and not (rehearsed and event.fields.get("step") == 0)
+
+
+def _loaded_after_ms(span: AttemptSpan, events: list[Event], steps: list[StepRecord]) -> int:
+    """When model, data and checkpoint were there, counted from the start of the attempt."""
+    known = [event.time for event in events if event.event in ("loaded", "resume")]
+    if known:
+        return _ms_between(span.started, max(known))
+    rehearsed = [event for event in events if event.event == "rehearsal"]
+    if rehearsed:
+        return _ms_between(span.started, rehearsed[0].time) - _ms(rehearsed[0].fields.get("seconds"))
+    return _ms_between(span.started, steps[0].time) - _ms(steps[0].step_time_s) if steps else 0
+
+
+def _within(spent: dict[str, int], held_ms: int) -> dict[str, int]:
+    """The same parts, cut where clocks of different machines make them longer than the whole; `other` is the rest."""
+    left, parts = held_ms, dict.fromkeys(PARTS, 0)
+    for part in PARTS:
+        parts[part] = min(max(0, spent.get(part, 0)), left)
+        left -= parts[part]
+    parts["other"] += left
+    return parts
+
+
+def _ms(seconds: object) -> int:
+    return round(seconds * 1000) if isinstance(seconds, int | float) and 0 <= seconds < 1e9 else 0
+
+
+def _ms_between(start: str, end: str) -> int:
+    """Milliseconds from one time to another; 0 where one is missing or they run backwards."""
+    try:
+        return max(0, round((parse_time(end) - parse_time(start)).total_seconds() * 1000))
+    except (ValueError, TypeError):
+        return 0

@@ -1,0 +1,354 @@
+"""report.html: one page about a run, complete in itself. Whatever is missing is named, and never stops it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from launcher.config.build import plain
+from launcher.config.frozen import load_config
+from launcher.config.schema import Derived, RunConfig
+from launcher.errors import RunError
+from launcher.paths import RunPaths
+from launcher.report import plots, run_facts
+from launcher.report.advice import Advice, Level, plateau_advice
+from launcher.report.cost import bill
+from launcher.report.epochs import best_eval, snapshots
+from launcher.report.goodput import PARTS, Goodput, run_goodput
+from launcher.runs.events import Event, read_events
+from launcher.runs.metrics import Metrics, read_metrics
+from launcher.runs.redact import redacted_text
+from launcher.runs.untyped_json import Loose, read_loose
+from launcher.tracking.replay import wandb_warning
+
+MOST_SAMPLES = 8
+MOST_EVENTS = 120
+LONGEST_TEXT_CHARS = 1200
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `write_report` made and found."""
+
+    page: Path
+    loss_png: Path
+    advice: Advice
+    verdict: str
+    metrics: Metrics
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        best = best_eval(self.metrics)
+        return {
+            "page": str(self.page),
+            "loss_png": str(self.loss_png),
+            "verdict": self.verdict,
+            "advice": self.advice.as_dict(),
+            "steps": len(self.metrics.steps),
+            "best": None if best is None else {"step": best.step, "epoch": best.epoch, "loss": best.loss},
+            "epochs": [shot.as_dict() for shot in snapshots(self.metrics)],
+            "missing": self.missing,
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The sentence on top of the page; `tone` is good, bad or open."""
+
+    tone: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found in the run directory."""
+
+    paths: RunPaths
+    config: RunConfig
+    derived: Derived
+    metrics: Metrics
+    events: list[Event]
+    result: Loose
+    """eval.json."""
+    audit: Loose
+    """data/audit.json."""
+    advice: Advice
+    goodput: Goodput
+    verdicts: dict[int, Loose]
+    """verdict.json of the attempts that have one."""
+
+    @property
+    def verdict(self) -> Verdict:
+        return verdict_of(self.result, *run_facts.last_state(self.events), self.paths.root.name)
+
+    @property
+    def wandb_note(self) -> str:
+        """What W&B lacks and why; empty where it lacks nothing, or was not asked for."""
+        why = wandb_warning(self.events)
+        return f"W&B incomplete: launcher sync {self.paths.root.name} ({why})" if why else ""
+
+    @property
+    def missing(self) -> list[str]:
+        return missing_parts(self.paths.root.name, self.metrics, self.result, self.audit, self.events)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes report.html and plots/ of a run; the page's path.
+
+    Raises: RunError when `run_dir` has no config.yaml and so is no run, OSError when the disk takes nothing.
+    """
+    return make_report(run_dir).page
+
+
+def make_report(run_dir: Path) -> Report:
+    """As `write_report`, and also what it says."""
+    facts = gather(run_dir)
+    page = facts.paths.report
+    # Written beside and renamed, so that a browser that reloads never sees half of it.
+    draft = page.with_suffix(".html.part")
+    draft.write_bytes(page_html(facts).encode("utf-8", "replace"))
+    draft.replace(page)
+    return Report(
+        page=page,
+        loss_png=plots.loss_png(run_dir),
+        advice=facts.advice,
+        verdict=facts.verdict.text,
+        metrics=facts.metrics,
+        missing=facts.missing,
+        notes=[facts.wandb_note] if facts.wandb_note else [],
+    )
+
+
+def gather(run_dir: Path) -> Facts:
+    """Reads the run directory.
+
+    Raises: RunError when it has no config.yaml.
+    """
+    paths = RunPaths(run_dir)
+    frozen = load_config(paths.config)
+    if frozen.derived is None:
+        raise RunError(f"{paths.config}: the derived values are missing; this is no run that was started")
+    metrics = read_metrics(paths.metrics)
+    return Facts(
+        paths=paths,
+        config=frozen.config,
+        derived=frozen.derived,
+        metrics=metrics,
+        events=read_events(paths.events),
+        result=read_loose(paths.eval),
+        audit=read_loose(paths.data / "audit.json"),
+        advice=plateau_advice(metrics, frozen.config),
+        goodput=run_goodput(run_dir),
+        verdicts={int(path.parent.name): read_loose(path) for path in paths.attempts.glob("[0-9]*/verdict.json")},
+    )
+
+
+def page_html(facts: Facts) -> str:
+    """The page."""
+    metrics, derived = facts.metrics, facts.derived
+    state, reason = run_facts.last_state(facts.events)
+    attempts = run_facts.attempts(facts.events, metrics)
+    epochs = snapshots(metrics)
+    urls = [url for event in facts.events if event.event == "wandb" and (url := event.fields.get("url"))]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            name=facts.paths.root.name,
+            config=facts.config,
+            derived=derived,
+            state=state,
+            reason=reason,
+            verdict=facts.verdict,
+            advice=facts.advice,
+            scores=run_facts.scores(facts.result),
+            result=facts.result,
+            loss_interval=_loss_interval(facts.result),
+            samples=facts.result.at("samples").items[:MOST_SAMPLES],
+            last=metrics.steps[-1] if metrics.steps else None,
+            best=best_eval(metrics),
+            median_speed=_median([record.tokens_per_s for record in metrics.steps]),
+            figures=_figures(metrics),
+            snapshots=epochs,
+            lowest=min((shot.heldout_loss for shot in epochs if shot.heldout_loss is not None), default=None),
+            attempts=attempts,
+            goodput=facts.goodput,
+            parts=PARTS,
+            bill=bill(
+                facts.goodput.device_hours,
+                price_per_device_hour=facts.config.cluster.price_per_device_hour,
+                plan=read_loose(facts.paths.plan),
+            ),
+            verdicts=facts.verdicts,
+            unit="GPU-hours" if derived.device == "cuda" else "Device-hours",
+            checkpoints=run_facts.checkpoints(facts.paths),
+            audit=facts.audit,
+            timeline=timeline(facts.events),
+            settings=run_facts.settings(facts.config),
+            derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(plain(derived)).items()},
+            versions=read_loose(facts.paths.versions).entries,
+            wandb_url=urls[-1] if urls else None,
+            wandb_note=facts.wandb_note,
+            missing=facts.missing,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+    )
+
+
+def _loss_interval(result: Loose) -> tuple[float, float] | None:
+    change = result.at("heldout_loss_difference")
+    return change.at("ci").interval if change.at("difference").number is not None else None
+
+
+def _figures(metrics: Metrics) -> dict[str, Markup]:
+    """SVGs by name; none without a step."""
+    if not metrics.steps:
+        return {}
+    # Our own numbers and labels only: nothing a user wrote gets into a figure.
+    panels = "Loss, learning rate, gradient norm, throughput"
+    return {
+        "loss": Markup(plots.page_svg(plots.loss_figure(metrics, (8.6, 3.8)), name="Loss over optimizer steps")),
+        "panels": Markup(plots.page_svg(plots.panels_figure(metrics, (8.6, 5.4)), name=panels)),
+    }
+
+
+def verdict_of(result: Loose, state: str, reason: str, name: str) -> Verdict:
+    """Whether tuning helped; where that was not measured, how the run stands."""
+    text = result.at("verdict").text
+    if text:
+        outcome = result.at("outcome").text or ("better" if result.at("better").flag else "worse")
+        return Verdict({"better": "good", "worse": "bad"}.get(outcome, "open"), text)
+    if state == "failed":
+        return Verdict("bad", f"The run failed{': ' + reason if reason else '.'}")
+    if state == "cancelled":
+        return Verdict("open", "The run was cancelled; how good such a model is cannot be told without measuring it.")
+    if state == "succeeded":
+        return Verdict("open", f"Trained, but not yet measured against its base: launcher eval {name}")
+    return Verdict("open", f"The run is {state}{': ' + reason if reason else '; this page shows it as it stands'}.")
+
+
+def missing_parts(name: str, metrics: Metrics, result: Loose, audit: Loose, events: list[Event]) -> list[str]:
+    """What the page would also show, and how to get it."""
+    checks = [
+        (bool(metrics.steps), "loss curves: no optimizer step was recorded"),
+        (bool(metrics.evals) or not metrics.steps, "held-out loss: no evaluation was recorded"),
+        (result.exists, f"comparison with the base model: launcher eval {name}"),
+        (audit.exists, "data audit: data/audit.json is not there"),
+        (bool(events), "attempts and events: events.jsonl is empty or not there"),
+    ]
+    return [what for is_there, what in checks if not is_there]
+
+
+def timeline(events: list[Event]) -> list[tuple[Event, str]]:
+    """The newest events with their fields as text; saves are left out, they have a table of their own."""
+    shown = [event for event in events if event.event not in ("checkpoint", "checkpoint_prepared")][-MOST_EVENTS:]
+    return [(event, "  ".join(f"{key}={_plain_text(value)}" for key, value in event.fields.items())) for event in shown]
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    environment.filters.update(
+        num=number_text,
+        share=share_text,
+        moment=moment_text,
+        duration=duration_text,
+        size=size_text,
+        clip=_clip,
+        loss=lambda value: number_text(value, 4),
+        epoch=epoch_text,
+        place=place_text,
+    )
+    environment.globals["Level"] = Level
+    return environment
+
+
+def _printable(value: object) -> object:
+    """Text of users without secrets and without characters HTML does not allow; markup of ours as it is."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return UNPRINTABLE.sub("\ufffd", redacted_text(value, os.environ))
+
+
+def _clip(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT_CHARS else text[:LONGEST_TEXT_CHARS] + " [...]"
+
+
+def _plain_text(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    """Rounded to significant digits, thousands set apart; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "\u2013" if value is None else str(value)
+    if isinstance(value, int) or abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if 0 < abs(value) < 1e-3 else f"{_significant(value, digits)}"
+
+
+def _significant(value: float, digits: int) -> str:
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def epoch_text(value: float) -> str:
+    """Epochs done: whole ones without a fraction, others to the hundredth."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def place_text(place: Loose) -> str:
+    """File and line of a finding; the file alone, or its split, where no line is meant."""
+    name, line = place.at("file").text.split("/")[-1], place.at("line").text
+    return name if line in ("", "0") else f"{name}:{line}"
+
+
+def share_text(value: float | None) -> str:
+    return "\u2013" if value is None else f"{value * 100:.1f} %"
+
+
+def moment_text(time: str) -> str:
+    """A line's time, to the second."""
+    return time[:19].replace("T", " ") if time else "\u2013"
+
+
+def duration_text(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size_text(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} TiB"
+
+
+def _median(values: list[float]) -> float | None:
+    finite = sorted(value for value in values if math.isfinite(value))
+    return finite[len(finite) // 2] if finite else None

@@ -1,0 +1,1 @@
+"""The run directory: its files, attempts and states."""

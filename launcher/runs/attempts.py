@@ -1,0 +1,67 @@
+"""The ledger of attempts: who ran each, where and when. `attempts/N/attempt.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from launcher.paths import RunPaths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt of a run, written by whoever starts its ranks. Times are UTC, ISO 8601."""
+
+    attempt: int
+    starter: str
+    """local, slurm, or other (torchrun, accelerate, srun by hand)."""
+    host: str
+    """Machine of the starter."""
+    world_size: int
+    started: str
+    ended: str = ""
+    """Empty while it runs, and for ever if its starter was killed or lost its machine."""
+    exit_code: int | None = None
+    """What the attempt ended with, as the starter saw it."""
+    job_id: str = ""
+    """Slurm job; ARRAY_TASK for a member of an array."""
+    restart: int = 0
+    """How often Slurm had restarted the job."""
+    queued: str = ""
+    """When the job became able to run, as Slurm tells it."""
+    nodes: list[str] = field(default_factory=list)
+    """Host names in rank order, each once."""
+    ranks_per_node: int = 1
+    checkpoint_step: int = -1
+    """Newest committed checkpoint when the attempt began; -1: none."""
+
+    def node_of(self, rank: int) -> str:
+        """Host name of a rank; ranks are dealt out to nodes in blocks."""
+        place = rank // max(1, self.ranks_per_node)
+        return self.nodes[place] if place < len(self.nodes) else self.host
+
+
+def write_attempt(run_dir: Path, record: AttemptRecord) -> None:
+    """Writes or replaces the record of its attempt, whole."""
+    path = RunPaths(run_dir).attempt_record(record.attempt)
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_attempt(run_dir: Path, attempt: int) -> AttemptRecord | None:
+    """None where the attempt left no record, or none that can be read."""
+    try:
+        found = json.loads(RunPaths(run_dir).attempt_record(attempt).read_text("utf-8"))
+        known = {item.name for item in fields(AttemptRecord)}
+        return AttemptRecord(**{key: value for key, value in found.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def read_attempts(run_dir: Path) -> list[AttemptRecord]:
+    """All records, oldest first."""
+    names = sorted(path.parent.name for path in RunPaths(run_dir).attempts.glob("[0-9]*/attempt.json"))
+    found = (read_attempt(run_dir, int(name)) for name in names if name.isdigit())
+    return [record for record in found if record is not None]

@@ -1,0 +1,120 @@
+"""Finds the rank that hangs, from the heartbeats of all ranks. Whoever started the ranks asks twice a second."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from launcher.config.cluster_schema import FaultConfig
+from launcher.config.frozen import load_config
+from launcher.errors import LauncherError
+from launcher.paths import RunPaths
+from launcher.runs.heartbeat import EVERY_S, Beat, parse_beat
+
+_LARGEST_GAP_S = 5.0
+"""Longer between two looks, and the watcher itself was stopped or starved: that time says nothing about the ranks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """A rank that shows no sign of life."""
+
+    rank: int
+    host: str
+    """Empty where the rank never said it."""
+    phase: str
+    step: int
+    silent_s: float
+    limit_s: float
+
+
+@dataclass(slots=True)
+class _Watched:
+    rank: int
+    line: bytes = b""
+    beat: Beat | None = None
+    changed_at_s: float = 0.0
+
+
+class Watch:
+    """Looks at the beat files of an attempt; time is the watcher's own, so clocks of nodes may differ.
+
+    Args:
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self, paths: RunPaths, attempt: int, world_size: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._paths = paths
+        self._attempt = attempt
+        self._clock = clock
+        self._last_look = clock()
+        self._watched_s = 0.0
+        self._start_limit_s = _load_limit_s(paths)
+        self._ranks = [_Watched(rank) for rank in range(world_size)]
+
+    def stalled(self) -> Stall | None:
+        """The rank that hangs, None while all go on. Never raises for files that are missing, removed or half there.
+
+        Of several, that is the one which could not write down its stack (it is stopped, or its machine is gone), else
+        the one in another phase than most, else the one silent longest.
+        """
+        now = self._clock()
+        self._watched_s += min(now - self._last_look, _LARGEST_GAP_S)
+        self._last_look = now
+        for watched in self._ranks:
+            self._look_at(watched)
+        late = [watched for watched in self._ranks if self._silent_s(watched) > self._limit_s(watched) + EVERY_S]
+        late = [watched for watched in late if not self._has_left(watched)]
+        if not late:
+            return None
+        phases = Counter(_phase(watched) for watched in self._ranks)
+        worst = min(
+            late,
+            key=lambda watched: (self._has_dumped(watched), phases[_phase(watched)], -self._silent_s(watched)),
+        )
+        return Stall(
+            rank=worst.rank,
+            host=worst.beat.host if worst.beat is not None else "",
+            phase=_phase(worst),
+            step=worst.beat.step if worst.beat is not None else 0,
+            silent_s=self._silent_s(worst),
+            limit_s=self._limit_s(worst),
+        )
+
+    def _look_at(self, watched: _Watched) -> None:
+        line = b""
+        with suppress(OSError):
+            line = self._paths.heartbeat(self._attempt, watched.rank).read_bytes()
+        if line and line != watched.line:
+            watched.line, watched.changed_at_s = line, self._watched_s
+            watched.beat = parse_beat(line) or watched.beat
+
+    def _silent_s(self, watched: _Watched) -> float:
+        return self._watched_s - watched.changed_at_s
+
+    def _limit_s(self, watched: _Watched) -> float:
+        return watched.beat.limit_s if watched.beat is not None else self._start_limit_s
+
+    def _has_left(self, watched: _Watched) -> bool:
+        return _phase(watched) == "finish" or self._paths.rank_end(self._attempt, watched.rank).exists()
+
+    def _has_dumped(self, watched: _Watched) -> bool:
+        with suppress(OSError):
+            return self._paths.stacks(self._attempt, watched.rank).stat().st_size > 0
+        return False
+
+
+def _phase(watched: _Watched) -> str:
+    return watched.beat.phase if watched.beat is not None else "start"
+
+
+def _load_limit_s(paths: RunPaths) -> float:
+    try:
+        return load_config(paths.config).config.fault.load_limit_s
+    except LauncherError:
+        return FaultConfig().load_limit_s

@@ -1,0 +1,185 @@
+"""metrics.jsonl: one line per optimizer step and per evaluation, written by rank 0."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from launcher.runs import jsonl
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step, over all ranks."""
+
+    step: int
+    """Optimizer steps done, this one included."""
+    epoch: float
+    """Passes over the training data done, as a fraction."""
+    loss: float
+    """Mean over the supervised tokens of the step, natural log."""
+    lr: float
+    """Learning rate this step used."""
+    grad_norm: float
+    """Before clipping."""
+    tokens: int
+    supervised_tokens: int
+    tokens_per_s: float
+    step_time_s: float
+    memory_gib: float
+    """Most memory any one rank held so far: of its device, or resident on a CPU."""
+    total_tokens: int
+    """Tokens seen since step 1, over all attempts."""
+    attempt: int
+    time: str
+    data_time_s: float = 0.0
+    """The part of step_time_s in which rank 0 waited for its examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRecord:
+    """One evaluation on the held-out examples."""
+
+    step: int
+    epoch: float
+    loss: float
+    """Mean over all supervised held-out tokens."""
+    tokens: int
+    """Supervised held-out tokens."""
+    eval_time_s: float
+    epoch_end: bool
+    """Whether it closes an epoch, as against an evaluation in between."""
+    attempt: int
+    time: str
+
+
+Record = StepRecord | EvalRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A run's numbers, rising by step: what a rewound attempt had after its last checkpoint is gone."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    evals: list[EvalRecord] = field(default_factory=list)
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl; every line is in the file when `write` returns. Ranks: 0 only."""
+
+    def __init__(self, path: Path) -> None:
+        self._log = jsonl.AppendLog(path)
+
+    def write(self, record: Record) -> None:
+        """Adds one line; OSError when the disk does not take it."""
+        kind = "train" if isinstance(record, StepRecord) else "eval"
+        self._log.append({"kind": kind, **asdict(record)})
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def read_metrics(path: Path) -> Metrics:
+    """What metrics.jsonl says; empty where there is none.
+
+    An attempt starts again from its checkpoint, so its first line removes everything an older attempt wrote for what
+    it does and later, and lines an older attempt still writes afterwards do not count.
+    """
+    lines, _ = jsonl.read_lines(path)
+    history = History()
+    for line in lines:
+        record = parse_record(line)
+        if record is not None:
+            history.add(record)
+    return history.metrics()
+
+
+def read_every_record(path: Path) -> list[Record]:
+    """Every line of metrics.jsonl, steps that a later attempt made again included, in the order they were written."""
+    lines, _ = jsonl.read_lines(path)
+    return [record for line in lines if (record := parse_record(line)) is not None]
+
+
+class History:
+    """Applies records in the order they were written, and holds what is true after each."""
+
+    def __init__(self) -> None:
+        self._attempt = 0
+        self._steps: dict[int, StepRecord] = {}
+        self._evals: dict[int, EvalRecord] = {}
+
+    def add(self, record: Record) -> None:
+        if record.attempt < self._attempt:
+            return
+        if record.attempt > self._attempt:
+            self._attempt = record.attempt
+            # One that begins with an evaluation continues from the checkpoint of that very step, which was trained.
+            kept = record.step if isinstance(record, EvalRecord) else record.step - 1
+            self._steps = {step: old for step, old in self._steps.items() if step <= kept}
+            self._evals = {step: old for step, old in self._evals.items() if step < record.step}
+        if isinstance(record, StepRecord):
+            self._steps[record.step] = record
+        else:
+            self._evals[record.step] = record
+
+    def metrics(self) -> Metrics:
+        return Metrics(
+            steps=[self._steps[step] for step in sorted(self._steps)],
+            evals=[self._evals[step] for step in sorted(self._evals)],
+        )
+
+
+def parse_record(line: dict[str, object]) -> Record | None:
+    """The record a line of metrics.jsonl holds; None for a kind or shape this version does not know."""
+    try:
+        if line.get("kind") == "train":
+            return _parse_step(line)
+        if line.get("kind") == "eval":
+            return _parse_eval(line)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None
+
+
+def _parse_step(line: dict[str, object]) -> StepRecord:
+    return StepRecord(
+        step=_int(line["step"]),
+        epoch=_float(line["epoch"]),
+        loss=_float(line["loss"]),
+        lr=_float(line["lr"]),
+        grad_norm=_float(line["grad_norm"]),
+        tokens=_int(line["tokens"]),
+        supervised_tokens=_int(line["supervised_tokens"]),
+        tokens_per_s=_float(line["tokens_per_s"]),
+        step_time_s=_float(line["step_time_s"]),
+        memory_gib=_float(line["memory_gib"]),
+        total_tokens=_int(line["total_tokens"]),
+        attempt=_int(line["attempt"]),
+        time=str(line["time"]),
+        data_time_s=_float(line.get("data_time_s", 0.0)),
+    )
+
+
+def _parse_eval(line: dict[str, object]) -> EvalRecord:
+    return EvalRecord(
+        step=_int(line["step"]),
+        epoch=_float(line["epoch"]),
+        loss=_float(line["loss"]),
+        tokens=_int(line["tokens"]),
+        eval_time_s=_float(line["eval_time_s"]),
+        epoch_end=line["epoch_end"] is True,
+        attempt=_int(line["attempt"]),
+        time=str(line["time"]),
+    )
+
+
+def _int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)

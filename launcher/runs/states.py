@@ -1,0 +1,346 @@
+"""The state of a run: from its events, its status file, the processes there are, and what Slurm says of its job."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import psutil
+
+from launcher.paths import RunPaths
+from launcher.runs.attempts import AttemptRecord, read_attempts
+from launcher.runs.events import Event, read_events, words_of
+from launcher.runs.heartbeat import read_beat
+from launcher.runs.jsonl import parse_time
+from launcher.runs.run_dir import is_locked, last_attempt, run_name
+from launcher.runs.status import FINAL_STATES, Status, read_status
+
+SLURM = "slurm"
+"""AttemptRecord.starter of an attempt inside a job."""
+
+
+class JobPhase(Enum):
+    """Where a job is, as far as a run is concerned."""
+
+    waiting = "waiting"
+    running = "running"
+    """Or about to: configuring, completing, suspended."""
+    ended = "ended"
+    unknown = "unknown"
+    """Slurm does not know it, or not any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobWord:
+    """What Slurm says of the job of a run. Times are UTC, ISO 8601; empty where there is none."""
+
+    job_id: str
+    phase: JobPhase
+    slurm_state: str = ""
+    reason: str = ""
+    """Why it waits, or why it never began: Slurm's own word."""
+    why: str = ""
+    """What that means."""
+    todo: str = ""
+    """The command that helps a job that will not start by itself."""
+    submitted: str = ""
+    start: str = ""
+    """When it is expected to start, while it waits."""
+    nodes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """What `launcher status` shows of a run."""
+
+    name: str
+    path: str
+    state: str
+    """validating, queued, running, succeeded, failed or cancelled."""
+    alive: bool | None
+    """Whether processes of it run now; None where they would be on another machine and nobody could be asked."""
+    preempted: bool
+    """It was stopped, saved, and waits for somebody to start it again."""
+    requeued: bool = False
+    """It is in Slurm's queue again and goes on by itself."""
+    attempt: int
+    step: int
+    of: int
+    epoch: float
+    loss: float | None
+    eval_loss: float | None
+    tokens_per_s: float | None
+    eta_s: float | None
+    last_checkpoint_step: int | None
+    last_checkpoint_time: str = ""
+    exit_code: int | None
+    """Of the last attempt that ended."""
+    reason: str
+    created: str
+    updated: str
+    todo: str
+    """The command that helps, empty where nothing needs help."""
+    phase: str = ""
+    """What rank 0 does now (runs/heartbeat.py); empty when nothing runs, or it has not said."""
+    job_id: str = ""
+    """Slurm job of the newest attempt or submission; empty for a run of this machine."""
+    job_state: str = ""
+    """Slurm's own word for the state of the job; empty when it was not asked."""
+    nodes: list[str] = field(default_factory=list)
+    """That it runs on now."""
+    queue_reason: str = ""
+    """Why the job waits: Slurm's own word."""
+    queue_why: str = ""
+    """What that means."""
+    expected_start: str = ""
+    """When Slurm expects to start it."""
+    not_asked: str = ""
+    """Why Slurm could not be asked; what is shown is then the run's own record alone."""
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        return asdict(self)
+
+    @property
+    def over(self) -> bool:
+        """Nothing more happens to it unless somebody starts it again."""
+        return self.alive is False and not self.requeued and self.state != "queued"
+
+
+@dataclass(frozen=True, slots=True)
+class RunProcess:
+    """The starter of an attempt on this machine, and its ranks."""
+
+    pid: int
+    ranks: list[int]
+
+
+def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "") -> RunState:
+    """The state of a run now. A run that says `running` but whose processes or job are gone has failed.
+
+    Args:
+        job: what Slurm says of its job, asked before this call, so that the record is never the older of the two;
+            slurm/client/job_status.py does. None: there is no job, or Slurm was not asked.
+        not_asked: why Slurm could not be asked.
+    """
+    paths = RunPaths(run_dir)
+    events = read_events(paths.events)
+    status = read_status(paths.status) or Status(name=run_dir.name, state="validating", updated="")
+    attempts = read_attempts(run_dir)
+    ends = words_of(events, "attempt_end")
+    saved_step, saved_at = _last_checkpoint(events, status)
+    found = _Finding(run_dir, events, status, attempts, job)
+    state, alive, preempted, reason = found.judge()
+    # What status.json says of speed belongs to the attempt that wrote it, not to one that is only starting.
+    live = alive is not False and status.attempt in (0, last_attempt(run_dir)) and not _is_starting(attempts, job)
+    waits = job is not None and job.phase is JobPhase.waiting and state not in FINAL_STATES
+    return RunState(
+        name=run_name(run_dir),
+        path=str(run_dir),
+        state=state,
+        alive=alive,
+        preempted=preempted,
+        requeued=waits and state == "running",
+        attempt=last_attempt(run_dir),
+        # An attempt that loads has not said yet that it goes on from the checkpoint.
+        step=status.step or saved_step or 0,
+        of=status.of,
+        epoch=status.epoch,
+        loss=status.loss,
+        eval_loss=status.eval_loss,
+        tokens_per_s=status.tokens_per_s if live else None,
+        eta_s=status.eta_s if live else None,
+        last_checkpoint_step=saved_step,
+        last_checkpoint_time=saved_at,
+        exit_code=_exit_code(ends),
+        reason=reason,
+        created=events[0].time if events else "",
+        updated=max(status.updated, events[-1].time if events else ""),
+        todo=job.todo if waits and job else _todo(run_name(run_dir), state, alive, preempted, slurm=found.on_slurm),
+        phase=_phase(run_dir, attempts, job) if alive and state == "running" else "",
+        job_id=job.job_id if job else _job_id(attempts, status) if found.on_slurm else "",
+        job_state=job.slurm_state if job else "",
+        nodes=(job.nodes if job and job.nodes else attempts[-1].nodes if attempts and alive is not False else []),
+        queue_reason=job.reason if waits and job else "",
+        queue_why=job.why if waits and job else "",
+        expected_start=job.start if waits and job else "",
+        not_asked=not_asked if found.on_slurm else "",
+    )
+
+
+def is_alive(run_dir: Path, status: Status | None = None) -> bool | None:
+    """Whether processes of the run are there, as far as this machine can tell; None when they would be elsewhere."""
+    if is_locked(run_dir):
+        return True
+    status = status or read_status(RunPaths(run_dir).status)
+    if status is None or status.pid is None or status.state in FINAL_STATES:
+        return False
+    if status.host not in (None, socket.gethostname()):
+        return None
+    # A worker that torchrun or accelerate started holds no lock; its number may belong to another program by now.
+    try:
+        return any("launcher" in word for word in psutil.Process(status.pid).cmdline())
+    except psutil.Error:
+        return False
+
+
+def is_on_slurm(run_dir: Path, attempts: list[AttemptRecord], status: Status | None, events: list[Event]) -> bool:
+    """Whether a job runs the run, or is to: by its newest attempt, unless it was submitted after that."""
+    submitted = [event.time for event in events if event.event == "submitted"]
+    if attempts and not (submitted and submitted[-1] > attempts[-1].started):
+        return attempts[-1].starter == SLURM or (attempts[-1].starter != "local" and bool(attempts[-1].job_id))
+    if submitted or RunPaths(run_dir).submission.exists():
+        return True
+    return not attempts and status is not None and bool(status.job_id)
+
+
+def run_process(run_dir: Path) -> RunProcess | None:
+    """Who runs the newest attempt on this machine; None when nobody does."""
+    try:
+        found = json.loads(RunPaths(run_dir).process(last_attempt(run_dir)).read_text("utf-8"))
+        starter, ranks = int(found["pid"]), [int(pid) for pid in found["ranks"]]
+        same_start = abs(psutil.Process(starter).create_time() - float(found["created"])) < 1.0
+    except psutil.NoSuchProcess:
+        same_start = False
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if found["host"] != socket.gethostname() or not is_locked(run_dir):
+        return None
+    # The lock says that a rank at least is there, though its starter may be gone.
+    return RunProcess(pid=starter if same_start else ranks[0], ranks=ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the record says, beside what is there."""
+
+    run_dir: Path
+    events: list[Event]
+    status: Status
+    attempts: list[AttemptRecord]
+    job: JobWord | None
+
+    @property
+    def on_slurm(self) -> bool:
+        return self.job is not None or is_on_slurm(self.run_dir, self.attempts, self.status, self.events)
+
+    @property
+    def began(self) -> bool:
+        """The job has made an attempt of this run."""
+        known = {record.job_id for record in self.attempts} or {self.status.job_id or ""}
+        return self.job is not None and self.job.job_id in known
+
+    @property
+    def preempted(self) -> bool:
+        """The newest attempt saved because it was told to stop."""
+        names = [event.event for event in self.events if event.event in ("attempt_start", "preempted")]
+        return bool(names) and names[-1] == "preempted"
+
+    @property
+    def cancelled(self) -> bool:
+        return RunPaths(self.run_dir).cancel.exists()
+
+    def judge(self) -> tuple[str, bool | None, bool, str]:
+        """State, alive, preempted and reason."""
+        states = words_of(self.events, "state")
+        state = str(states[-1].fields.get("state")) if states else "validating"
+        if state in FINAL_STATES and not self._was_submitted_after(states[-1]):
+            ends = words_of(self.events, "attempt_end")
+            return state, self._alive(over=True), False, _reason(states[-1:] + ends[-1:])
+        if self.job is None:
+            return self._by_processes(state)
+        if self.job.phase is JobPhase.waiting:
+            return "running" if self.began else "queued", False, False, ""
+        if self.job.phase is JobPhase.running:
+            return "running", True, False, ""
+        return self._by_lost_job(self.job)
+
+    def _by_processes(self, state: str) -> tuple[str, bool | None, bool, str]:
+        alive = self._alive(over=False)
+        preempted = alive is False and self.preempted
+        if alive is False and state == "running" and not preempted:
+            return "failed", alive, False, "its processes are gone (killed, or the machine went down)"
+        if preempted and self.cancelled:
+            return "cancelled", alive, False, ""
+        return state, alive, preempted, ""
+
+    def _by_lost_job(self, job: JobWord) -> tuple[str, bool | None, bool, str]:
+        """The job is over, and nobody wrote down how the run ended."""
+        if job.reason and not self.cancelled:
+            return "failed", False, False, f"job {job.job_id} never began: {job.why}"
+        if self.cancelled or job.slurm_state == "CANCELLED":
+            when = "" if self.began else " before it began"
+            return "cancelled", False, False, f"job {job.job_id} was cancelled{when}"
+        if job.phase is JobPhase.unknown:
+            end = f"Slurm does not know its job {job.job_id} (any more)"
+        else:
+            end = f"its job {job.job_id} is over (Slurm: {job.slurm_state})"
+        if self.preempted:
+            return "running", False, True, f"{end}; it had saved"
+        return "failed", False, False, f"{end}, and it left no last word"
+
+    def _alive(self, *, over: bool) -> bool | None:
+        if self.job is not None:
+            return self.job.phase is JobPhase.running
+        here = is_alive(self.run_dir, self.status)
+        if self.on_slurm and not here:
+            return False if over else None
+        return here
+
+    def _was_submitted_after(self, final: Event) -> bool:
+        """Whether a final state belongs to an earlier job than the one there is now."""
+        if self.job is None:
+            return False
+        if self.began:
+            return self.attempts != [] and self.attempts[-1].attempt > final.attempt
+        return bool(self.job.submitted) and parse_time(self.job.submitted) > parse_time(final.time)
+
+
+def _job_id(attempts: list[AttemptRecord], status: Status) -> str:
+    return attempts[-1].job_id if attempts else status.job_id or ""
+
+
+def _last_checkpoint(events: list[Event], status: Status) -> tuple[int | None, str]:
+    """Step and time of the newest one; events hold those of earlier attempts too."""
+    saves = [event for event in events if event.event == "checkpoint" and isinstance(event.fields.get("step"), int)]
+    step = saves[-1].fields["step"] if saves else None
+    if not saves or not isinstance(step, int) or (status.last_checkpoint_step or 0) > step:
+        return status.last_checkpoint_step, status.last_checkpoint_time or ""
+    return step, saves[-1].time
+
+
+def _is_starting(attempts: list[AttemptRecord], job: JobWord | None) -> bool:
+    """The job runs, or is to, and has not made its next attempt yet."""
+    return job is not None and not (attempts and attempts[-1].job_id == job.job_id and not attempts[-1].ended)
+
+
+def _phase(run_dir: Path, attempts: list[AttemptRecord], job: JobWord | None) -> str:
+    """By the heartbeat of rank 0."""
+    if _is_starting(attempts, job):
+        return "start"
+    beat = read_beat(RunPaths(run_dir).heartbeat(last_attempt(run_dir), 0))
+    return beat.phase if beat is not None else "start" if job is not None else ""
+
+
+def _exit_code(ends: list[Event]) -> int | None:
+    code = ends[-1].fields.get("exit_code") if ends else None
+    return code if isinstance(code, int) else None
+
+
+def _reason(events: list[Event]) -> str:
+    for event in events:
+        for key in ("message", "reason"):
+            text = event.fields.get(key)
+            if isinstance(text, str) and text not in ("", "done"):
+                return text
+    return ""
+
+
+def _todo(name: str, state: str, alive: bool | None, preempted: bool, *, slurm: bool) -> str:
+    again = f"launcher resume {name}" if slurm else f"launcher train --run {name}"
+    if preempted or state in ("failed", "cancelled"):
+        return again
+    return again if alive is False and state in ("validating", "queued") and not slurm else ""

@@ -1,0 +1,1 @@
+"""Talks to Slurm from anywhere: commands, answers, names of jobs."""

@@ -1,0 +1,314 @@
+"""Asking Slurm and telling it: its command-line tools, with time-outs, and patience while the controller is away."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from launcher.errors import ExitCode, LauncherError
+from launcher.slurm.client.parse import (
+    SACCT_FORMAT,
+    SINFO_FORMAT,
+    SQUEUE_FORMAT,
+    JobInfo,
+    NodeKind,
+    Partition,
+    hostnames,
+    parse_jobs,
+    parse_partitions,
+    parse_sacct,
+    parse_squeue,
+    parse_time,
+)
+
+__all__ = [
+    "JobInfo",
+    "NodeKind",
+    "Partition",
+    "Slurm",
+    "SlurmError",
+    "SlurmMissing",
+    "SlurmUnavailable",
+    "hostnames",
+    "run_tool",
+]
+
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 5.0
+# What the tools say while the controller is down, busy, or being replaced: the same call may succeed later.
+_PASSING = (
+    "unable to contact slurm controller",
+    "unable to establish controller",
+    "socket timed out",
+    "connection refused",
+    "connection timed out",
+    "zero bytes were transmitted",
+    "unexpected message received",
+    "transport endpoint is not connected",
+    "communication connection failure",
+    "in standby mode",
+    "slurm temporarily unable",
+    "resource temporarily unavailable",
+)
+_UNKNOWN_JOB = "invalid job id"
+# Settings of these tools in the user's shell would filter, format or confirm behind our back.
+_DROPPED = ("SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
+
+
+class SlurmError(LauncherError):
+    """Slurm refused what was asked of it; the message is Slurm's own."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class SlurmUnavailable(SlurmError):
+    """Slurm cannot be asked: a tool is missing here, or the controller does not answer."""
+
+
+class Slurm:
+    """The cluster this machine belongs to.
+
+    Args:
+        retry_s: how long to go on asking while the controller does not answer.
+        timeout_s: how long one call of a tool may take.
+    """
+
+    def __init__(self, *, retry_s: float = 30.0, timeout_s: float = 30.0) -> None:
+        self.retry_s = retry_s
+        self.timeout_s = timeout_s
+        self._keeps_account = True
+
+    def job(self, job_id: str) -> JobInfo | None:
+        """A job, or a member of an array (ARRAY_TASK); None when neither Slurm nor its accounting knows it (any more).
+
+        Raises:
+            SlurmUnavailable: nobody answered.
+        """
+        found = self.jobs(job_id) or self.history([job_id])
+        return next((job for job in found if job.job_id == job_id), found[0] if found else None)
+
+    def jobs(self, job_id: str) -> list[JobInfo]:
+        """The job; of an array, every member that has a record of its own, and those that wait together as one."""
+        try:
+            return parse_jobs(self._ask(["scontrol", "--oneliner", "show", "job", _checked(job_id)]))
+        except SlurmUnavailable:
+            raise
+        except SlurmError as error:
+            if _UNKNOWN_JOB in str(error).lower():
+                return []
+            raise
+
+    def my_jobs(self) -> list[JobInfo]:
+        """This user's jobs that wait or run, members of arrays one by one; without paths and restart counts."""
+        words = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={SQUEUE_FORMAT}"]
+        return parse_squeue(self._ask(words))
+
+    def listed(self, job_ids: list[str]) -> list[JobInfo]:
+        """Those of these jobs that Slurm or its accounting knows, finished ones too; as `my_jobs` tells them."""
+        if not job_ids:
+            return []
+        words = ["squeue", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"]
+        found: list[JobInfo] = []
+        try:
+            found = parse_squeue(self._ask([*words, f"--jobs={','.join(map(_checked, job_ids))}"]))
+        except SlurmUnavailable:
+            raise
+        except SlurmError as error:
+            # So says squeue of one job; unknown ones among several are left out.
+            if _UNKNOWN_JOB not in str(error).lower():
+                raise
+        known = {name for job in found for name in (job.job_id, job.name, job.array_job_id)}
+        return [*found, *self.history([job_id for job_id in job_ids if job_id not in known])]
+
+    def history(self, job_ids: list[str]) -> list[JobInfo]:
+        """Jobs that the controller has forgotten (minutes after their end), from the site's accounting if it has one.
+
+        Only those that are over: accounting keeps jobs as running whose end it was never told, and what is alive the
+        controller alone knows. Asked once, without patience: what it tells only makes the record better.
+        """
+        if not job_ids or not self._keeps_account:
+            return []
+        words = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={SACCT_FORMAT}"]
+        try:
+            said = run_tool([*words, f"--jobs={','.join(map(_checked, job_ids))}"], timeout_s=self.timeout_s)
+        except SlurmError:
+            self._keeps_account = False
+            return []
+        return [job for job in parse_sacct(said) if job.finished]
+
+    def partitions(self) -> list[Partition]:
+        """All partitions, hidden ones too, with their nodes."""
+        return parse_partitions(self._ask(["sinfo", "--all", "--exact", "--noheader", f"--format={SINFO_FORMAT}"]))
+
+    def submit(self, words: list[str], environ: Mapping[str, str], *, comment: str) -> str:
+        """Queues a job and gives its id. When no answer came, looks for the job by its comment before asking again.
+
+        Args:
+            words: the sbatch command, --parsable among it. comment: as in the command; no other job of this user that
+                waits or runs, or that was queued since this call, may carry it.
+        Raises:
+            SlurmError: sbatch refused, in its own words. SlurmUnavailable: whether the job was queued is not known.
+        """
+        began = datetime.now(UTC)
+        deadline = time.monotonic() + self.retry_s
+        pause_s = _FIRST_PAUSE_S
+        lost = False
+        while True:
+            try:
+                return run_tool(words, timeout_s=self.timeout_s, environ=environ).strip().partition(";")[0]
+            except SlurmMissing:
+                raise
+            except SlurmUnavailable:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                lost = True
+            except SlurmError:
+                # The first call may have been heard late, and be what the second one is refused for.
+                if lost and (heard := self._heard(comment, began)):
+                    return heard
+                raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            if heard := self._heard(comment, began):
+                return heard
+
+    def _heard(self, comment: str, since: datetime) -> str:
+        """Id of the job that a call without an answer queued; "" when there is none.
+
+        Raises:
+            SlurmUnavailable: that cannot be told. Whatever squeue says, it is no refusal by sbatch.
+        """
+        try:
+            return self.find(comment, since=since)
+        except SlurmUnavailable:
+            raise
+        except SlurmError as error:
+            raise SlurmUnavailable(f"sbatch gave no answer, and its job cannot be looked for: {error}") from error
+
+    def find(self, comment: str, *, since: datetime | None = None) -> str:
+        """Id of this user's job with a comment: one that waits or runs, or was queued since a moment; else ""."""
+        words = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={SQUEUE_FORMAT}"]
+        for job in parse_squeue(self._ask(words)):
+            # Clocks of two machines differ by a little.
+            is_new = since is not None and job.submitted is not None and job.submitted > since - timedelta(seconds=30)
+            if job.comment == comment and (is_new or not job.finished):
+                return job.array_job_id or job.job_id
+        return ""
+
+    def estimate_start(self, words: list[str], environ: Mapping[str, str]) -> datetime | None:
+        """When Slurm would start a job now; None when it does not say."""
+        asked = ["sbatch", "--test-only", *(word for word in words[1:] if word != "--parsable")]
+        env = {**tool_environment(environ)}
+        try:
+            done = subprocess.run(asked, capture_output=True, text=True, timeout=self.timeout_s, check=False, env=env)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        match = re.search(r"to start at (\S+)", done.stderr)
+        return parse_time(match.group(1)) if match is not None else None
+
+    def requeue(self, job_id: str) -> None:
+        """Puts a job of this user back into the queue; its processes are told to end."""
+        self._ask(["scontrol", "requeue", _checked(job_id)])
+
+    def exclude(self, job_id: str, nodes: list[str]) -> None:
+        """Nodes a waiting job must not get, in place of those it had to avoid so far; also while it is completing."""
+        self._ask(["scontrol", "update", f"jobid={_checked(job_id)}", f"excnodelist={','.join(nodes)}"])
+
+    def cancel(self, job_id: str, *, signal: str | None = None, batch: bool = False, full: bool = False) -> None:
+        """Ends a job, or with `signal` (a name such as USR2) only signals it.
+
+        Args:
+            batch: signal the batch script alone. full: the batch script and all it started. Neither: the steps alone.
+        """
+        words = ["scancel", *([f"--signal={signal}"] if signal else [])]
+        words += ["--batch"] * batch + ["--full"] * full
+        self._ask([*words, _checked(job_id)])
+
+    def signal_steps(self, job_id: str, signal: str) -> None:
+        """Signals all that a job started with srun, and not its batch script, which a KILL for the job would reach."""
+        said = self._ask(["squeue", "--noheader", "--steps", f"--jobs={_checked(job_id)}", "--format=%i"])
+        if steps := [word for word in said.split() if re.fullmatch(r"[0-9]+(_[0-9]+)?\.[0-9]+", word)]:
+            self._ask(["scancel", f"--signal={signal}", *steps])
+
+    def _ask(self, words: list[str]) -> str:
+        """What the tool printed; asks again, with growing pauses, while the controller does not answer."""
+        deadline = time.monotonic() + self.retry_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return run_tool(words, timeout_s=self.timeout_s)
+            except SlurmMissing:
+                raise
+            except SlurmUnavailable:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class SlurmMissing(SlurmUnavailable):
+    """There is no such tool on this machine: asking again does not help."""
+
+    exit_code = ExitCode.USER
+
+
+def run_tool(words: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:
+    """Standard output of one call of a Slurm tool.
+
+    Args:
+        environ: the tool's whole environment; left out: this process's, with times in UTC (tool_environment).
+    Raises:
+        SlurmUnavailable: it is missing, or the controller did not answer. SlurmError: it refused, in its own words.
+    """
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=tool_environment(os.environ) if environ is None else dict(environ),
+        )
+    except FileNotFoundError:
+        raise SlurmMissing(
+            f"{words[0]} is not installed here (or not in PATH): is this a machine of a cluster?"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmUnavailable(f"{words[0]} did not answer within {timeout_s:g} s") from None
+    except OSError as error:
+        raise SlurmError(f"{words[0]} could not be started: {error}") from error
+    said = done.stderr.strip() or done.stdout.strip()
+    if done.returncode == 0 and not _is_passing(done.stderr):
+        return done.stdout
+    text = f"{' '.join(words[:2])}: {said or f'exit code {done.returncode}, without a word'}"
+    if _is_passing(said):
+        raise SlurmUnavailable(text)
+    if "configuration source" in said or "slurm.conf" in said:
+        raise SlurmMissing(f"{text}\nThis machine knows no cluster")
+    if done.returncode == 0:  # scancel complains of a job that has gone, and succeeds
+        return done.stdout
+    raise SlurmError(text)
+
+
+def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Slurm tool: the user's, without what would change the meaning of a call or its output."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(_DROPPED)}
+    return {**kept, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
+
+
+def _is_passing(text: str) -> bool:
+    text = text.lower()
+    return any(sign in text for sign in _PASSING)
+
+
+def _checked(job_id: str) -> str:
+    """A job number is all that may reach a tool as one; it comes from files that people edit."""
+    if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job_id):
+        raise SlurmError(f"{job_id!r} is no Slurm job id")
+    return job_id

@@ -1,0 +1,103 @@
+"""submission.json: the jobs of a submitted run. Written by whoever submits, read by whoever looks after the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.paths import RunPaths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageJob:
+    """One job that was queued for the run."""
+
+    stage: str
+    """prepare, train, export or eval."""
+    job_id: str
+    """Slurm's number; ARRAY_TASK for a member of a sweep."""
+    argv: list[str]
+    """The sbatch command, word by word."""
+    script: str
+    submitted: str
+    """UTC, ISO 8601."""
+    dependency: str = ""
+    """Job that must end well first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """Everything queued for one run, oldest first; a run that was submitted again has several train jobs."""
+
+    key: str
+    """In the comment of every job of the run (`launcher:KEY`): tells whether a call that got no answer was heard."""
+    stages: list[StageJob] = field(default_factory=list)
+    sweep: dict[str, object] | None = None
+    """For a member of a sweep: dir, index, and key, which the job array carries as its comment."""
+    unanswered: bool = False
+    """sbatch was called and its answer is not in yet, or was lost: Slurm may have jobs that are not in `stages`."""
+    cluster_name: str = ""
+    estimate_start: str = ""
+    """When Slurm expected the first job to start, UTC; empty: it did not say."""
+
+    @property
+    def sweep_key(self) -> str:
+        """Key of the job array of the sweep; empty for a run of its own."""
+        return str((self.sweep or {}).get("key", ""))
+
+    @property
+    def sweep_index(self) -> str:
+        """Its task in the job array of the sweep; empty for a run of its own."""
+        return str((self.sweep or {}).get("index", ""))
+
+    def newest(self, stage: str) -> StageJob | None:
+        """The job that was queued last for a stage."""
+        return next((job for job in reversed(self.stages) if job.stage == stage), None)
+
+    def with_jobs(self, jobs: list[StageJob], *, estimate_start: str = "") -> Submission:
+        """This submission and further jobs, whose numbers are known."""
+        return Submission(
+            key=self.key,
+            stages=[*self.stages, *jobs],
+            sweep=self.sweep,
+            cluster_name=self.cluster_name,
+            estimate_start=estimate_start or self.estimate_start,
+        )
+
+
+def write_submission(run_dir: Path, submission: Submission) -> None:
+    """Writes or replaces submission.json, whole."""
+    write_json(RunPaths(run_dir).submission, asdict(submission))
+
+
+def read_submission(run_dir: Path) -> Submission | None:
+    """None for a run that was not submitted; unknown fields of a newer launcher are passed over."""
+    try:
+        found = json.loads(RunPaths(run_dir).submission.read_text("utf-8"))
+        stages = [StageJob(**_known(StageJob, job)) for job in found.get("stages", [])]
+        return Submission(**{**_known(Submission, found), "stages": stages})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _known(kind: type, found: dict[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {name: value for name, value in found.items() if name in names}
+
+
+def write_json(path: Path, document: object) -> None:
+    """A small file, for its owner only, that a reader sees whole or not at all; lasting before this returns."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(json.dumps(document, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,196 @@
+"""Sweeps: several runs that differ in a few settings, submitted as one job array. sweep.json lists them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from itertools import product
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+
+from launcher.errors import Problem, RunError, UserError
+from launcher.runs.run_dir import SWEEP_FILE
+from launcher.slurm.client.submission import write_json
+
+MAX_MEMBERS = 1000
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One run of a sweep."""
+
+    index: int
+    """Its task in the job array."""
+    run: str
+    """Its folder inside the sweep's."""
+    overrides: list[str]
+    """What was typed for it, in full."""
+    differs: dict[str, str]
+    """The settings in which members differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What sweep.json holds."""
+
+    key: str
+    """In the comment of the job array (`launcher:KEY`)."""
+    job_id: str = ""
+    """The job array; empty until it is queued."""
+    throttle: int = 0
+    """Members that may run at once; 0: all."""
+    argv: list[str] = field(default_factory=list)
+    submitted: str = ""
+    members: list[Member] = field(default_factory=list)
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Writes or replaces sweep.json, whole."""
+    write_json(folder / SWEEP_FILE, asdict(sweep))
+
+
+def read_sweep(folder: Path) -> Sweep | None:
+    """None where there is no sweep."""
+    try:
+        found = json.loads((folder / SWEEP_FILE).read_text("utf-8"))
+        names = {item.name for item in fields(Member)}
+        members = [
+            Member(**{key: value for key, value in one.items() if key in names}) for one in found.pop("members", [])
+        ]
+        names = {item.name for item in fields(Sweep)}
+        return Sweep(**{key: value for key, value in found.items() if key in names}, members=members)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def member_dir(folder: Path, index: int) -> Path:
+    """The run directory of a task of the job array.
+
+    Raises:
+        RunError: the folder holds no sweep, or the sweep has no such member.
+    """
+    sweep = read_sweep(folder)
+    if sweep is None:
+        raise RunError(f"{folder} holds no {SWEEP_FILE}: it is not the folder of a sweep")
+    found = next((member for member in sweep.members if member.index == index), None)
+    if found is None:
+        raise RunError(f"{folder}: the sweep has {len(sweep.members)} members, and none has the index {index}")
+    return folder / found.run
+
+
+def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
+    """The members of a sweep: for each, the overrides that make it. One member: no sweep.
+
+    Comma lists multiply, the last one runs fastest; so do the settings of a file that maps each to its values. A file
+    that lists lists of settings gives its members one by one. A comma inside brackets or quotes makes no list.
+
+    Raises:
+        UserError: the file cannot be used, or there are more members than a person means.
+    """
+    combined = _product([_choices(word) for word in overrides])
+    if file is not None:
+        combined = [[*common, *own] for common in combined for own in _from_file(file)]
+    if len(combined) > MAX_MEMBERS:
+        raise _too_many(len(combined))
+    return combined
+
+
+def differences(members: list[list[str]]) -> list[dict[str, str]]:
+    """For each member the settings that are not the same in all of them."""
+    settings = [{key: value for key, _, value in (word.partition("=") for word in member)} for member in members]
+    keys = dict.fromkeys(key for member in settings for key in member)
+    varied = [key for key in keys if len({member.get(key) for member in settings}) > 1]
+    return [{key: member[key] for key in varied if key in member} for member in settings]
+
+
+def member_problems(found: list[list[Problem]], differs: list[dict[str, str]]) -> list[Problem]:
+    """Problems of all members at once: those of every member as they are, others with the member they belong to."""
+    common = [problem for problem in found[0] if all(problem in one for one in found)]
+    own = []
+    for index, problems in enumerate(found):
+        label = ", ".join(f"{key}={value}" for key, value in differs[index].items())
+        for problem in problems:
+            if problem not in common:
+                where = f"[{index:02d}: {label}] {problem.key}"
+                own.append(Problem(where, problem.value, problem.why, problem.todo))
+    return common + own
+
+
+def idle_apart(found: list[list[Problem]], idle: list[list[Problem]]) -> tuple[list[list[Problem]], list[str]]:
+    """The problems of each member without those in `idle`, which come as warnings: a setting that does nothing in one
+    member is there for another. It stays a problem where it does nothing in any."""
+    everywhere = set.intersection(*({problem.key for problem in problems} for problems in idle))
+    kept, warnings = [], []
+    for problems, own in zip(found, idle, strict=True):
+        excused = [problem for problem in problems if problem in own and problem.key not in everywhere]
+        kept.append([problem for problem in problems if problem not in excused])
+        warnings += [f"{problem.key} = {problem.value} does nothing: {problem.why}" for problem in excused]
+    return kept, list(dict.fromkeys(warnings))
+
+
+def _choices(word: str) -> list[str]:
+    key, equals, text = word.partition("=")
+    return [f"{key}={value}" for value in split_list(text)] if equals else [word]
+
+
+def split_list(text: str) -> list[str]:
+    """Values between commas outside brackets and quotes; the text itself where brackets or quotes do not close."""
+    values, depth, quote, escaped = [""], 0, "", False
+    for letter in text:
+        if escaped or quote:
+            quote = "" if letter == quote and not escaped else quote
+            escaped = letter == "\\" and not escaped
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _OPENING + _CLOSING:
+            depth += 1 if letter in _OPENING else -1
+        elif letter == "," and depth == 0:
+            values.append("")
+            continue
+        values[-1] += letter
+    return [text] if quote or depth else values
+
+
+def _product(choices: list[list[str]]) -> list[list[str]]:
+    count = math.prod(map(len, choices))
+    if count > MAX_MEMBERS:
+        raise _too_many(count)
+    return [list(words) for words in product(*choices)]
+
+
+def _too_many(count: int) -> UserError:
+    return UserError(f"this sweep has {count:,} members; at most {MAX_MEMBERS:,} are submitted at once")
+
+
+def _from_file(file: Path) -> list[list[str]]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--sweep {file} cannot be read: {error}") from error
+    if isinstance(content, dict) and content:
+        lists = {str(key): value if isinstance(value, list) else [value] for key, value in content.items()}
+        return _product([[f"{key}={_as_typed(value)}" for value in values] for key, values in lists.items()])
+    if isinstance(content, list) and content:
+        return [_member(file, entry) for entry in content]
+    raise UserError(
+        f"--sweep {file}: expected a mapping of settings to lists of values, or a list of lists of settings"
+    )
+
+
+def _member(file: Path, entry: object) -> list[str]:
+    words = [entry] if isinstance(entry, str) else entry
+    if not isinstance(words, list) or not all(isinstance(word, str) and "=" in word for word in words):
+        raise UserError(f"--sweep {file}: {entry!r} is not a list of settings such as [optim.lr=1e-4, seed=1]")
+    return words
+
+
+def _as_typed(value: object) -> str:
+    """A YAML value as one would type it after `key=`."""
+    if value is None:
+        return "null"
+    if isinstance(value, str) and len(split_list(value)) > 1 and not set("'\\") & set(value):
+        return f"'{value}'"
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)

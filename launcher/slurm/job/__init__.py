@@ -1,0 +1,1 @@
+"""Runs inside a job: the supervisor of an attempt."""

@@ -1,0 +1,74 @@
+"""What Slurm gave this job, as its environment tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import UserError
+from launcher.slurm.client.query import hostnames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """The nodes of a job and what one of them has; all nodes of a job are alike."""
+
+    job_id: str
+    """Slurm's number of the job; a member of an array has one of its own."""
+    cluster: str = ""
+    nodes: tuple[str, ...]
+    """In the order in which ranks are dealt out."""
+    restart: int = 0
+    """How often Slurm has restarted the job."""
+    gpus_per_node: int = 0
+    cpus_per_node: int = 1
+    tasks_per_node: int | None = None
+    """As asked for with --ntasks-per-node."""
+    cpus_per_task: int | None = None
+    """As asked for with --cpus-per-task."""
+    partition: str = ""
+    account: str = ""
+    array_job_id: str = ""
+    array_task: int | None = None
+
+    @property
+    def ranks_per_node(self) -> int:
+        """One rank for each GPU; without GPUs as many as --ntasks-per-node says, or one."""
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def name(self) -> str:
+        """What people call the job: ARRAY_TASK for a member of an array."""
+        return self.job_id if self.array_task is None else f"{self.array_job_id}_{self.array_task}"
+
+
+def read_allocation(environ: Mapping[str, str]) -> Allocation:
+    """Pure.
+
+    Raises:
+        UserError: this process is not in a batch job.
+    """
+    job_id, nodelist = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_JOB_NODELIST", "")
+    if not job_id.isdigit() or not nodelist:
+        raise UserError(
+            "SLURM_JOB_ID or SLURM_JOB_NODELIST is not set: this is the inside of a Slurm job. "
+            "Start it with launcher submit, or: sbatch --nodes=N --gpus-per-node=N slurm/train.sbatch ..."
+        )
+    return Allocation(
+        job_id=job_id,
+        cluster=environ.get("SLURM_CLUSTER_NAME", ""),
+        nodes=tuple(hostnames(nodelist)),
+        restart=_number(environ.get("SLURM_RESTART_COUNT")) or 0,
+        gpus_per_node=_number(environ.get("SLURM_GPUS_ON_NODE")) or 0,
+        cpus_per_node=_number(environ.get("SLURM_CPUS_ON_NODE")) or 1,
+        tasks_per_node=_number(environ.get("SLURM_NTASKS_PER_NODE")),
+        cpus_per_task=_number(environ.get("SLURM_CPUS_PER_TASK")),
+        partition=environ.get("SLURM_JOB_PARTITION", ""),
+        account=environ.get("SLURM_JOB_ACCOUNT", ""),
+        array_job_id=environ.get("SLURM_ARRAY_JOB_ID", ""),
+        array_task=_number(environ.get("SLURM_ARRAY_TASK_ID")),
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

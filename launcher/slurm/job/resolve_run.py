@@ -1,0 +1,148 @@
+"""Which run a job works on: the same at every restart of the job, whatever was typed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.cluster_schema import ClusterKind, Device
+from launcher.config.compose import compose_with_problems
+from launcher.config.schema import Derived, RunConfig
+from launcher.errors import RunError, WorldError
+from launcher.paths import RunPaths
+from launcher.plan.create import create_planned, plan_run
+from launcher.runs.run_dir import find_run
+from launcher.slurm.client.sweep import member_dir
+from launcher.slurm.job.allocation import Allocation
+
+logger = logging.getLogger(__name__)
+
+JOBS = ".jobs"
+"""Folder under runs/ that says which run a job made: CLUSTER-JOB.json."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was typed after the batch script's name."""
+
+    run: str | None = None
+    sweep: Path | None = None
+    overrides: tuple[str, ...] = ()
+    conf_dir: Path | None = None
+
+
+def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
+    """The run directory, absolute. Settings are composed at the first start of a job only; a restart finds its run.
+
+    Raises:
+        LauncherError: there is no such run, or what was typed cannot become one.
+    """
+    if asked.run is not None:
+        return find_run(asked.run).resolve()
+    if asked.sweep is not None:
+        return _sweep_member(asked.sweep, allocation)
+    note = _note_of(asked, allocation)
+    if allocation.restart and (made := _made_before(note, asked)) is not None:
+        return made
+    note.unlink(missing_ok=True)  # of another job: numbers come again when a cluster is set up anew
+    planned = plan_run([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
+    # Before there is a run: where the ranks cannot be placed, none is made.
+    check_world(planned.config, planned.derived, allocation)
+    run_dir = create_planned(planned).resolve()
+    _write_note(note, asked, run_dir)
+    logger.info("run directory: %s", run_dir)
+    return run_dir
+
+
+def _sweep_member(sweep: Path, allocation: Allocation) -> Path:
+    if allocation.array_task is None:
+        raise RunError(
+            f"--sweep {sweep} is for a job array: SLURM_ARRAY_TASK_ID says which member this is, and is not set"
+        )
+    return find_run(str(member_dir(sweep, allocation.array_task))).resolve()
+
+
+def _note_of(asked: Asked, allocation: Allocation) -> Path:
+    """Found from what is typed, without composing, so that a restart looks at the same place."""
+    typed = dict(override.partition("=")[::2] for override in asked.overrides)
+    runs_dir = Path(typed.get("runs_dir", "").strip("'\"") or "runs")
+    return runs_dir / JOBS / f"{allocation.cluster or 'slurm'}-{allocation.job_id}.json"
+
+
+def _made_before(note: Path, asked: Asked) -> Path | None:
+    """The run an earlier start of this job made; None when it did not come so far."""
+    try:
+        found = json.loads(note.read_text("utf-8"))
+        run_dir, overrides = Path(found["run_dir"]), tuple(found["overrides"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if overrides != asked.overrides:
+        return None
+    if not RunPaths(run_dir).config.is_file():
+        raise RunError(
+            f"{run_dir}, the run this job made at its first start, is gone; a restart never trains from scratch. "
+            "Submit anew for a new run"
+        )
+    return run_dir
+
+
+def _write_note(note: Path, asked: Asked, run_dir: Path) -> None:
+    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = note.with_name(f".{note.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"run_dir": str(run_dir), "overrides": asked.overrides}, indent=1) + "\n", "utf-8")
+    draft.replace(note)
+
+
+def adopted(asked: Asked, allocation: Allocation) -> list[str]:
+    """Settings that follow from what the job was given, where neither the user nor an experiment says otherwise."""
+    config, _ = compose_with_problems(list(asked.overrides), extra_dir=asked.conf_dir)
+    cluster = config.cluster
+    typed = {override.partition("=")[0] for override in asked.overrides}
+    is_cpu = cluster.device is Device.cpu or not allocation.gpus_per_node
+    per_node = (allocation.tasks_per_node or 1) if is_cpu else allocation.gpus_per_node
+    settings: dict[str, object] = {}
+    if cluster.kind is not ClusterKind.slurm:
+        settings["cluster.kind"] = "slurm"
+    if cluster.device is Device.auto:
+        settings["cluster.device"] = "cpu" if is_cpu else "cuda"
+    plans_nodes = cluster.nodes > 1 or cluster.devices_per_node is not None
+    if not plans_nodes:
+        settings["cluster.nodes"] = len(allocation.nodes)
+    if cluster.devices_per_node is None:
+        settings["cluster.devices_per_node"] = per_node
+    if cluster.threads_per_process is None and is_cpu:
+        settings["cluster.threads_per_process"] = max(1, allocation.cpus_per_node // per_node)
+    # So that `launcher resume` asks for the same place.
+    for key, value in (("partition", allocation.partition), ("account", allocation.account)):
+        if getattr(cluster, key) is None and re.fullmatch(r"[A-Za-z_][\w-]*", value):
+            settings[f"cluster.{key}"] = value
+    return [f"{key}={value}" for key, value in settings.items() if key not in typed]
+
+
+def check_world(config: RunConfig, derived: Derived, allocation: Allocation) -> None:
+    """Compares the ranks of the plan with the job's nodes, before any is started.
+
+    Raises:
+        WorldError: they cannot be placed as planned.
+    """
+    nodes, per_node = derived.world_size // derived.devices_per_node, derived.devices_per_node
+    planned = f"the run was planned for {nodes} x {per_node} ranks (cluster.nodes x cluster.devices_per_node)"
+    remedy = f"Submit with --nodes={nodes} --gpus-per-node={per_node}, or plan a run for what the job has"
+    if derived.device == "cpu":
+        remedy = remedy.replace("--gpus-per-node", "--ntasks-per-node")
+    if nodes != len(allocation.nodes):
+        raise WorldError(f"{planned}, but the job has {len(allocation.nodes)} nodes. {remedy}")
+    if derived.device == "cuda":
+        # 0: the site gives out whole nodes and does not count their GPUs.
+        if 0 < allocation.gpus_per_node < per_node:
+            raise WorldError(f"{planned}, but the job has {allocation.gpus_per_node} GPUs on a node. {remedy}")
+        if allocation.gpus_per_node > per_node:
+            logger.warning(
+                "%d of %d GPUs on each node stay idle", allocation.gpus_per_node - per_node, allocation.gpus_per_node
+            )
+    elif allocation.tasks_per_node not in (None, per_node):
+        raise WorldError(f"{planned}, but the job asks for --ntasks-per-node={allocation.tasks_per_node}. {remedy}")

@@ -1,0 +1,199 @@
+"""The words of srun for the ranks of an attempt and for a stage, and what environment they get. Nothing is started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launcher.config.schema import Derived, RunConfig
+from launcher.errors import ConfigErrors, RunError
+from launcher.paths import RunPaths
+from launcher.runs.rank_environment import job_environment
+from launcher.slurm.client.container import contained, container_problems, run_folders, site_options
+from launcher.slurm.client.option_validation import srun_word_problems
+
+EARLY_EXIT_WAIT_S = 60
+"""How long others may go on after the first rank is done: rank 0 still hands the last lines to W&B."""
+
+# srun reads these as its own options; they are given as words instead, or (cores of a GPU) contradict those words.
+_SRUN_SETTINGS = (
+    "SLURM_CPUS_PER_GPU",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_TRES_PER_TASK",
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NTASKS_PER_GPU",
+    "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_NTASKS_PER_CORE",
+    "SLURM_DISTRIBUTION",
+    "SLURM_EXPORT_ENV",
+    "SLURM_UMASK",
+    "SLURM_JWT",
+)
+
+
+def srun_argv(
+    config: RunConfig,
+    derived: Derived,
+    *,
+    run_dir: Path,
+    attempt: int,
+    cpus_per_task: int,
+    is_crowded: bool = False,
+    python: str = sys.executable,
+) -> list[str]:
+    """srun with one task per rank, dealt to the nodes in blocks, each with a log of its own.
+
+    Args:
+        run_dir: absolute, and the same on all nodes.
+        cpus_per_task: cores of a rank; srun does not take them over from sbatch.
+        is_crowded: a node has fewer cores than ranks, so they must share.
+    Raises:
+        ConfigErrors: options or a container that srun would take otherwise; submit finds them before the job waits.
+        RunError: a path that srun or a container cannot take.
+    """
+    _refuse_unfit(config)
+    words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
+    gpus = derived.device == "cuda"
+    task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=gpus, python=python)
+    log = RunPaths(run_dir).attempt(attempt) / "rank-%4t.log"
+    return [
+        "srun",
+        f"--nodes={derived.world_size // derived.devices_per_node}",
+        f"--ntasks={derived.world_size}",
+        f"--ntasks-per-node={derived.devices_per_node}",
+        f"--cpus-per-task={cpus_per_task}",
+        *(["--overcommit"] if is_crowded else []),
+        "--distribution=block",
+        # The ranks meet by themselves; a site's default plug-in would only be one more thing to fail.
+        "--mpi=none",
+        # A rank that fails takes the others down at once, instead of leaving them to wait for it on held GPUs.
+        "--kill-on-bad-exit=1",
+        f"--wait={EARLY_EXIT_WAIT_S}",
+        "--input=none",
+        "--unbuffered",
+        "--export=ALL",
+        f"--output={_pattern(RunPaths(run_dir).attempt(attempt))}/{log.name}",
+        "--open-mode=append",
+        *task.options,
+        *config.cluster.srun_args,
+        *task.command,
+    ]
+
+
+def stage_argv(
+    config: RunConfig,
+    words: Sequence[str],
+    *,
+    shown: Sequence[Path],
+    gpus: bool,
+    cpus_per_task: int,
+    python: str = sys.executable,
+) -> list[str]:
+    """srun with one task on this node for a command of the launcher, such as export or eval.
+
+    Args:
+        shown, gpus: what it needs, where it runs in a container.
+    Raises:
+        ConfigErrors, RunError: as srun_argv.
+    """
+    _refuse_unfit(config)
+    task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus, python=python)
+    return [
+        "srun",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={cpus_per_task}",
+        "--mpi=none",
+        "--input=none",
+        "--unbuffered",
+        "--export=ALL",
+        *task.options,
+        *site_options(config.cluster),
+        *task.command,
+    ]
+
+
+def _refuse_unfit(config: RunConfig) -> None:
+    if problems := [*srun_word_problems(config.cluster), *container_problems(config)]:
+        raise ConfigErrors(problems)
+
+
+def _pattern(folder: Path) -> str:
+    """A folder as srun wants it in a file name pattern."""
+    if "\\" in str(folder):
+        raise RunError(
+            f"{folder}: a path with a backslash cannot hold the ranks' logs under Slurm; choose another runs_dir"
+        )
+    return str(folder).replace("%", "%%")
+
+
+def cores_per_rank(*, asked: int | None, given: int | None, on_node: int, ranks: int) -> tuple[int, bool]:
+    """Cores of each rank, and whether ranks must share cores because the node has too few.
+
+    Args:
+        asked: cluster.cpus_per_task. given: --cpus-per-task of the job. on_node: cores the job has on a node.
+    """
+    if on_node < ranks:
+        return 1, True
+    return max(1, min(asked or given or on_node // ranks, on_node // ranks)), False
+
+
+def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the job's environment srun and the ranks get: the allow-list, and what Slurm says of the job."""
+    slurm = {name: value for name, value in environ.items() if name.startswith("SLURM_") and name not in _SRUN_SETTINGS}
+    return {**job_environment(environ), **slurm}
+
+
+def stage_environment(environ: Mapping[str, str], config: RunConfig, *, cpus: int) -> dict[str, str]:
+    """The environment of a stage: that of the ranks, without what tells them where to meet."""
+    return {
+        **step_environment(environ),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(cpus),
+        **config.cluster.environment,
+    }
+
+
+def ranks_environment(
+    environ: Mapping[str, str],
+    config: RunConfig,
+    derived: Derived,
+    *,
+    master_address: str,
+    master_port: int,
+    cpus_per_task: int,
+    end_time_s: float | None,
+    interface: str = "",
+    nodes: Sequence[str] = (),
+) -> dict[str, str]:
+    """The environment of all ranks; who is which they learn from srun.
+
+    Args:
+        end_time_s: when Slurm ends the job, in unix seconds; None without a limit.
+        interface: network interface for the ranks, where they would not find it by themselves.
+        nodes: of the job, in rank order, so that ranks can name the node of one that does not come.
+    """
+    threads = config.cluster.threads_per_process or cpus_per_task
+    cpu_only = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if derived.device == "cpu" else {}
+    network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
+    kept = step_environment(environ)
+    return {
+        "GOMP_SPINCOUNT": "1000",
+        **network,
+        **kept,
+        # Lines reach the log when they are written, not when the rank ends.
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        **config.cluster.environment,
+        **cpu_only,
+        **({} if end_time_s is None else {"LAUNCHER_END_TIME_S": f"{end_time_s:.0f}"}),
+        # The supervisor watches the ranks' heartbeats and ends them when one hangs.
+        "LAUNCHER_WATCHED": "1",
+        "LAUNCHER_NODES": ",".join(nodes),
+        "LAUNCHER_RANKS_PER_NODE": str(derived.devices_per_node),
+        "MASTER_ADDR": master_address,
+        "MASTER_PORT": str(master_port),
+    }

@@ -1,0 +1,97 @@
+"""The other jobs of a submission, before and after training: prepare, export, eval."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher.config.cluster_schema import ContainerRuntime
+from launcher.config.frozen import load_config
+from launcher.config.schema import DataConfig, Derived, FrozenRun
+from launcher.errors import ExitCode, RunError, UserError
+from launcher.paths import RunPaths
+from launcher.slurm.client.container import example_files, run_folders
+from launcher.slurm.job import attempt_records
+from launcher.slurm.job.allocation import Allocation
+from launcher.slurm.job.srun import stage_argv, stage_environment
+
+logger = logging.getLogger(__name__)
+
+
+def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocation) -> int:
+    """Runs one stage on this node.
+
+    Args:
+        further: options for the command of the stage, such as --merge for export.
+    Returns: the exit code of the job.
+    Raises:
+        UserError: the run has not finished training. ConfigErrors, RunError: as srun.stage_argv.
+    """
+    if stage == "prepare":
+        return _prepare(run_dir)
+    if attempt_records.last_state(RunPaths(run_dir)) != "succeeded":
+        raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
+    return _run_alone(stage_words(stage, run_dir, further), run_dir, load_config(RunPaths(run_dir).config), allocation)
+
+
+def _prepare(run_dir: Path) -> int:
+    from launcher.plan.create import complete_run
+
+    complete_run(run_dir)
+    logger.info("%s is prepared and may train", run_dir)
+    return ExitCode.DONE
+
+
+def stage_words(stage: str, run_dir: Path, further: list[str]) -> list[str]:
+    """The command of a stage. Pure. export goes to export/hf of the run unless told otherwise with --to."""
+    if stage == "export" and not any(word == "--to" or word.startswith("--to=") for word in further):
+        further = ["--to", str(RunPaths(run_dir).export / "hf"), *further]
+    return [stage, str(run_dir), *further]
+
+
+def _run_alone(words: list[str], run_dir: Path, frozen: FrozenRun, allocation: Allocation) -> int:
+    if frozen.derived is None:
+        raise RunError(f"{RunPaths(run_dir).config} has no derived values: this run was never started")
+    is_contained = frozen.config.cluster.container is not ContainerRuntime.none
+    argv = stage_argv(
+        frozen.config,
+        words,
+        shown=stage_folders(words, run_dir, frozen.config.data, frozen.derived) if is_contained else [],
+        gpus=words[0] == "eval" and frozen.derived.device == "cuda",
+        cpus_per_task=allocation.cpus_per_node,
+        python=sys.executable,
+    )
+    environment = stage_environment(os.environ, frozen.config, cpus=allocation.cpus_per_node)
+    done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: Derived) -> list[Path]:
+    """What a stage in a container must see of the node's files: what ranks see, and what export or eval adds.
+
+    Raises:
+        RunError: --to names a folder that cannot be shown.
+    """
+    folders = run_folders(run_dir, derived)
+    if words[0] == "eval":
+        return [*folders, *example_files(data)]
+    target = _target(words)
+    if any(target.is_relative_to(folder.resolve()) for folder in folders):
+        return folders
+    # The folder itself is made by the export, beside a hidden one that it is renamed from.
+    above = next(folder for folder in target.parents if folder.is_dir())
+    if above == Path("/"):
+        raise RunError(f"--to {target}: a container cannot be shown all of /; make {target.parent} first")
+    return [*folders, above]
+
+
+def _target(words: list[str]) -> Path:
+    """The folder behind --to; the last one counts."""
+    target = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--to" or word.startswith("--to="):
+            target = following if word == "--to" else word.removeprefix("--to=")
+    return Path(target).expanduser().resolve()

@@ -1,0 +1,1 @@
+"""Puts runs into the queue and takes them out."""

@@ -1,0 +1,1 @@
+"""Replays the record of a run to trackers."""

@@ -1,0 +1,99 @@
+"""A rehearsal before the real run: what would break in hour six breaks in minute one."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from launcher.checkpoint.manifest import TrainState
+from launcher.data.order import heaviest_step
+from launcher.errors import ModelError, NonFiniteError, UserError
+from launcher.train.batch import make_micro_batch
+from launcher.train.run import Run
+from launcher.train.saving import save
+from launcher.train.step import optimizer_step, searches_loss_scale
+from launcher.train.validation import heldout_loss
+from launcher.train.watchdog import WATCHDOG
+
+logger = logging.getLogger(__name__)
+
+
+def rehearse(run: Run) -> None:
+    """Saves step 0, runs the heaviest batch of the first epoch and one evaluation, and loads step 0 back. Ranks: all.
+
+    Loading restores weights, optimizer and generators, so the run that follows is bitwise the run without a rehearsal
+    (tests/dist/test_resume.py).
+    Raises: UserError naming the batch setting when memory runs out; Preempted when a stop signal comes.
+    """
+    with WATCHDOG.phase("rehearse"):
+        _rehearse(run)
+
+
+def _rehearse(run: Run) -> None:
+    started = time.perf_counter()
+    checkpoint = save(run, TrainState(step=0))
+    step = heaviest_step(
+        run.order,
+        run.train_data.pack_lengths,
+        world_size=run.derived.world_size,
+        grad_accum_steps=run.derived.grad_accum_steps,
+        micro_sequences=run.derived.micro_sequences,
+    )
+    tokens = max(int(run.train_data.pack_lengths[micro].sum()) for rank in run.slots(step) for micro in rank if micro)
+    try:
+        refuse_leaking_model(run)
+        outcome = optimizer_step(run, step)
+        if not outcome.applied and not searches_loss_scale(run, outcome):
+            raise NonFiniteError(
+                f"rehearsal: the gradient of the heaviest batch is not finite (loss {outcome.loss})",
+                step=step,
+                sample_ids=run.sample_ids(step),
+            )
+        if run.heldout_data is not None:
+            heldout_loss(run)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the heaviest micro-batch of the epoch ({tokens} tokens on one device) does not fit into memory: {error}. "
+            f"Lower batch.micro_tokens below {tokens}, lower data.seq_len_tokens, "
+            "or set strategy.activation_checkpointing=true"
+        ) from error
+    run.engine.load(checkpoint.path)
+    seconds = time.perf_counter() - started
+    if run.recorder is not None:
+        run.recorder.event("rehearsal", seconds=round(seconds, 3), step=step, tokens=tokens)
+        run.recorder.note(
+            f"rehearsed the heaviest batch ({tokens} tokens), evaluation, save and load in {seconds:.1f} s"
+        )
+
+
+def refuse_leaking_model(run: Run) -> None:
+    """Proves on the real model that examples in one row do not see each other. Ranks: all.
+
+    The first example of a row is changed; what the model says of the others must not move. Attention keeps them apart
+    by construction, but a layer of another kind (state space, convolution, linear attention) may carry state along.
+    Raises: ModelError.
+    """
+    data = run.train_data
+    by_length = sorted(range(data.num_packs), key=lambda p: int(data.pack_lengths[p]))
+    packs = by_length[: max(1, run.derived.micro_sequences)]
+    batch = make_micro_batch(data, packs, stand_in=packs[0], device=run.world.device)
+    if len(batch.cu_seq_lens) <= 2:
+        return
+    first = int(batch.cu_seq_lens[1])
+    changed = batch.input_ids.clone()
+    # Any other tokens will do; not the same ones in another order, which a sum along the row would not notice.
+    changed[0, :first] = batch.input_ids[0, -1]
+    behind = batch.keep >= first
+    run.engine.set_training(False)
+    with torch.no_grad():
+        before = run.engine.forward(batch.model_inputs())[behind].float()
+        after = run.engine.forward({**batch.model_inputs(), "input_ids": changed})[behind].float()
+    run.engine.set_training(True)
+    moved = float((after - before).abs().max()) if len(before) else 0.0
+    if moved > 1e-3 * max(1.0, float(before.abs().max()) if len(before) else 0.0):
+        raise ModelError(
+            f"this model lets examples in one row see each other: changing one moved the next by {moved:.3g}. "
+            "Give every example a row of its own: data.packing=false batch.micro_sequences=1"
+        )

@@ -1,0 +1,211 @@
+"""Signs of life of this rank: heartbeats for the process that watches it, and its stacks when the heartbeats stop.
+
+`WATCHDOG.beat()` reports progress; `WATCHDOG.enter("step")` and `with WATCHDOG.phase("save")` say in which phase. Every
+phase has a limit. After it a C thread dumps the Python stacks, even of a rank that never releases the GIL; then the
+starter, which sees the same silence, ends the ranks. Under a starter that does not watch (torchrun, accelerate) the rank
+ends itself.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from launcher.config.cluster_schema import FaultConfig
+from launcher.errors import ExitCode
+from launcher.paths import RunPaths
+from launcher.runs.heartbeat import Heart
+from launcher.runs.jsonl import utc_now
+from launcher.runs.rank_end import RankEnd, write_rank_end
+
+logger = logging.getLogger(__name__)
+
+WATCHED = "LAUNCHER_WATCHED"
+"""Set to 1 by starters that look at the heartbeats and end the ranks when one hangs."""
+
+SHORTEST_STEP_LIMIT_S = 300.0
+FINISH_LIMIT_S = 120.0
+_TIMES_THE_SLOWEST = 10.0
+# Before the watcher, which allows one second more than the limit, ends everything.
+_DUMP_AFTER_S = 0.5
+_LEAVE_AFTER_S = 10.0
+# The watcher ends a silent rank well before. One that still lives then is out of its reach: its node was cut off.
+_LEAVE_UNREACHED_AFTER_S = 60.0
+_TICK_S = 1.0
+
+
+class Watchdog:
+    """The signs of life of one process. Before `begin` all of it does nothing."""
+
+    def __init__(self) -> None:
+        self._heart: Heart | None = None
+        self._fault = FaultConfig()
+        self._phase = "start"
+        self._step = 0
+        self._last_s = 0.0
+        self._slowest_s = 0.0
+        self._is_warm = False
+        self._has_trained = False
+        self._stacks: IO[bytes] | None = None
+
+    def begin(self, paths: RunPaths, attempt: int, *, rank: int, fault: FaultConfig) -> None:
+        """Starts the beats of this rank; again, only takes over the limits. Ranks: each, as early as it can."""
+        self._fault = fault
+        if self._heart is not None:
+            return
+        host = socket.gethostname()
+        self._heart = Heart(paths.heartbeat(attempt, rank), rank=rank, host=host)
+        with suppress(OSError):
+            self._stacks = paths.stacks(attempt, rank).open("ab", buffering=0)
+        self._last_s = time.monotonic()
+        self._tell()
+        guard = _Guard(self, paths, attempt, rank, host, watched=os.environ.get(WATCHED) == "1")
+        threading.Thread(target=guard.run, name="pulse", daemon=True).start()
+
+    def beat(self, *, step: int | None = None) -> None:
+        """A sign of life; cheap enough for every micro-batch. `step`: optimizer steps done."""
+        if self._heart is None:
+            return
+        now = time.monotonic()
+        if self._phase in ("step", "evaluate"):
+            self._slowest_s = max(self._slowest_s, now - self._last_s)
+        self._last_s = now
+        if step is not None:
+            self._is_warm = self._is_warm or (self._phase == "step" and step > self._step)
+            self._step = step
+        self._tell()
+
+    def enter(self, phase: str, *, step: int | None = None) -> None:
+        """From now on this rank does something else."""
+        if self._heart is None:
+            return
+        self._phase = phase
+        self._has_trained = self._has_trained or phase == "step"
+        self._step = self._step if step is None else step
+        self._last_s = time.monotonic()
+        self._tell()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Something else for a while; then the phase before goes on."""
+        before = self._phase
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether this rank came as far as its first step, so that there may be something to save."""
+        return self._has_trained
+
+    @property
+    def limit_s(self) -> float:
+        """How long this rank may be silent in its present phase."""
+        fault = self._fault
+        match self._phase:
+            case "meet":
+                # Ranks name the missing one themselves; the watcher is for those that cannot.
+                return 2 * fault.meet_limit_s + 60.0
+            case "save":
+                return fault.save_limit_s
+            case "finish":
+                return FINISH_LIMIT_S
+            case "step" | "evaluate":
+                learned = max(SHORTEST_STEP_LIMIT_S, _TIMES_THE_SLOWEST * self._slowest_s)
+                limit = fault.step_limit_s or learned
+                # The first step may compile kernels; its length says nothing about the others.
+                return limit if self._is_warm else max(limit, fault.load_limit_s)
+            case _:
+                return fault.load_limit_s
+
+    @property
+    def last_sign(self) -> tuple[str, float]:
+        """Changes with every sign of life."""
+        return self._phase, self._last_s
+
+    def _tell(self) -> None:
+        assert self._heart is not None
+        limit_s = self.limit_s
+        if self._heart.beat(self._phase, step=self._step, limit_s=limit_s) and self._stacks is not None:
+            with suppress(OSError, RuntimeError, ValueError):
+                faulthandler.dump_traceback_later(limit_s + _DUMP_AFTER_S, file=self._stacks)
+                if os.fstat(self._stacks.fileno()).st_size:
+                    # It was slow and did not hang after all.
+                    self._stacks.truncate(0)
+
+
+class _Guard:
+    """A thread that does what needs Python once the rank is silent: the collectives under way, and the way out."""
+
+    def __init__(self, pulse: Watchdog, paths: RunPaths, attempt: int, rank: int, host: str, *, watched: bool) -> None:
+        self._pulse = pulse
+        self._paths = paths
+        self._attempt = attempt
+        self._rank = rank
+        self._host = host
+        self._watched = watched
+
+    def run(self) -> None:
+        sign, silent_s, told = self._pulse.last_sign, 0.0, False
+        while True:
+            before = time.monotonic()
+            time.sleep(_TICK_S)
+            if self._pulse.last_sign != sign:
+                sign, silent_s, told = self._pulse.last_sign, 0.0, False
+                continue
+            # Not all of a long gap: this process was then stopped itself, and goes on now.
+            silent_s += min(time.monotonic() - before, 2 * _TICK_S)
+            limit_s = self._pulse.limit_s
+            if silent_s > limit_s and not told:
+                told = True
+                write_collectives(self._paths.attempt(self._attempt) / f"nccl-{self._rank:04d}.json")
+            # Nobody watches a rank that has done its work, and W&B may yet keep it.
+            is_for_watcher = self._watched and sign[0] != "finish"
+            if silent_s > limit_s + (_LEAVE_UNREACHED_AFTER_S if is_for_watcher else _LEAVE_AFTER_S):
+                self._leave(sign[0], silent_s, limit_s)
+
+    def _leave(self, phase: str, silent_s: float, limit_s: float) -> None:
+        """Ends this rank, and with it, through its starter or the lost connection, the others."""
+        message = f"no sign of life for {silent_s:.0f} s in phase {phase!r} (limit {limit_s:.0f} s)"
+        stacks = self._paths.stacks(self._attempt, self._rank)
+        logger.error("rank %d hangs: %s; its stacks: %s", self._rank, message, stacks)
+        end = RankEnd(
+            rank=self._rank, host=self._host, exit_code=ExitCode.HANG, error="Hang", message=message, time=utc_now()
+        )
+        with suppress(OSError):
+            write_rank_end(self._paths.rank_end(self._attempt, self._rank), end)
+        os._exit(ExitCode.HANG)
+
+
+def record_collectives(folder: Path, environ: dict[str, str] | os._Environ[str]) -> None:
+    """Has NCCL remember its last collectives, and write them down when one times out. Before torch is loaded."""
+    environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-trace-"))
+
+
+def write_collectives(path: Path) -> None:
+    """The collectives NCCL remembers, those under way last; nothing without NCCL. Never raises."""
+    if "torch.distributed.distributed_c10d" not in sys.modules:
+        return  # the rank hangs while it imports torch, and would hold the import's lock against us
+    try:
+        from torch._C._distributed_c10d import _dump_nccl_trace_json  # type: ignore[attr-defined]
+
+        path.write_bytes(_dump_nccl_trace_json())
+    except Exception as error:
+        logger.debug("no record of collectives: %s", error)
+
+
+WATCHDOG = Watchdog()
+"""The pulse of this process."""

@@ -1,1 +1,0 @@
-"""One file a verb. Each gives HELP, add_arguments(parser) and run(args) -> exit code, and imports little at the top."""

@@ -1,0 +1,114 @@
+"""Attempts of a two-node run as they lie in a run directory after different ends."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from launcher.config.frozen import save_config
+from launcher.config.schema import Derived, FrozenRun, RunConfig
+from launcher.paths import RunPaths
+from launcher.runs.attempts import AttemptRecord, write_attempt
+from launcher.runs.events import parse_event
+from launcher.runs.jsonl import AppendLog, utc_text
+from launcher.runs.metrics import MetricsWriter, StepRecord
+from launcher.runs.rank_end import RankEnd, write_rank_end
+
+START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    return utc_text(START + timedelta(seconds=seconds))
+
+
+class Attempt:
+    """A run directory with one attempt on n1 and n2, two ranks on each, that began to train after 60 seconds."""
+
+    def __init__(self, root: Path, *, config: RunConfig | None = None, number: int = 1, starter: str = "slurm") -> None:
+        self.root = root
+        self.number = number
+        self.paths = RunPaths(root)
+        self.paths.attempt(number).mkdir(parents=True)
+        config = config or RunConfig()
+        config.model.name_or_path = "/models/m"
+        save_config(self.paths.config, FrozenRun(config=config, derived=_derived()))
+        self.record = AttemptRecord(
+            attempt=number,
+            starter=starter,
+            host="n1",
+            world_size=4,
+            started=at(0),
+            ended=at(3600),
+            job_id="17" if starter == "slurm" else "",
+            nodes=["n1", "n2"],
+            ranks_per_node=2,
+        )
+        write_attempt(root, self.record)
+        self.event("attempt_start", 60, world_size=4)
+
+    def event(self, event: str, moment_s: float, /, **fields: object) -> None:
+        line = {"time": at(moment_s), "event": event, "attempt": self.number, "rank": 0, **fields}
+        assert parse_event(line) is not None
+        log = AppendLog(self.paths.events)
+        log.append(line)
+        log.close()
+
+    def trained(self, last: int, *, saved: int = 0) -> None:
+        """Steps 1 to `last`, one in 10 seconds; a checkpoint after step `saved`."""
+        writer = MetricsWriter(self.paths.metrics)
+        for step in range(1, last + 1):
+            writer.write(
+                StepRecord(step, step / 10, 2.0, 1e-4, 1.0, 800, 300, 80.0, 10.0, 3.0, 800 * step, self.number, at(100))
+            )
+        writer.close()
+        if saved:
+            self.event("checkpoint", 60 + 10 * saved, step=saved, seconds=1.0, bytes=1000)
+
+    def log(self, rank: int, text: str) -> None:
+        self.paths.rank_log(self.number, rank).write_text(text)
+
+    def end(self, rank: int, exit_code: int, error: str = "", message: str = "", *, seconds: float = 3590) -> None:
+        node = self.record.node_of(rank)
+        end = RankEnd(
+            rank=rank, host=node, exit_code=exit_code, error=error, message=message, time=at(seconds + rank / 1000)
+        )
+        write_rank_end(self.paths.rank_end(self.number, rank), end)
+
+    def beat(self, rank: int, *, phase: str = "step", step: int = 7) -> None:
+        beat = {
+            "rank": rank,
+            "host": self.record.node_of(rank),
+            "pid": 100 + rank,
+            "phase": phase,
+            "step": step,
+            "beat": 50,
+            "limit_s": 300.0,
+            "time": at(3000),
+        }
+        self.paths.heartbeat(self.number, rank).write_text(json.dumps(beat))
+
+    def stacks(self, rank: int, text: str) -> None:
+        self.paths.stacks(self.number, rank).write_text(text)
+
+
+def _derived() -> Derived:
+    return Derived(
+        run_id="3f9a1c07",
+        model_dir="/models/m",
+        data_dir="/data/d",
+        data_key="9b1d5c2e7f",
+        device="cuda",
+        world_size=4,
+        devices_per_node=2,
+        threads_per_process=1,
+        num_packs=100,
+        global_sequences=8,
+        micro_sequences=2,
+        grad_accum_steps=1,
+        steps_per_epoch=12,
+        total_steps=36,
+        peak_lr=1e-4,
+        warmup_steps=3,
+        attention="segments",
+    )
