@@ -2,8 +2,8 @@
 
 `WATCHDOG.beat()` reports progress; `WATCHDOG.enter("step")` and `with WATCHDOG.phase("save")` say in which phase. Every
 phase has a limit. After it a C thread dumps the Python stacks, even of a rank that never releases the GIL; then the
-starter, which sees the same silence, ends the ranks. Under a starter that does not watch (torchrun, accelerate) the rank
-ends itself.
+starter, which sees the same silence, ends the ranks. Under a starter that does not watch (torchrun, accelerate) the
+rank ends itself.
 """
 
 from __future__ import annotations
