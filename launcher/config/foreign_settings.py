@@ -1,11 +1,11 @@
-"""What other programs call the settings of this one: Transformers, TRL, PEFT, DeepSpeed, Lightning, hosted services.
+"""Names of our settings in Transformers, TRL, PEFT, DeepSpeed, Lightning and hosted services.
 
-For the message about an unknown key only; none of these names is accepted.
+Used only in the message about an unknown key; none of these names is accepted.
 """
 
 from __future__ import annotations
 
-# Key or option here: the names it goes by elsewhere. A dotted name counts only with its section.
+# Our key or option: its names elsewhere. A dotted name matches only with its section.
 _NAMES = {
     "seed": "seed random_seed",
     "name": "run_name job_name suffix",
@@ -66,49 +66,49 @@ _NAMES = {
     "cluster.memory_gib_per_node": "mem",
     "cluster.environment": "env env_vars",
 }
-# What has no single counterpart: the names, and what to say.
+# Names without a single counterpart here, and the hint for them.
 _ANSWERS = {
     "gradient_accumulation_steps grad_accum_steps grad_accum accumulate_grad_batches accumulation_steps": ""
-    "Accumulation is derived here: give batch.global_sequences (a whole step, over all devices) and, if need be, "
-    "batch.micro_sequences (one device at once)",
+    "Gradient accumulation is derived: give batch.global_sequences (per optimizer step, over all devices) and, if "
+    "needed, batch.micro_sequences (per device and micro-batch)",
     "per_device_train_batch_size train_micro_batch_size_per_gpu micro_batch_size per_gpu_train_batch_size": "Give "
-    "batch.micro_sequences for what one device takes at once; batch.global_sequences is what a whole step takes",
-    "per_device_eval_batch_size eval_batch_size": "Evaluation takes batches of the size training takes "
+    "batch.micro_sequences (per device and micro-batch); batch.global_sequences is per step, over all devices",
+    "per_device_eval_batch_size eval_batch_size": "Evaluation uses the micro-batch size of training "
     "(batch.micro_sequences)",
     "zero_stage stage zero zero_optimization deepspeed deepspeed_config fsdp fsdp_config": "Choose strategy=zero1, "
-    "strategy=zero2 or strategy=zero3 (ZeRO stages; strategy=zero2_offload and strategy=zero3_offload use host memory)",
-    "min_lr min_learning_rate": "Give it as a share of the peak: optim.min_lr_ratio",
-    "batch.tokens batch_tokens tokens_per_batch": "Give batch.global_tokens for a whole step over all devices, or "
-    "batch.micro_tokens for what one device takes at once",
-    "logging_steps log_every_n_steps logging_strategy": "Every step is recorded; leave it out",
-    "eval_strategy evaluation_strategy": "Held-out loss is measured after each epoch, and every track.eval_every_steps",
-    "save_strategy": "Checkpoints come after each epoch and at the end, or every checkpoint.save_every_steps",
+    "strategy=zero2 or strategy=zero3; with host memory: strategy=zero2_offload or strategy=zero3_offload",
+    "min_lr min_learning_rate": "Give it as a fraction of the peak: optim.min_lr_ratio",
+    "batch.tokens batch_tokens tokens_per_batch": "Give batch.global_tokens (per optimizer step, over all devices) or "
+    "batch.micro_tokens (per device and micro-batch)",
+    "logging_steps log_every_n_steps logging_strategy": "Every step is logged; leave it out",
+    "eval_strategy evaluation_strategy": "Validation runs after each epoch, and every track.eval_every_steps",
+    "save_strategy": "Checkpoints are saved after each epoch and at the end, or every checkpoint.save_every_steps",
     "optimizer optimizer_name optim_type": "The optimizer is AdamW; its settings are optim.lr, optim.weight_decay, "
     "optim.beta1, optim.beta2 and optim.eps",
     "load_in_8bit": "Bases are quantized to 4 bits only: method=qlora",
-    "world_size num_processes": "Ranks are cluster.nodes times cluster.devices_per_node",
-    "resume resume_from_checkpoint": "`launcher resume RUN` goes on from the newest checkpoint",
-    "trust_remote_code": "Code from a model is never run here; leave it out",
-    "hf_token hub_token use_auth_token token api_key wandb_api_key": "No secret is a setting: put HF_TOKEN or "
-    "WANDB_API_KEY into the environment",
+    "world_size num_processes": "World size is cluster.nodes times cluster.devices_per_node",
+    "resume resume_from_checkpoint": "`launcher resume RUN` continues from the latest checkpoint",
+    "trust_remote_code": "Code from a model is never run; leave it out",
+    "hf_token hub_token use_auth_token token api_key wandb_api_key": "Secrets are not settings: set HF_TOKEN or "
+    "WANDB_API_KEY in the environment",
 }
 _KEYS = {name: key for key, names in _NAMES.items() for name in names.split()}
 _TEXTS = {name: text for names, text in _ANSWERS.items() for name in names.split()}
-SAYS_NOTHING = ("enabled", "type")
-"""Last words that leave the meaning to the word before: bf16.enabled."""
+VAGUE_NAMES = ("enabled", "type")
+"""Last parts that say nothing without the part before: bf16.enabled."""
 
 
 def foreign_names() -> list[str]:
-    """Every name that has an answer."""
+    """Every name with an answer."""
     return [*_KEYS, *_TEXTS]
 
 
 def answer(key: str) -> str:
-    """What to do about a key that another program has; empty for one that is not known from elsewhere."""
-    words = key.lstrip("-").lower().replace("-", "_").split(".")
-    candidates = [".".join(words[-2:]), words[-1]]
-    if words[-1] in SAYS_NOTHING and len(words) > 1:
-        candidates.append(words[-2])
+    """Hint for a setting of another program; empty for an unknown name."""
+    parts = key.lstrip("-").lower().replace("-", "_").split(".")
+    candidates = [".".join(parts[-2:]), parts[-1]]
+    if parts[-1] in VAGUE_NAMES and len(parts) > 1:
+        candidates.append(parts[-2])
     for name in candidates:
         if name in _KEYS:
             return f"Did you mean {_KEYS[name]}?"

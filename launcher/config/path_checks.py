@@ -1,4 +1,4 @@
-"""Rules about files a configuration names, and about what this machine lacks to run it."""
+"""Checks of the files a configuration names, and of the packages and GPUs it needs on this machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import Gpu
 from launcher.config.model_files import EMBEDDED, ModelSource, model_source
 from launcher.config.schema import Attention, MethodKind, RunConfig, StrategyKind, WandbMode
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 from launcher.errors import Problem
 
 BUILT_IN_DATA = ("next_number",)
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors")
 
 
-def place_problems(config: RunConfig) -> list[Problem]:
-    """Files and folders that are named but cannot be used."""
-    problems = [*_data_places(config), *_model_place(config), *_runs_dir(config)]
+def path_problems(config: RunConfig) -> list[Problem]:
+    """Files and folders that cannot be used."""
+    problems = [*_data_paths(config), *_model_path(config), *_runs_dir(config)]
     template = config.data.chat_template
     if template is not None:
         problems += _file("data.chat_template", template)
@@ -32,33 +32,33 @@ def place_problems(config: RunConfig) -> list[Problem]:
 
 
 def machine_problems(config: RunConfig, gpus: list[Gpu]) -> list[Problem]:
-    """What this machine lacks to run the configuration here: `launcher train` stops for these, a plan does not.
+    """Packages and GPUs this machine lacks for the run: errors for `launcher train`, warnings for a plan.
 
     Args:
-        gpus: devices.visible_gpus(). A job's own machines cannot be seen from here, so for jobs nothing is reported.
+        gpus: devices.visible_gpus(). Nothing is reported for Slurm jobs, which run on other machines.
     """
     if config.cluster.kind is not ClusterKind.local:
         return []
     return [*_missing_packages(config), *_missing_gpus(config, gpus)]
 
 
-def _data_places(config: RunConfig) -> Iterator[Problem]:
+def _data_paths(config: RunConfig) -> Iterator[Problem]:
     data = config.data
     named = [("data.path", data.path), ("data.validation_path", data.validation_path)]
-    named += [(f"data.mixture[{place}].path", source.path) for place, source in enumerate(data.mixture)]
+    named += [(f"data.mixture[{index}].path", source.path) for index, source in enumerate(data.mixture)]
     for key, path in named:
         if path is not None and path != MISSING:
-            yield from _data_place(key, path)
+            yield from _data_path(key, path)
 
 
-def _data_place(key: str, path: str) -> Iterator[Problem]:
+def _data_path(key: str, path: str) -> Iterator[Problem]:
     kind, colon, rest = path.partition(":")
     if colon and kind == "builtin":
         if rest not in BUILT_IN_DATA:
-            yield Problem(key, path, "there is no such built-in data set", one_of(rest, list(BUILT_IN_DATA)))
+            yield Problem(key, path, "there is no such built-in dataset", one_of(rest, list(BUILT_IN_DATA)))
     elif colon and kind == "hub":
         if rest.count("/") > 1 or not all(rest.split("/")):
-            yield Problem(key, path, "is not a Hub data set", "Write hub:owner/name")
+            yield Problem(key, path, "is not a Hub dataset", "Write hub:owner/name")
     else:
         yield from _file(key, path, or_folder=True)
 
@@ -66,11 +66,11 @@ def _data_place(key: str, path: str) -> Iterator[Problem]:
 def _file(key: str, text: str, *, or_folder: bool = False) -> Iterator[Problem]:
     path = Path(text).expanduser()
     if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
-        yield Problem(key, f"{text[:60]}...", "is longer than any file name")
+        yield Problem(key, f"{text[:60]}...", "is too long for a file name")
         return
     if path.is_file() or (or_folder and path.is_dir()):
         if not os.access(path, os.R_OK):
-            yield Problem(key, text, "may not be read by this user")
+            yield Problem(key, text, "cannot be read by this user")
         return
     if path.exists():
         yield Problem(key, text, "is not a file")
@@ -79,16 +79,16 @@ def _file(key: str, text: str, *, or_folder: bool = False) -> Iterator[Problem]:
 
 
 def _nearest_file(path: Path) -> str:
-    """What lies beside a path that does not exist."""
+    """Hint for a path that does not exist."""
     folder = path.parent
     if not folder.is_dir():
-        return f"Not even the folder {folder} exists; paths count from {Path.cwd()}"
+        return f"The folder {folder} does not exist either; paths are relative to {Path.cwd()}"
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {folder / near[0]}?" if near else f"Paths count from {Path.cwd()}"
+    return f"Did you mean {folder / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
 
 
-def _model_place(config: RunConfig) -> Iterator[Problem]:
+def _model_path(config: RunConfig) -> Iterator[Problem]:
     key, name = "model.name_or_path", config.model.name_or_path
     if name == MISSING:
         return
@@ -102,23 +102,23 @@ def _model_place(config: RunConfig) -> Iterator[Problem]:
         if not folder.is_dir():
             yield Problem(key, name, "there is no such folder", "Give a folder, or a Hub name (owner/name)")
         elif not (folder / "config.json").is_file():
-            yield Problem(key, name, "the folder holds no config.json", "Give the folder of a Hugging Face model")
+            yield Problem(key, name, "the folder has no config.json", "Give the folder of a Hugging Face model")
 
 
 def _runs_dir(config: RunConfig) -> Iterator[Problem]:
     path = Path(config.runs_dir).expanduser().absolute()
     if max(map(len, map(os.fsencode, path.parts))) > 255 or len(os.fsencode(path)) > 4000:
-        yield Problem("runs_dir", f"{config.runs_dir[:60]}...", "is longer than any folder name")
+        yield Problem("runs_dir", f"{config.runs_dir[:60]}...", "is too long for a folder name")
         return
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     if not existing.is_dir():
         yield Problem("runs_dir", config.runs_dir, f"{existing} is not a folder")
     elif not os.access(existing, os.W_OK | os.X_OK):
-        yield Problem("runs_dir", config.runs_dir, f"this user may not write into {existing}")
+        yield Problem("runs_dir", config.runs_dir, f"{existing} is not writable by this user")
 
 
 def _missing_packages(config: RunConfig) -> Iterator[Problem]:
-    needed = [(name, "train", "torch") for name in _TRAINING_PACKAGES]
+    needed = [(name, "train", "cluster.kind=local") for name in _TRAINING_PACKAGES]
     if config.strategy.kind not in (StrategyKind.single, StrategyKind.ddp):
         needed.append(("deepspeed", "train", f"strategy.kind={config.strategy.kind.value}"))
     if config.method.kind is MethodKind.qlora:
@@ -131,30 +131,21 @@ def _missing_packages(config: RunConfig) -> Iterator[Problem]:
         if importlib.util.find_spec(package) is None:
             install = f'pip install "tunelaunch[{extra}]"' if extra else f"pip install {package}"
             key, _, value = reason.partition("=")
-            if not value:
-                yield Problem(
-                    "cluster.kind", "local", f"training here needs {package}, which is not installed", install
-                )
-            else:
-                yield Problem(key, value, f"needs {package}, which is not installed", install)
+            yield Problem(key, value, f"requires {package}, which is not installed", install)
 
 
 def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
-    world = resolve_world(config, gpus)
-    if world.device != "cuda":
+    topology = resolve_topology(config, gpus)
+    if topology.device != "cuda":
         return
     if not gpus:
-        yield Problem(
-            "cluster.device",
-            "cuda",
-            "no GPU is visible on this machine",
-            "Use cluster.device=cpu, or run where GPUs are",
-        )
+        hint = "Use cluster.device=cpu, or a machine with GPUs"
+        yield Problem("cluster.device", "cuda", "no GPU is visible on this machine", hint)
         return
-    if world.devices_per_node > len(gpus):
+    if topology.devices_per_node > len(gpus):
         why = f"only {len(gpus)} GPU{'s are' if len(gpus) > 1 else ' is'} visible on this machine"
-        yield Problem("cluster.devices_per_node", world.devices_per_node, why, f"Give {len(gpus)} or less")
+        yield Problem("cluster.devices_per_node", topology.devices_per_node, why, f"Use {len(gpus)} or less")
     smallest = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
     if smallest is not None and smallest < 0.97 * config.cluster.gpu_memory_gib:
-        why = f"the GPUs here have {smallest:.0f} GiB, so the plan promises too much"
-        yield Problem("cluster.gpu_memory_gib", config.cluster.gpu_memory_gib, why, f"Give {int(smallest)}")
+        why = f"GPUs here have {smallest:.0f} GiB, less than the plan assumes"
+        yield Problem("cluster.gpu_memory_gib", config.cluster.gpu_memory_gib, why, f"Use {int(smallest)}")

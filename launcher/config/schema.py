@@ -1,19 +1,28 @@
-"""Every setting of a run, its type, its default and its meaning. Defaults live here and nowhere else.
+"""Every setting of a run: type, allowed range, default and meaning. Defaults live here and nowhere else.
 
-Rules, of one field or across sections, live in checks.py, so that
-all problems are reported at once instead of the first one. `???` (MISSING) marks what the user must give.
-The place a run runs at, and how it goes on after trouble: cluster_schema.py.
+Rules across settings are in checks.py. `???` (MISSING) marks what the user must give.
+Settings of the cluster and of fault handling: cluster_schema.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from launcher.config.cluster_schema import ClusterConfig, FaultConfig
+from launcher.config.limits import (
+    Limits,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Ratio,
+    RatioBelowOne,
+    Seed,
+)
 
 SCHEMA_VERSION = 2
 
@@ -64,7 +73,7 @@ class DataFormat(Enum):
     text = "text"
 
 
-class Task(Enum):
+class TaskKind(Enum):
     general = "general"
     classification = "classification"
     summarization = "summarization"
@@ -92,9 +101,9 @@ class WandbMode(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ArchitectureConfig:
-    """Figures of the network, shipped with the model so that planning needs neither hub nor weights.
+    """Dimensions of the network. They ship with each model option, so planning needs neither the Hub nor the weights.
 
-    Left at 0, they are read from the model's config.json where that lies on this machine.
+    Any left at 0 are read from the model's config.json if it is on this machine.
     """
 
     hidden_size: int = 0
@@ -102,11 +111,11 @@ class ArchitectureConfig:
     intermediate_size: int = 0
     """Width of the feed-forward layer."""
     num_layers: int = 0
-    """Decoder layers."""
+    """Number of decoder layers."""
     num_heads: int = 0
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 0
-    """Key and value heads; fewer than num_heads under grouped-query attention."""
+    """Number of key and value heads; fewer than num_heads with grouped-query attention."""
     head_dim: int = 0
     """Width of one head; 0 means hidden_size / num_heads."""
     vocab_size: int = 0
@@ -114,84 +123,87 @@ class ArchitectureConfig:
     tied_embeddings: bool = False
     """Whether the language-model head shares the embedding matrix."""
     attention_bias: bool = False
-    """Whether the query, key and value projections have biases (Qwen2 does)."""
+    """Whether the query, key and value projections have biases (as in Qwen2)."""
     max_position_tokens: int = 0
-    """Longest sequence the model was built for."""
+    """Longest sequence the model supports."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """Which model to tune."""
+    """Model to fine-tune."""
 
     name_or_path: str = MISSING
     """A folder with config.json and safetensors, a Hub name (owner/name), or embedded:smollm2-135m-instruct."""
     revision: str | None = None
-    """Hub commit or tag; give a commit to pin the weights."""
+    """Hub commit, branch or tag; give a commit to pin the weights."""
     attention: Attention = Attention.auto
-    """Attention kernel: auto picks varlen on GPU and segments on CPU; neither crosses an example boundary."""
+    """Attention kernel. auto picks varlen on GPUs and segments on CPUs; no kernel attends across examples."""
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    """Figures for the plan."""
+    """Dimensions used for planning."""
 
 
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
-    """One part of a mixture."""
+    """One source of a mixture."""
 
     path: str = MISSING
-    """As data.path."""
-    weight: float = 1.0
-    """Share of this source: 0.5 keeps half its examples, 2 repeats each twice; fractions are drawn with data.seed."""
+    """Same as data.path."""
+    weight: PositiveFloat = 1.0
+    """How much of this source to use: 0.5 takes half its examples, 2 takes each twice; fractions are sampled with
+    data.seed."""
     format: DataFormat = DataFormat.auto
-    """As data.format."""
+    """Same as data.format."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Which examples, how they become tokens and labels, and what the audit refuses."""
+    """Training examples, how they become tokens and labels, and what the audit rejects."""
 
     path: str | None = None
     """Training examples: a .jsonl, .json, .csv or .parquet file, a directory of them, hub:owner/name, or
     builtin:next_number."""
     validation_path: str | None = None
-    """Held-out examples, as data.path."""
-    validation_fraction: float = 0.0
-    """Share of the training examples held out when there is no validation_path; 0 holds out none."""
+    """Validation examples; same forms as data.path."""
+    validation_fraction: RatioBelowOne = 0.0
+    """Fraction of the training examples to split off for validation if there is no validation_path; 0 splits off
+    none."""
     inline: list[dict[str, Any]] = field(default_factory=list)
-    """Examples written into the configuration itself."""
+    """Examples written directly into the configuration."""
     mixture: list[SourceConfig] = field(default_factory=list)
-    """Several sources with weights, instead of data.path."""
+    """Several weighted sources, instead of data.path."""
     hub_split: str = "train"
-    """Split read from a Hub data set given as data.path."""
+    """Split to train on if data.path is a Hub dataset."""
     hub_revision: str | None = None
-    """Commit or tag of a Hub data set."""
+    """Commit, branch or tag of the Hub dataset."""
     hub_validation_split: str | None = None
-    """Split of the same Hub data set that is held out."""
+    """Split of the same Hub dataset to validate on."""
     format: DataFormat = DataFormat.auto
-    """Format of the examples; auto detects it and says what it found."""
+    """Format of the examples; auto detects it and reports what it found."""
     chat_template: str | None = None
-    """File with a Jinja chat template used instead of the model's own."""
+    """File with a Jinja chat template to use instead of the model's own."""
     system_prompt: str | None = None
-    """System message put in front of every example that has none; it travels with the tuned model."""
+    """System message added to every example that has none; saved with the tuned model."""
     preamble: str | None = None
-    """Text put in front of the first user message of every example; it travels with the tuned model."""
-    seq_len_tokens: int = 2048
-    """Longest example, and size of a pack, in tokens."""
+    """Text put before the first user message of every example; saved with the tuned model."""
+    seq_len_tokens: Annotated[int, Limits(8, 4_194_304)] = 2048
+    """Maximum length of an example, and size of a pack, in tokens."""
     over_length: OverLength = OverLength.error
-    """What happens to an example longer than seq_len_tokens."""
+    """What to do with an example longer than seq_len_tokens."""
     packing: bool = True
-    """Put several short examples into one sequence (best fit decreasing); attention never crosses between them."""
-    task: Task = Task.general
-    """What is being taught; sets the advised number of examples."""
-    max_input_chars: int | None = None
-    """Refuse examples whose input is longer, in characters."""
-    max_output_chars: int | None = None
-    """Refuse examples whose output is longer, in characters."""
+    """Pack several short examples into one sequence (best-fit decreasing); attention never crosses examples."""
+    task: TaskKind = TaskKind.general
+    """Kind of task; sets the recommended number of examples."""
+    max_input_chars: PositiveInt | None = None
+    """Reject examples whose input is longer than this many characters."""
+    max_output_chars: PositiveInt | None = None
+    """Reject examples whose output is longer than this many characters."""
     allow: list[str] = field(default_factory=list)
-    """Audit findings, by their code, that are accepted instead of stopping the run."""
-    num_workers: int = 0
+    """Codes of audit findings to accept instead of stopping the run."""
+    num_workers: Annotated[int, Limits(0, 1024)] = 0
     """Processes that prepare data; 0 uses all cores."""
-    seed: int = 0
-    """Seed of the split, of mixture draws and of built-in data."""
+    seed: Seed = 0
+    """Seed of the validation split, mixture sampling and built-in data; separate from seed, so that runs with
+    different seeds can share a split."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -199,138 +211,139 @@ class MethodConfig:
     """Which weights are trained."""
 
     kind: MethodKind = MethodKind.full
-    """full trains all weights; lora, dora and qlora train adapters (qlora over a 4-bit base)."""
-    rank: int = 16
+    """full trains all weights; lora, dora and qlora train adapters (qlora on a 4-bit base)."""
+    rank: Annotated[int, Limits(1, 4096)] = 16
     """Adapter rank."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Adapter scale; the update is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout in front of the adapters."""
+    dropout: RatioBelowOne = 0.0
+    """Dropout on the adapter input."""
     target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of the linear layers that get adapters; all-linear means every one but the head."""
+    """Names of the linear layers that get adapters; all-linear means all of them except the head."""
     rslora: bool = False
-    """Scale by alpha / sqrt(rank) instead."""
+    """Scale by alpha / sqrt(rank) instead (rank-stabilized LoRA)."""
     double_quantization: bool = True
-    """qlora: quantize the quantization constants too."""
+    """qlora: quantize the quantization constants as well."""
 
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """How long and how fast."""
+    """Length of training, learning rate and AdamW."""
 
-    epochs: float = 3.0
-    """Passes over the training data; may be a fraction. Give this or max_steps, not both."""
-    max_steps: int | None = None
-    """Optimizer steps, instead of epochs: what a recipe says of epochs then does not count."""
-    lr: float | None = None
-    """Peak learning rate; left out, it is computed from model size and method (see the plan)."""
-    lr_multiplier: float = 1.0
-    """Multiplies the peak learning rate, given or computed."""
+    epochs: PositiveFloat = 3.0
+    """Passes over the training data; may be fractional. Give either this or max_steps."""
+    max_steps: PositiveInt | None = None
+    """Total optimizer steps; overrides epochs, including the epochs of a recipe."""
+    lr: Annotated[float, Limits(0, 1, above=True)] | None = None
+    """Peak learning rate. Default: computed from model size and method (shown in the plan)."""
+    lr_multiplier: PositiveFloat = 1.0
+    """Factor applied to the peak learning rate, given or computed."""
     schedule: Schedule = Schedule.cosine
-    """Shape after warm-up: constant, linear, cosine, or wsd (stable, then linear decay)."""
-    warmup_steps: int | None = None
-    """Optimizer steps of linear warm-up, instead of warmup_ratio; cut, with a warning, to one less than all steps."""
-    warmup_ratio: float = 0.03
-    """Share of all steps spent warming up."""
-    decay_ratio: float = 0.2
-    """wsd: share of all steps spent decaying at the end."""
-    min_lr_ratio: float = 0.0
-    """Learning rate at the end as a share of the peak."""
-    weight_decay: float = 0.0
+    """Learning-rate schedule after warm-up: constant, linear, cosine, or wsd (warmup-stable-decay)."""
+    warmup_steps: NonNegativeInt | None = None
+    """Linear warm-up in optimizer steps, instead of warmup_ratio; capped, with a warning, at total steps - 1."""
+    warmup_ratio: RatioBelowOne = 0.03
+    """Warm-up as a fraction of total steps."""
+    decay_ratio: Ratio = 0.2
+    """wsd: final decay as a fraction of total steps."""
+    min_lr_ratio: Ratio = 0.0
+    """Final learning rate as a fraction of the peak."""
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW weight decay; not applied to norms and biases."""
-    beta1: float = 0.9
-    """AdamW first-moment decay."""
-    beta2: float = 0.999
-    """AdamW second-moment decay."""
-    eps: float = 1e-8
+    beta1: RatioBelowOne = 0.9
+    """AdamW beta1."""
+    beta2: RatioBelowOne = 0.999
+    """AdamW beta2."""
+    eps: PositiveFloat = 1e-8
     """AdamW epsilon."""
-    grad_clip: float = 1.0
-    """Largest global gradient norm; 0 turns clipping off."""
+    grad_clip: NonNegativeFloat = 1.0
+    """Maximum global gradient norm; 0 disables clipping."""
     on_nonfinite: NonFinite = NonFinite.stop
-    """What to do when loss or gradient is not finite: stop with the sample ids, or skip the step and say so."""
-    early_stopping_patience: int = 0
-    """Stop after this many evaluations without a better held-out loss; 0 never stops early."""
-    early_stopping_min_delta: float = 0.0
-    """Smallest drop of held-out loss that counts as better."""
+    """What to do if loss or gradient is not finite: stop and name the examples, or skip the step with a warning."""
+    early_stopping_patience: NonNegativeInt = 0
+    """Stop after this many evaluations without a lower validation loss; 0 disables early stopping."""
+    early_stopping_min_delta: NonNegativeFloat = 0.0
+    """Smallest decrease in validation loss that counts as an improvement."""
 
 
 @dataclass(kw_only=True, slots=True)
 class StrategyConfig:
-    """How model and optimizer are spread over devices, and in which numbers they compute."""
+    """How model and optimizer are distributed over devices, and the compute precision."""
 
     kind: StrategyKind = StrategyKind.single
-    """single, ddp, or DeepSpeed ZeRO stage zero1, zero2, zero3."""
+    """single device, ddp, or DeepSpeed ZeRO stage 1, 2 or 3."""
     precision: Precision = Precision.bf16
-    """Compute precision; weights that are trained and optimizer state stay fp32."""
+    """Compute precision; trained weights and optimizer state stay in fp32."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """torch.compile the model."""
     offload_optimizer: bool = False
-    """zero1-3: keep optimizer state in host memory."""
+    """zero1 to zero3: keep optimizer state in host memory."""
     offload_params: bool = False
     """zero3: keep parameters in host memory."""
 
 
 @dataclass(kw_only=True, slots=True)
 class BatchConfig:
-    """How much one optimizer step sees; accumulation is derived.
+    """Size of an optimizer step; gradient accumulation is derived.
 
-    A sequence is a pack, or one example when packing is off.
+    A sequence is a pack, or a single example if packing is off.
     """
 
-    global_sequences: int | None = 8
-    """Sequences per optimizer step over all devices."""
-    global_tokens: int | None = None
-    """Tokens per optimizer step instead; give null to global_sequences. Rounded to whole sequences."""
-    micro_sequences: int | None = None
-    """Sequences one device takes at once; left out, as many as fit into micro_tokens."""
-    micro_tokens: int = 8192
-    """Most tokens one device takes at once when micro_sequences is left out."""
+    global_sequences: PositiveInt | None = 8
+    """Sequences per optimizer step, over all devices."""
+    global_tokens: PositiveInt | None = None
+    """Tokens per optimizer step, rounded to whole sequences; requires batch.global_sequences=null."""
+    micro_sequences: PositiveInt | None = None
+    """Sequences per device and micro-batch. Default: as many as fit in micro_tokens."""
+    micro_tokens: PositiveInt = 8192
+    """Maximum tokens per device and micro-batch if micro_sequences is not given."""
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """When to save, what to keep, and how the run protects itself."""
+    """When to save, which checkpoints to keep, and the preflight check."""
 
-    save_every_steps: int = 0
-    """Optimizer steps between saves; 0 saves after each epoch and at the end."""
-    keep_last: int = 2
-    """Newest committed checkpoints kept; older ones go only after the next one is committed."""
+    save_every_steps: NonNegativeInt = 0
+    """Optimizer steps between checkpoints; 0 saves after each epoch and at the end."""
+    keep_last: PositiveInt = 2
+    """Number of latest checkpoints to keep; an old one is deleted only after the next is committed."""
     keep_best: bool = True
-    """Also keep the checkpoint with the lowest held-out loss."""
+    """Also keep the checkpoint with the lowest validation loss."""
     rehearse: bool = True
-    """Before the real run: one step on the heaviest batch, one evaluation, one save and load; nothing of it stays."""
+    """Preflight: before training, run one step on the heaviest batch, one evaluation, one save and one load, then
+    restore the initial state."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TrackConfig:
-    """What is recorded, and where it is shown."""
+    """What is recorded, and where it is sent."""
 
-    eval_every_steps: int = 0
-    """Optimizer steps between evaluations on held-out data; 0 evaluates after each epoch only."""
+    eval_every_steps: NonNegativeInt = 0
+    """Optimizer steps between evaluations on the validation set; 0 evaluates after each epoch only."""
     wandb: WandbMode = WandbMode.auto
-    """auto: online with WANDB_API_KEY set, else offline; disabled writes nothing."""
+    """auto: online if WANDB_API_KEY is set, otherwise offline. disabled writes nothing for W&B."""
     wandb_project: str = "launcher"
     """W&B project."""
     wandb_entity: str | None = None
     """W&B user or team."""
     tags: list[str] = field(default_factory=list)
-    """Free words attached to the run."""
+    """Tags of the run."""
 
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
-    """One run, complete."""
+    """One complete run."""
 
     name: str | None = None
-    """Name of the run directory under runs_dir; left out: experiment name and time."""
+    """Name of the run directory under runs_dir. Default: experiment name and time."""
     runs_dir: str = "runs"
-    """Folder that holds run directories."""
+    """Folder that holds the run directories."""
     experiment_name: str = "custom"
-    """Set by conf/experiment files; part of the default run name."""
-    seed: int = 0
-    """Seed of data order, dropout and adapter initialisation."""
+    """Set by the files in conf/experiment; part of the default run name."""
+    seed: Seed = 0
+    """Seed of data order, dropout and adapter initialization."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -345,20 +358,20 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Derived:
-    """What follows from configuration and prepared data; computed once, frozen with them, obeyed by every rank."""
+    """What follows from configuration and prepared data: computed once, saved with them, the same on every rank."""
 
     run_id: str
-    """Random hex; the W&B run id, and the mark that tells this run's checkpoints from another's."""
+    """Random hex: the W&B run id, and what ties checkpoints to their run."""
     model_dir: str
     """Folder with config.json, safetensors and tokenizer.json that workers load."""
     data_dir: str
-    """Prepared data set (see data/prepared.py)."""
+    """Prepared dataset (see data/prepared.py)."""
     data_key: str
     """Content hash of the prepared data."""
     device: str
     """cpu or cuda."""
     world_size: int
-    """Ranks; a worker that meets another number stops."""
+    """Number of ranks; a worker that finds another number stops."""
     devices_per_node: int
     threads_per_process: int
     num_packs: int
@@ -366,7 +379,7 @@ class Derived:
     global_sequences: int
     """Sequences per optimizer step."""
     micro_sequences: int
-    """Sequences per micro-batch at most."""
+    """Maximum sequences per micro-batch."""
     grad_accum_steps: int
     """Micro-batches per optimizer step on each rank."""
     steps_per_epoch: int

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from launcher.config.schema import Task
+from launcher.config.schema import TaskKind
 from launcher.data.audit import MAX_PLACES, Place, Tally
 from launcher.data.prompt_prefix import Common, Traits, expected_of
 
 _POSSIBLE = 20
 ADVISED = {
-    Task.general: (100, "100 to 500"),
-    Task.classification: (100, "100 or more for classification"),
-    Task.summarization: (100, "100 to 500 or more for summarization"),
-    Task.document_search: (100, "100 or more for document search"),
+    TaskKind.general: (100, "100 to 500"),
+    TaskKind.classification: (100, "100 or more for classification"),
+    TaskKind.summarization: (100, "100 to 500 or more for summarization"),
+    TaskKind.document_search: (100, "100 or more for document search"),
 }
 """Smallest advised number of examples, and the advice in words."""
 
@@ -41,7 +41,7 @@ class Marks:
 
 
 def check_whole(
-    train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], task: Task, tally: Tally
+    train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], task: TaskKind, tally: Tally
 ) -> None:
     """Adds the findings about the data set as a whole; `traits` says what the numbers of openings stand for."""
     if len(train) == 0:
@@ -52,7 +52,7 @@ def check_whole(
     check_size(len(train), task, tally)
 
 
-def check_size(num_examples: int, task: Task, tally: Tally) -> None:
+def check_size(num_examples: int, task: TaskKind, tally: Tally) -> None:
     """Adds the finding of a data set that is smaller than advised."""
     fewest, advice = ADVISED[task]
     if 0 < num_examples < fewest:

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 from launcher.doctor.findings import Finding, fail, has_failed, of_problem, ok, warn
 from launcher.doctor.job import write_site
 from launcher.doctor.judge import Report, judge_nodes, judge_sum
@@ -127,7 +127,7 @@ def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
     """Pure but for random names: nothing is created. Raises: ConfigErrors for settings sbatch would not take."""
     token = secrets.token_hex(8)
     folder = Path(config.runs_dir).expanduser().absolute() / f".doctor-{token}"
-    world = resolve_world(config, [])
+    world = resolve_topology(config, [])
     cluster = replace(config.cluster, walltime_min=WALLTIME_MIN, signal_lead_s=30, mail_user=None, mail_type=None)
     variables = job_variables(cluster, environ, python=sys.executable)
     request = JobRequest(

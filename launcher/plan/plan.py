@@ -11,7 +11,7 @@ from launcher.config.cluster_schema import ClusterConfig, ClusterKind
 from launcher.config.devices import host_memory_gib, visible_gpus
 from launcher.config.model_files import architecture, has_usual_modules
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
-from launcher.config.unused_settings import idle_warnings
+from launcher.config.unused_settings import unused_warnings
 from launcher.errors import Problem
 from launcher.plan.cost import Bill, expected_bill, expected_speed
 from launcher.plan.memory import GIB, Load, MemoryEstimate, Place, estimate, with_settings
@@ -139,10 +139,10 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
         _judge_adapters(plan, config, figures, names_known=_names_known(config, derived))
     if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
         plan.warnings.append(
-            f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} does nothing: this plan is for a CPU; "
+            f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} has no effect: this plan is for a CPU; "
             "cluster.device=cuda plans for GPUs"
         )
-    plan.warnings.extend(idle_warnings(config))
+    plan.warnings.extend(unused_warnings(config))
     return plan
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder, find_model, model_source
 from launcher.config.schema import Derived, ModelConfig, RunConfig
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 from launcher.data.audit import RULES, Finding
 from launcher.data.hub import NotFetched
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
@@ -110,7 +110,11 @@ def _undivided(config: RunConfig) -> list[str]:
         brought = find_sources(config.data, download=False).validation
     except NotFetched:
         return []
-    return [f"data.validation_fraction = {share:g} does nothing: {brought[0].name} is held out"] if brought else []
+    return (
+        [f"data.validation_fraction = {share:g} has no effect: {brought[0].name} is the validation set"]
+        if brought
+        else []
+    )
 
 
 def prepares_quickly(config: RunConfig, *, look_only: bool = False) -> bool:
@@ -203,7 +207,7 @@ def _local_bytes(config: RunConfig) -> int | None:
 
 
 def _planned(config: RunConfig, model_dir: str, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
-    world = resolve_world(config, visible_gpus())
+    world = resolve_topology(config, visible_gpus())
     derived = derive(
         config,
         run_id=secrets.token_hex(8),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.config.cluster_schema import ClusterConfig, GpuRequest
 from launcher.config.schema import MethodKind, RunConfig
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 from launcher.errors import ConfigErrors, Problem
 from launcher.plan.parameters import count_parameters
 from launcher.runs.rank_environment import job_environment
@@ -133,7 +133,7 @@ def sbatch_environment(environ: Mapping[str, str], variables: Mapping[str, str])
 
 def on_cpus(config: RunConfig, stage: str) -> bool:
     """Whether a stage asks for no GPU."""
-    return stage in ("prepare", "export") or resolve_world(config, []).device == "cpu"
+    return stage in ("prepare", "export") or resolve_topology(config, []).device == "cpu"
 
 
 def _resources(config: RunConfig, stage: str) -> list[str]:

@@ -127,7 +127,7 @@ def idle_apart(found: list[list[Problem]], idle: list[list[Problem]]) -> tuple[l
     for problems, own in zip(found, idle, strict=True):
         excused = [problem for problem in problems if problem in own and problem.key not in everywhere]
         kept.append([problem for problem in problems if problem not in excused])
-        warnings += [f"{problem.key} = {problem.value} does nothing: {problem.why}" for problem in excused]
+        warnings += [f"{problem.key} = {problem.value} has no effect: {problem.why}" for problem in excused]
     return kept, list(dict.fromkeys(warnings))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.config.build import one_of
 from launcher.config.cluster_schema import ClusterConfig, GpuRequest
 from launcher.config.schema import RunConfig
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 from launcher.errors import Problem
 from launcher.slurm.client.parse import NodeKind, Partition
 from launcher.slurm.client.sbatch import CORES_PER_GPU, cores_per_task
@@ -85,7 +85,7 @@ def _misfits(config: RunConfig, partition: Partition) -> list[Problem]:
     cluster = config.cluster
     problems = _time("cluster.walltime_min", cluster.walltime_min, partition)
     kinds = partition.kinds
-    if resolve_world(config, []).device == "cuda":
+    if resolve_topology(config, []).device == "cuda":
         kinds, found = _with_gpus(cluster, kinds, partition.name)
         problems += found
     for key, value, need, has, unit in _sizes(config, kinds):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
-from launcher.config.unused_settings import typed_in_vain
+from launcher.config.unused_settings import ineffective_overrides
 from launcher.errors import ConfigErrors, LauncherError, Problem, UserError
 from launcher.plan.run_plan import allow_problems
 from launcher.runs.jsonl import utc_text
@@ -66,7 +66,7 @@ def plan_sweep(
     configs = [config for config, _ in composed]
     found, idle = idle_apart(
         [problems for _, problems in composed],
-        [typed_in_vain(config, _keys(words)) for config, words in zip(configs, members, strict=True)],
+        [ineffective_overrides(config, _keys(words)) for config, words in zip(configs, members, strict=True)],
     )
     found = [problems or _further(config) for config, problems in zip(configs, found, strict=True)]
     problems = member_problems(found, differs)

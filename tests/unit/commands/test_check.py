@@ -209,7 +209,7 @@ def test_a_share_to_hold_out_of_a_folder_that_has_its_own_is_warned_of(
     write_examples(tmp_path / "train.jsonl", 30)
     write_examples(tmp_path / "validation.jsonl", 3, chars=7)
     _, document = check_json(capsys, *NOT_HERE, f"data.path={tmp_path}", "data.validation_fraction=0.1")
-    told = "data.validation_fraction = 0.1 does nothing"
+    told = "data.validation_fraction = 0.1 has no effect"
     assert any(warning.startswith(told) for warning in document["warnings"])  # type: ignore[attr-defined]
 
 

@@ -187,15 +187,15 @@ def test_a_name_from_another_program_is_answered_with_ours(typed: str, meant: st
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("batch.gradient_accumulation_steps=4", "derived here: give batch.global_sequences"),
+        ("batch.gradient_accumulation_steps=4", "is derived: give batch.global_sequences"),
         ("per_device_train_batch_size=4", "batch.micro_sequences"),
         ("strategy.zero_stage=3", "strategy=zero3"),
         ("deepspeed=ds.json", "strategy=zero3"),
-        ("logging_steps=10", "Every step is recorded"),
-        ("optim.min_lr=1e-6", "Give it as a share of the peak: optim.min_lr_ratio"),
-        ("min_learning_rate=1e-6", "Give it as a share of the peak: optim.min_lr_ratio"),
+        ("logging_steps=10", "Every step is logged"),
+        ("optim.min_lr=1e-6", "Give it as a fraction of the peak: optim.min_lr_ratio"),
+        ("min_learning_rate=1e-6", "Give it as a fraction of the peak: optim.min_lr_ratio"),
         ("batch.tokens=4096", "Give batch.global_tokens"),
-        ("data.mixture[0].name=x", "A list is given as a whole: data.mixture="),
+        ("data.mixture[0].name=x", "Give the whole list: data.mixture="),
     ],
 )
 def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.config.compose import compose_config
 from launcher.config.devices import Gpu, host_memory_gib, usable_cores, visible_gpus
-from launcher.config.world import resolve_world
+from launcher.config.topology import resolve_topology
 
 
 @pytest.fixture
@@ -87,5 +87,5 @@ def test_cores_and_memory_are_positive() -> None:
     ],
 )
 def test_ranks_follow_strategy_and_devices(overrides: list[str], gpus: int, device: str, ranks: int) -> None:
-    world = resolve_world(compose_config(["experiment=quickstart", *overrides]), [Gpu("x", 80.0)] * gpus)
-    assert (world.device, world.size) == (device, ranks)
+    topology = resolve_topology(compose_config(["experiment=quickstart", *overrides]), [Gpu("x", 80.0)] * gpus)
+    assert (topology.device, topology.world_size) == (device, ranks)

@@ -115,7 +115,7 @@ def edited(tmp_path: Path, **changes: object) -> Path:
         ({"config__optim__lrr": 1}, "config.optim.lrr = 1: there is no such setting. Did you mean config.optim.lr?"),
         ({"config__optim__schedule": None}, "config.optim.schedule = None: is missing"),
         ({"config__seed": "zero"}, "config.seed = 'zero': must be a whole number"),
-        ({"config__strategy__kind": "zero9"}, "config.strategy.kind = 'zero9': is none of the choices"),
+        ({"config__strategy__kind": "zero9"}, "config.strategy.kind = 'zero9': is not one of the choices"),
         ({"derived__world_size": None}, "derived.world_size = None: is missing"),
         ({"derived__total_steps": 1.5}, "derived.total_steps = 1.5: must be a whole number"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launcher.config.schema import DataConfig, OverLength, RunConfig, SourceConfig, Task
+from launcher.config.schema import DataConfig, OverLength, RunConfig, SourceConfig, TaskKind
 from launcher.data import prepare as prepare_module
 from launcher.data import readers
 from launcher.data.audit import MAX_PLACES, RULES, Audit, Severity
@@ -106,11 +106,11 @@ def test_the_second_call_finds_what_the_first_made(model: Model, tmp_path: Path)
         {"packing": False},
         {"over_length": OverLength.drop},
         {"system_prompt": "Be brief."},
-        {"preamble": "Task: "},
+        {"preamble": "TaskKind: "},
         {"validation_fraction": 0.1},
         {"allow": ["duplicate"]},
         {"max_input_chars": 50},
-        {"task": Task.classification},
+        {"task": TaskKind.classification},
     ],
 )
 def test_every_option_that_matters_makes_another_data_set(
@@ -422,7 +422,7 @@ def test_free_text_has_no_common_pattern_to_break(model: Model, tmp_path: Path) 
 
 @pytest.mark.parametrize(("count", "words"), [(5, "below what is known to work"), (50, "few to rely on")])
 def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: Model, tmp_path: Path) -> None:
-    info = run(model, path=write(tmp_path / "a.jsonl", pairs(count)), task=Task.classification)
+    info = run(model, path=write(tmp_path / "a.jsonl", pairs(count)), task=TaskKind.classification)
     detail = info.audit.findings[0].places[0].detail
     assert codes(info) == {"too_few_examples": 1} and not info.audit.vetoed
     assert words in detail and "100 or more for classification" in detail and "about 20" in detail

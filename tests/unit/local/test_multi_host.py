@@ -41,8 +41,8 @@ def test_hosts_say_how_many_machines_there_are() -> None:
         (["cluster.hosts=[boxa,boxb]", "cluster.nodes=3"], "cluster.nodes = 3: cluster.hosts names 2"),
         (["cluster.hosts=[boxa,boxb]", "cluster.nodes=1"], "cluster.nodes = 1: cluster.hosts names 2"),
         (["cluster.hosts=[boxa,boxa]"], "names boxa twice"),
-        (["cluster.hosts=[boxa,'-oProxyCommand=x']"], "is no host name or address"),
-        (["cluster.hosts=[boxa,'user@boxb']"], "is no host name or address"),
+        (["cluster.hosts=[boxa,'-oProxyCommand=x']"], "is not a host name or address"),
+        (["cluster.hosts=[boxa,'user@boxb']"], "is not a host name or address"),
         (["cluster.hosts=[boxa,boxb]", "cluster.kind=slurm"], "cluster.kind is slurm"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from launcher.config.compose import compose_config
 from launcher.config.model_files import _USUAL_MODULES, architecture
 from launcher.config.schema import ArchitectureConfig
-from launcher.config.unused_settings import idle_warnings
+from launcher.config.unused_settings import unused_warnings
 from launcher.plan.batch import derive
 from launcher.plan.cost import expected_speed
 from launcher.plan.parameters import module_shapes
@@ -274,7 +274,7 @@ def test_what_a_file_says_in_vain_is_warned_of_not_refused(tmp_path: Path) -> No
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("kind: full\nrank: 64\n")
     config = compose_config(["data=next_number", "method=mine"], extra_dir=tmp_path)
-    assert idle_warnings(config) == ["method.rank = 64 does nothing: only adapters have it, and method.kind is full"]
+    assert unused_warnings(config) == ["method.rank = 64 has no effect: it is for adapters, and method.kind is full"]
 
 
 def test_the_memory_of_a_gpu_means_nothing_to_a_plan_for_a_cpu() -> None:

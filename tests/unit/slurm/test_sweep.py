@@ -111,7 +111,7 @@ def test_a_setting_that_counts_in_some_members_is_warned_of_in_the_others() -> N
     idle, other = Problem("method.rank", 8, "only adapters have it"), Problem("seed", -1, "too small")
     kept, warnings = idle_apart([[], [idle, other], [idle]], [[], [idle], [idle]])
     assert kept == [[], [other], []]
-    assert warnings == ["method.rank = 8 does nothing: only adapters have it"]
+    assert warnings == ["method.rank = 8 has no effect: only adapters have it"]
 
 
 def test_a_setting_that_counts_in_no_member_is_a_problem_even_where_its_value_differs() -> None:

@@ -1,4 +1,4 @@
-"""Which devices a run uses and how many processes that makes, before anything is started."""
+"""Devices and number of processes of a run, known before anything starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from launcher.config.schema import RunConfig, StrategyKind
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """What the settings come to on a machine with the given GPUs."""
+class Topology:
+    """Device type and processes of a run."""
 
     device: str
     """cpu or cuda."""
@@ -19,16 +19,16 @@ class World:
     nodes: int
 
     @property
-    def size(self) -> int:
+    def world_size(self) -> int:
         """Ranks of the whole run."""
         return self.devices_per_node * self.nodes
 
 
-def resolve_world(config: RunConfig, gpus: list[Gpu]) -> World:
-    """Device and ranks of a run, given the GPUs visible here (devices.visible_gpus()).
+def resolve_topology(config: RunConfig, gpus: list[Gpu]) -> Topology:
+    """Devices and ranks of a run, given the GPUs visible here (devices.visible_gpus()).
 
-    Left to choose, a local run takes every GPU, or one under strategy single, or one process on the CPU; a job takes
-    what its settings say, since this machine is not the one that will run it.
+    By default a local run uses every GPU, one GPU under strategy single, or one process on the CPU. A Slurm job uses
+    what its settings say: it runs on another machine.
     """
     cluster = config.cluster
     is_job = cluster.kind is ClusterKind.slurm
@@ -39,4 +39,4 @@ def resolve_world(config: RunConfig, gpus: list[Gpu]) -> World:
     if count is None:
         takes_all = device == "cuda" and not is_job and config.strategy.kind is not StrategyKind.single
         count = max(1, len(gpus)) if takes_all else 1
-    return World(device=device, devices_per_node=count, nodes=cluster.nodes)
+    return Topology(device=device, devices_per_node=count, nodes=cluster.nodes)
