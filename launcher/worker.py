@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.frozen import load_config
+from launcher.error_output import show_error
 from launcher.errors import ExitCode, LauncherError, Preempted, UserError
 from launcher.log import setup_logging
 from launcher.paths import RunPaths
 from launcher.runs.jsonl import utc_now
 from launcher.runs.rank_end import RankEnd, write_rank_end
 from launcher.runs.redact import redacted_text
+from launcher.runs.run_dir import find_run, lock_run, new_attempt
+from launcher.runs.states import run_state
 from launcher.train.ranks import ErrorOnMain, rank_from_environment
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG, record_collectives
@@ -130,9 +133,6 @@ def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]
     world = meet("cuda" if torch.cuda.is_available() else "cpu")
 
     def decide() -> tuple[Path, int]:
-        from launcher.runs.run_dir import find_run, lock_run, new_attempt
-        from launcher.runs.states import run_state
-
         run_dir = find_run(str(args.run)) if args.run is not None else _make_run(args, world.size)
         if run_state(run_dir).state == "succeeded":
             return run_dir, 0
@@ -187,8 +187,6 @@ def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
         logger.warning("%s", stop)
         return stop.exit_code, stop
     except LauncherError as error:
-        from launcher.error_output import show_error
-
         if not isinstance(error, ErrorOnMain):
             show_error(error, as_json=False)
         return error.exit_code, error

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from launcher.checkpoint.commit import committed, verify
 from launcher.errors import ExitCode, RunError
-
-if TYPE_CHECKING:
-    from launcher.runs.states import RunProcess, RunState
+from launcher.paths import RunPaths
+from launcher.runs.events import read_events, words_of
+from launcher.runs.run_dir import find_run, last_attempt, write_state
+from launcher.runs.states import RunProcess, RunState, is_alive, run_process, run_state
+from launcher.runs.status import FINAL_STATES, read_status
+from launcher.slurm.client.job_status import find_sweep, is_submitted, live_state, live_states, members_of
+from launcher.slurm.client.query import Slurm, SlurmUnavailable
+from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
 
 HELP = "stop a run; it saves first"
 
@@ -32,9 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-    from launcher.slurm.client.job_status import find_sweep, is_submitted, live_state
-
     sweep = find_sweep(args.run, args.runs_dir)
     if sweep is not None:
         return _cancel_sweep(sweep, args)
@@ -57,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse(before: RunState) -> None:
-    from launcher.runs.status import FINAL_STATES
-
     if before.state in FINAL_STATES and not before.alive:
         raise RunError(f"{before.name} is not running: it {_past(before.state)}. There is nothing to cancel")
     if before.alive is None:
@@ -74,10 +77,6 @@ def _stop_jobs(run_dirs: list[Path], before: list[RunState], args: argparse.Name
 
     Raises: RunError if they have ended already.
     """
-    from launcher.runs.status import FINAL_STATES
-    from launcher.slurm.client.query import Slurm, SlurmUnavailable
-    from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
-
     slurm = Slurm()
     try:
         if all(state.state in FINAL_STATES for state in before) and not jobs_to_stop(run_dirs, slurm):
@@ -94,8 +93,6 @@ def _stop_jobs(run_dirs: list[Path], before: list[RunState], args: argparse.Name
 
 
 def _cancel_sweep(sweep: Path, args: argparse.Namespace) -> int:
-    from launcher.slurm.client.job_status import live_states, members_of
-
     run_dirs = members_of(sweep)
     before = live_states(run_dirs)
     if not args.dry_run:
@@ -117,10 +114,6 @@ def _cancel_sweep(sweep: Path, args: argparse.Namespace) -> int:
 
 def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
     """Leaves the mark that tells a cancellation from a preemption, then signals; waits for the end."""
-    from launcher.paths import RunPaths
-    from launcher.runs.run_dir import last_attempt, write_state
-    from launcher.runs.states import is_alive, run_process, run_state
-
     RunPaths(run_dir).cancel.touch()
     process = run_process(run_dir)
     _signal(run_dir, process, now=now)
@@ -138,22 +131,11 @@ def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
 
 
 def _states_written(run_dir: Path) -> list[str]:
-    from launcher.paths import RunPaths
-    from launcher.runs.events import read_events, words_of
-
     states = words_of(read_events(RunPaths(run_dir).events), "state")
     return [str(event.fields.get("state")) for event in states[-1:]]
 
 
 def _signal(run_dir: Path, process: RunProcess | None, *, now: bool) -> None:
-    import os
-    import signal
-    from contextlib import suppress
-
-    from launcher.paths import RunPaths
-    from launcher.runs.states import is_alive
-    from launcher.runs.status import read_status
-
     with suppress(ProcessLookupError):
         if process is None:
             status = read_status(RunPaths(run_dir).status)
@@ -168,9 +150,6 @@ def _signal(run_dir: Path, process: RunProcess | None, *, now: bool) -> None:
 
 def _last_good_step(run_dir: Path) -> int | None:
     """Step of the newest checkpoint whose every byte is as written."""
-    from launcher.checkpoint.commit import committed, verify
-    from launcher.paths import RunPaths
-
     return next((found.step for found in committed(RunPaths(run_dir)) if not verify(found)), None)
 
 

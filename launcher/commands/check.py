@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.markup import escape
+
+from launcher.commands.plan_view import in_short, print_plan
+from launcher.config.build import plain
+from launcher.config.cluster_schema import ClusterKind
+from launcher.config.compose import compose_with_problems
+from launcher.config.devices import visible_gpus
+from launcher.config.frozen import to_yaml
+from launcher.config.path_checks import machine_problems
+from launcher.config.schema import RunConfig
 from launcher.errors import DataError, ExitCode, Problem
-
-if TYPE_CHECKING:
-    from launcher.config.schema import RunConfig
-    from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan
+from launcher.plan.run_plan import allow_problems, plan_cheaply
+from launcher.slurm.client.sbatch import sbatch_problems
 
 _NOT_HERE = "this machine cannot run it"
 _PLAIN_WIDTH = 120
@@ -30,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.config.compose import compose_with_problems
-
     config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
     problems += _job_problems(config)
     if args.cfg and not args.json:
@@ -56,11 +65,8 @@ def _blocks_planning(problems: list[Problem]) -> bool:
 
 def _job_problems(config: RunConfig) -> list[Problem]:
     """What Slurm would not take as it stands; whether the cluster has it, launcher submit asks there."""
-    from launcher.config.cluster_schema import ClusterKind
-
     if config.cluster.kind is not ClusterKind.slurm:
         return []
-    from launcher.slurm.client.sbatch import sbatch_problems
 
     return sbatch_problems(config)
 
@@ -78,11 +84,6 @@ class _Seen:
 
 
 def _plan(config: RunConfig) -> _Seen:
-    from launcher.commands.plan_view import in_short
-    from launcher.config.devices import visible_gpus
-    from launcher.config.path_checks import machine_problems
-    from launcher.plan.run_plan import allow_problems, plan_cheaply
-
     problems = allow_problems(config)
     warnings = [f"{_NOT_HERE}: {problem}" for problem in machine_problems(config, visible_gpus())]
     try:
@@ -96,8 +97,6 @@ def _plan(config: RunConfig) -> _Seen:
 
 
 def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
-    from launcher.config.build import plain
-
     document: dict[str, object] = {
         "ok": not problems,
         "problems": [
@@ -114,17 +113,11 @@ def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_c
 
 
 def _jsonable(value: object) -> object:
-    from launcher.config.build import plain
-
     value = plain(value)
     return value if isinstance(value, str | int | float | bool | list | dict | type(None)) else str(value)
 
 
 def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
-    import sys
-
-    from launcher.config.frozen import to_yaml
-
     if problems:
         print("\n".join(str(problem) for problem in problems), file=sys.stderr)
     else:
@@ -132,12 +125,6 @@ def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
 
 
 def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: list[str]) -> None:
-
-    from rich.console import Console
-    from rich.markup import escape
-
-    from launcher.commands.plan_view import print_plan
-
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -156,10 +143,6 @@ def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: l
 
 def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
     """What follows for a run in which nothing wrong was found, as rich markup."""
-    import shlex
-
-    from rich.markup import escape
-
     is_elsewhere = any(warning.startswith(_NOT_HERE) for warning in seen.warnings)
     where = ", where its devices and packages are" if is_elsewhere else ""
     so_far = f"[bold green]this plan holds[/]{where}" if is_elsewhere else "[bold green]nothing wrong was found[/]"

@@ -7,14 +7,20 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher.errors import ExitCode, UserError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from launcher.config.schema import RunConfig
-    from launcher.doctor.findings import Finding
-    from launcher.errors import Problem
+from launcher.config.cluster_schema import ClusterKind
+from launcher.config.compose import compose_with_problems
+from launcher.config.schema import RunConfig
+from launcher.doctor.filesystem import folder_findings, shared_finding
+from launcher.doctor.findings import Finding, has_failed, of_problem, ok
+from launcher.doctor.machine import machine_findings
+from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
+from launcher.errors import ExitCode, Problem, UserError
+from launcher.slurm.client.query import Slurm
 
 HELP = "check this machine, or with cluster=SITE a site: tools, settings, nodes, network"
 _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -35,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0, or 2 when something fails."""
-    from launcher.config.compose import compose_with_problems
-
     if args.wait <= 0:
         raise UserError(f"--wait {args.wait:g}: give more than 0 seconds")
     config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
@@ -59,13 +63,6 @@ def _concerns_place(problem: Problem, overrides: list[str]) -> bool:
 
 
 def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[Finding]:
-    from launcher.config.cluster_schema import ClusterKind
-    from launcher.doctor.filesystem import folder_findings, shared_finding
-    from launcher.doctor.findings import has_failed, of_problem, ok
-    from launcher.doctor.machine import machine_findings
-    from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
-    from launcher.slurm.client.query import Slurm
-
     is_site = config.cluster.kind is ClusterKind.slurm
     # A doctor finds out whether the controller answers; waiting long for it would hide that it does not.
     slurm = Slurm(retry_s=5.0)
@@ -87,12 +84,8 @@ def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) 
 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
-    from launcher.config.cluster_schema import ClusterKind
-
     argv: list[str] = []
     if config.cluster.kind is ClusterKind.slurm and not args.no_job:
-        from launcher.doctor.site import plan_job
-
         argv = plan_job(config, os.environ).argv
     if args.json:
         print(json.dumps({"dry_run": True, "argv": argv}, indent=2))
@@ -105,10 +98,6 @@ def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
 
 
 def _show(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160

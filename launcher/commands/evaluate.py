@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
 from launcher.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from launcher.evaluate.compare import EvalResult
+from launcher.evaluate.compare import NAMES, EvalResult
+from launcher.runs.run_dir import find_run
 
 HELP = "measure the tuned model against its base on held-out examples"
 
@@ -38,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-
     run_dir = find_run(args.run, args.runs_dir)
     for option in ("limit", "max_new_tokens"):
         value = getattr(args, option)
@@ -67,10 +68,6 @@ def run(args: argparse.Namespace) -> int:
 
 def show_result(result: EvalResult) -> None:
     """Prints scores with intervals, losses and the verdict; a table on a terminal, lines elsewhere."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console(highlight=False)
     rows = _rows(result)
     title = f"{result.examples} held-out example{'' if result.examples == 1 else 's'}, step {result.step}"
@@ -96,8 +93,6 @@ def show_result(result: EvalResult) -> None:
 
 
 def _rows(result: EvalResult) -> list[tuple[str, str, str, str, str]]:
-    from launcher.evaluate.compare import NAMES
-
     rows = []
     for name, scores in result.conditions.items():
         label = NAMES[name] if scores.shots is None else f"{NAMES[name]} ({scores.shots} examples)"
@@ -119,8 +114,6 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not sys.stderr.isatty():
         yield _line_per_stage()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:

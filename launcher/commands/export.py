@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from launcher.errors import ExitCode
+from launcher.runs.run_dir import find_run
 
 HELP = "write the tuned model as one Hugging Face folder"
 
@@ -27,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-
     run_dir = find_run(args.run, args.runs_dir)
 
     from launcher.export.export import export

@@ -7,7 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from launcher.data.template import ChatFormat
 from launcher.errors import ExitCode, UserError
+from launcher.evaluate.questions import Prompt
+from launcher.export.example_kind import Taught, taught
+from launcher.export.source import open_source
+from launcher.runs.run_dir import find_run
 
 HELP = "answer prompts with the base and the tuned model side by side"
 
@@ -30,8 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-
     run_dir = find_run(args.run, args.runs_dir)
     question = sys.stdin.read().strip() if args.prompt == "-" else args.prompt
     if not question:
@@ -55,12 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, object]:
     """The question and the answers, in the shape `--json` prints."""
-    from launcher.data.template import ChatFormat
     from launcher.evaluate.answer import Answerer
     from launcher.evaluate.evaluate import tuned_answerer
-    from launcher.evaluate.questions import Prompt
-    from launcher.export.example_kind import Taught, taught
-    from launcher.export.source import open_source
 
     source = open_source(run_dir, args.step)
     data_dir = Path(source.derived.data_dir)
@@ -91,11 +95,6 @@ def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, ob
 
 def show_side_by_side(document: dict[str, object], *, width: int | None = None) -> None:
     """Prints the prompt, and the answers in two columns; `width` in characters, left out that of the terminal."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
     console = Console(highlight=False, width=width)
     console.print(Panel(Text(str(document["prompt"])), title="prompt", border_style="dim"))
     titles = {"base": ("base", "yellow"), "tuned": (f"tuned, step {document['step']}", "green")}

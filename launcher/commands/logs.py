@@ -7,14 +7,13 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, RunError
-
-if TYPE_CHECKING:
-    from launcher.runs.rank_logs import LogLine, RankLog
-    from launcher.runs.states import RunState
-    from launcher.slurm.client.job_status import Jobs
+from launcher.runs.rank_logs import JOB, LogLine, RankLog, find_logs, merge
+from launcher.runs.run_dir import find_run, last_attempt
+from launcher.runs.states import RunState
+from launcher.runs.status import FINAL_STATES
+from launcher.slurm.client.job_status import Jobs, live_state
 
 HELP = "show what the ranks of a run wrote"
 
@@ -38,9 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.rank_logs import JOB, merge
-    from launcher.runs.run_dir import find_run, last_attempt
-
     run_dir = find_run(args.run, args.runs_dir)
     if args.follow and not args.json:
         _Follower(run_dir, args).follow()
@@ -68,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _wanted(run_dir: Path, args: argparse.Namespace, newest: int, *, only: bool) -> list[RankLog]:
     """Logs of the attempts asked for: all, the one named, or the newest (and with `only` false those after it)."""
-    from launcher.runs.rank_logs import find_logs
-
     first = newest if args.attempt is None else args.attempt
     logs = find_logs(run_dir, rank=args.rank)
     if first == 0 and args.attempt is not None:
@@ -79,8 +73,6 @@ def _wanted(run_dir: Path, args: argparse.Namespace, newest: int, *, only: bool)
 
 
 def _nothing(run_dir: Path, attempt: int | None, rank: int | None) -> str:
-    from launcher.runs.rank_logs import JOB, find_logs
-
     every = find_logs(run_dir)
     if not every:
         return (
@@ -102,8 +94,6 @@ class _Screen:
         self._shown = 0
 
     def show(self, lines: list[LogLine]) -> None:
-        from launcher.runs.rank_logs import JOB
-
         for line in lines:
             if line.attempt != self._shown and (self._attempts or self._shown):
                 print(f"--- attempt {line.attempt} ---")
@@ -116,9 +106,6 @@ class _Follower:
     """Shows lines as they are written, until the run is over; says on stderr what it waits for."""
 
     def __init__(self, run_dir: Path, args: argparse.Namespace) -> None:
-        from launcher.runs.run_dir import last_attempt
-        from launcher.slurm.client.job_status import Jobs
-
         self._run_dir = run_dir
         self._args = args
         self._first = last_attempt(run_dir)
@@ -128,8 +115,6 @@ class _Follower:
         self._said = ""
 
     def follow(self) -> None:
-        from launcher.slurm.client.job_status import live_state
-
         last = self._args.lines
         while True:
             # Asked first: what was written before the end is then shown for certain.
@@ -143,8 +128,6 @@ class _Follower:
         print(_ending(state), file=sys.stderr)
 
     def _show_new(self, last: int | None) -> None:
-        from launcher.runs.rank_logs import merge
-
         for log in _wanted(self._run_dir, self._args, self._first, only=False):
             self._logs.setdefault(log.path, log)
         self._screen.prefix = len({log.rank for log in self._logs.values()}) > 1
@@ -152,9 +135,6 @@ class _Follower:
         sys.stdout.flush()
 
     def _is_over(self, state: RunState) -> bool:
-        from launcher.runs.run_dir import last_attempt
-        from launcher.runs.status import FINAL_STATES
-
         if state.not_asked:
             return state.state in FINAL_STATES
         past = self._args.attempt not in (None, 0) and last_attempt(self._run_dir) > self._args.attempt

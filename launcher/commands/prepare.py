@@ -9,18 +9,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from launcher.errors import ExitCode
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from launcher.config.schema import RunConfig
-    from launcher.data.audit import Finding
-    from launcher.data.encode import EncodedExample
-    from launcher.data.prepare import ModelFolder, PreparedInfo, Progress
-    from launcher.data.prepared import SplitFacts
+from launcher.config.compose import compose_config
+from launcher.config.schema import RunConfig
+from launcher.data.audit import RULES, Finding
+from launcher.data.encode import EncodedExample
+from launcher.data.prepare import ModelFolder, PreparedInfo, Progress, find_prepared, prepare, preview
+from launcher.data.prepared import SplitFacts
+from launcher.data.sources import find_sources
+from launcher.errors import ExitCode, ModelError
+from launcher.plan.run_plan import locate_model
 
 HELP = "read, mask, audit and pack the examples; show what the model will see"
 
@@ -43,10 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.config.compose import compose_config
-    from launcher.data.prepare import prepare, preview
-    from launcher.plan.run_plan import locate_model
-
     config = compose_config(args.overrides, extra_dir=args.conf_dir)
     if args.dry_run:
         return _dry_run(config, as_json=args.json)
@@ -70,11 +70,6 @@ def _count(text: str) -> int:
 
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:
-    from launcher.data.prepare import find_prepared
-    from launcher.data.sources import find_sources
-    from launcher.errors import ModelError
-    from launcher.plan.run_plan import locate_model
-
     sources = find_sources(config.data, download=False)
     model: ModelFolder | None
     try:
@@ -108,9 +103,6 @@ def _progress(*, quiet: bool) -> Iterator[Progress | None]:
     if not sys.stderr.isatty():
         yield _progress_lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
     columns = (TextColumn("preparing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
     with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
@@ -145,8 +137,6 @@ def _as_dict(encoded: EncodedExample) -> dict[str, object]:
 
 
 def _show(info: PreparedInfo, shown: list[EncodedExample]) -> None:
-    from rich.console import Console
-
     console = Console(highlight=False, soft_wrap=True)
     for encoded in shown:
         _show_example(console, encoded)
@@ -159,8 +149,6 @@ def _show(info: PreparedInfo, shown: list[EncodedExample]) -> None:
 
 
 def _show_example(console: Console, encoded: EncodedExample) -> None:
-    from rich.text import Text
-
     where = f"{encoded.example.source}:{encoded.example.line}"
     console.print(Text(f"--- {where}  {len(encoded.ids)} tokens, {int(encoded.mask.sum())} supervised", style="dim"))
     colour = console.is_terminal and not console.no_color
@@ -194,7 +182,6 @@ def _show_splits(console: Console, info: PreparedInfo) -> None:
         for split, row in rows.items():
             console.print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in row.items()), markup=False)
         return
-    from rich.table import Table
 
     table = Table()
     table.add_column("")
@@ -224,10 +211,6 @@ def _split_row(info: PreparedInfo, split: str, facts: SplitFacts) -> dict[str, s
 
 
 def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
-    from rich.text import Text
-
-    from launcher.data.audit import RULES
-
     console.print()
     if not findings:
         console.print("audit: nothing found", style="green")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-from typing import TYPE_CHECKING
+import webbrowser
 
-if TYPE_CHECKING:
-    from launcher.report.report import Report
+from launcher.errors import ExitCode
+from launcher.report.report import Report, make_report
+from launcher.report.terminal_curve import terminal_curve
+from launcher.runs.run_dir import find_run
 
 HELP = "write one page with curves, advice, audit, settings and cost"
 
@@ -21,10 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.errors import ExitCode
-    from launcher.report.report import make_report
-    from launcher.runs.run_dir import find_run
-
     run_dir = find_run(args.run, args.runs_dir)
     report = make_report(run_dir)
     if args.json:
@@ -37,10 +36,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(report: Report) -> None:
-    import shutil
-
-    from launcher.report.terminal_curve import terminal_curve
-
     width = min(100, shutil.get_terminal_size((80, 24)).columns)
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     if report.metrics.steps:
@@ -64,7 +59,5 @@ def _safe(text: str) -> str:
 
 
 def _open_page(report: Report) -> None:
-    import webbrowser
-
     if not webbrowser.open(report.page.resolve().as_uri()):
         print(f"no browser could be started; open {report.page.resolve()}", file=sys.stderr)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from launcher.commands.train import continue_run
+
 HELP = "go on with a run that was stopped or failed, from its newest good checkpoint"
 
 
@@ -15,6 +17,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.commands.train import continue_run
-
     return continue_run(args.run, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode
-
-if TYPE_CHECKING:
-    from launcher.serve.serving import ServerCommand
+from launcher.export.example_kind import Taught, taught
+from launcher.export.source import cached_folder, open_source
+from launcher.runs.run_dir import find_run
+from launcher.serve.serving import ServerCommand, is_public, pick_engine, refuse_busy_port, server_command
 
 HELP = "serve the tuned model behind an OpenAI-compatible endpoint"
 
@@ -40,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-    from launcher.serve.serving import pick_engine, refuse_busy_port, server_command
-
     run_dir = find_run(args.run, args.runs_dir).resolve()
     engine = args.engine or pick_engine()
     if not args.dry_run:
@@ -65,9 +63,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
     """The whole model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
-    from launcher.export.example_kind import Taught, taught
-    from launcher.export.source import cached_folder, open_source
-
     source = open_source(run_dir, step)
     as_chat = taught(Path(source.derived.data_dir)) is not Taught.text
     if not make:
@@ -79,10 +74,6 @@ def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]
 
 
 def _tell(command: ServerCommand, host: str, *, as_chat: bool) -> None:
-    import shlex
-
-    from launcher.serve.serving import is_public
-
     print(f"model  {command.model}")
     print(f"url    {command.url}  ({command.engine})")
     print(f"start  cd {shlex.quote(str(command.cwd))} && {shlex.join(command.argv)}")

@@ -8,15 +8,17 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from launcher.commands.status_page import further_facts, page
+from launcher.commands.status_table import best_member, goodput_share, grid, table
 from launcher.errors import ExitCode
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-    from launcher.runs.states import RunState
-    from launcher.slurm.client.job_status import Jobs
+from launcher.runs.run_dir import all_runs, find_run
+from launcher.runs.states import RunState
+from launcher.slurm.client.job_status import Jobs, find_sweep, live_state, live_states, members_of
+from launcher.slurm.client.sweep import read_sweep
 
 HELP = "list runs, or show one"
 
@@ -36,8 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.slurm.client.job_status import Jobs
-
     jobs = Jobs()
     if args.json:
         print(json.dumps(_document(_look(args, jobs)), indent=2))
@@ -65,9 +65,6 @@ class _Seen:
 
 
 def _look(args: argparse.Namespace, jobs: Jobs) -> _Seen:
-    from launcher.runs.run_dir import all_runs, find_run
-    from launcher.slurm.client.job_status import find_sweep, live_state, live_states, members_of
-
     if args.run is None:
         folders = all_runs(args.runs_dir)
         return _Seen(live_states(folders, jobs), folders, jobs, runs_dir=args.runs_dir)
@@ -81,10 +78,6 @@ def _look(args: argparse.Namespace, jobs: Jobs) -> _Seen:
 
 def _document(seen: _Seen) -> object:
     """One object for a run, a list for all; a sweep is an object with its members."""
-    from launcher.commands.status_page import further_facts
-    from launcher.commands.status_table import best_member, goodput_share
-    from launcher.slurm.client.sweep import read_sweep
-
     if seen.single:
         return {**seen.states[0].as_dict(), **further_facts(seen.folders[0], seen.jobs)}
     rows = [
@@ -101,9 +94,6 @@ def _document(seen: _Seen) -> object:
 
 
 def _view(seen: _Seen, width: int) -> RenderableType:
-    from launcher.commands.status_page import page
-    from launcher.commands.status_table import grid, table
-
     if seen.single:
         return page(seen.states[0], seen.folders[0], seen.jobs)
     if seen.sweep is not None:
@@ -113,9 +103,6 @@ def _view(seen: _Seen, width: int) -> RenderableType:
 
 def _watch(args: argparse.Namespace, jobs: Jobs) -> None:
     """On a terminal the view is replaced; elsewhere it is printed again, under the time, whenever it has changed."""
-    from rich.console import Console
-    from rich.live import Live
-
     console = Console(highlight=False)
     try:
         if not console.is_terminal:
@@ -147,8 +134,6 @@ def _print_changes(args: argparse.Namespace, jobs: Jobs) -> None:
 
 
 def _print(seen: _Seen) -> None:
-    from rich.console import Console
-
     if not seen.states:
         print(f"no runs in {Path(seen.runs_dir)}/ yet; launcher train experiment=quickstart makes one")
         return

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
 
 from launcher.commands.status_table import age, coloured, left, number
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from launcher.diagnose.verdict import Verdict
-    from launcher.report.cost import Bill
-    from launcher.report.goodput import Goodput
-    from launcher.runs.attempts import AttemptRecord
-    from launcher.runs.states import RunState
-    from launcher.slurm.client.job_status import Jobs
+from launcher.commands.verdict_view import goodput_page, verdict_page
+from launcher.config.frozen import load_config
+from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
+from launcher.diagnose.verdict_class import VerdictClass
+from launcher.errors import LauncherError
+from launcher.paths import RunPaths
+from launcher.report.cost import Bill, bill
+from launcher.report.goodput import Goodput, run_goodput
+from launcher.runs.attempts import AttemptRecord, read_attempts
+from launcher.runs.jsonl import parse_time
+from launcher.runs.progress import duration_text
+from launcher.runs.states import RunState
+from launcher.runs.untyped_json import read_loose
+from launcher.slurm.client.job_status import Jobs, stages_of
 
 _MOST_ATTEMPTS = 12
 
 
 def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
     """Everything that is known of a run and fits on a screen."""
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-
-    from launcher.commands.verdict_view import goodput_page, verdict_page
-
     rows = {
         "state": coloured(state),
         "why": escape(state.reason),  # an error message may hold anything, such as data.allow=[duplicate]
@@ -70,25 +72,17 @@ def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
 
 def further_facts(run_dir: Path, jobs: Jobs) -> dict[str, object]:
     """What --json says of one run besides its state."""
-    from dataclasses import asdict
-
-    from launcher.diagnose.verdict import read_verdicts
-    from launcher.runs.attempts import read_attempts
-    from launcher.slurm.client.job_status import stages_of
-
-    account = _account(run_dir)
+    account, cost = _account(run_dir), _bill(run_dir)
     return {
         "stages": [asdict(stage) for stage in stages_of(run_dir, jobs)],
         "attempts": [asdict(record) for record in read_attempts(run_dir)],
         "verdicts": [verdict.as_dict() for verdict in read_verdicts(run_dir)],
         "goodput": account.as_dict() if account else None,
-        "bill": bill.as_dict() if (bill := _bill(run_dir)) else None,
+        "bill": cost.as_dict() if cost else None,
     }
 
 
 def local_time(text: str) -> str:
-    from launcher.runs.jsonl import parse_time
-
     return parse_time(text).astimezone().strftime("%Y-%m-%d %H:%M:%S") if text else ""
 
 
@@ -112,8 +106,6 @@ def _not_asked_text(state: RunState) -> str:
 
 
 def _stage_lines(run_dir: Path, jobs: Jobs) -> list[str]:
-    from launcher.slurm.client.job_status import stages_of
-
     lines = []
     for stage in stages_of(run_dir, jobs):
         why = f", {stage.reason}" if stage.reason else ""
@@ -135,14 +127,10 @@ def _checkpoint_text(state: RunState) -> str:
 
 
 def _attempts(run_dir: Path) -> list[AttemptRecord]:
-    from launcher.runs.attempts import read_attempts
-
     return read_attempts(run_dir)
 
 
 def _attempt_lines(run_dir: Path) -> list[str]:
-    from launcher.diagnose.verdict import read_verdicts
-
     records = _attempts(run_dir)
     verdicts = {verdict.attempt: verdict for verdict in read_verdicts(run_dir)}
     lines = [f"... and {len(records) - _MOST_ATTEMPTS} before"] if len(records) > _MOST_ATTEMPTS else []
@@ -163,9 +151,6 @@ def _attempt_line(record: AttemptRecord, verdict: Verdict | None) -> str:
 
 
 def _duration(start: str, end: str) -> str:
-    from launcher.runs.jsonl import parse_time
-    from launcher.runs.progress import duration_text
-
     try:
         return duration_text(max(0.0, (parse_time(end) - parse_time(start)).total_seconds()))
     except ValueError:
@@ -173,19 +158,11 @@ def _duration(start: str, end: str) -> str:
 
 
 def _account(run_dir: Path) -> Goodput | None:
-    from launcher.report.goodput import run_goodput
-
     account = run_goodput(run_dir)
     return account if account.allocated_ms else None
 
 
 def _bill(run_dir: Path) -> Bill | None:
-    from launcher.config.frozen import load_config
-    from launcher.errors import LauncherError
-    from launcher.paths import RunPaths
-    from launcher.report.cost import bill
-    from launcher.runs.untyped_json import read_loose
-
     account = _account(run_dir)
     if account is None:
         return None
@@ -198,8 +175,5 @@ def _bill(run_dir: Path) -> Bill | None:
 
 def _verdict_of(state: RunState, run_dir: Path) -> Verdict | None:
     """Why the newest attempt ended, where that needs more than a line."""
-    from launcher.diagnose.verdict import read_verdict
-    from launcher.diagnose.verdict_class import VerdictClass
-
     verdict = read_verdict(run_dir, state.attempt) if state.attempt else None
     return None if verdict is None or verdict.verdict_class is VerdictClass.done else verdict

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
 
-    from launcher.runs.states import RunState
+from launcher.report.goodput import run_goodput
+from launcher.runs.jsonl import parse_time
+from launcher.runs.progress import duration_text
+from launcher.runs.states import RunState
+from launcher.slurm.client.sweep import read_sweep
 
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "blue"}
 _PHASES = {
@@ -27,8 +31,6 @@ _WIDE = 125
 
 def table(states: list[RunState], folders: list[Path], width: int, not_asked: str = "") -> RenderableType:
     """All runs, oldest first; a sweep takes one line."""
-    from rich.markup import escape
-
     columns = _new_table("run", wide=width >= _WIDE)
     shown: set[str] = set()
     for state, folder in zip(states, folders, strict=True):
@@ -44,10 +46,6 @@ def table(states: list[RunState], folders: list[Path], width: int, not_asked: st
 
 def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str = "") -> RenderableType:
     """The members of a sweep, what differs in each, and which is best by held-out loss."""
-    from rich.markup import escape
-
-    from launcher.slurm.client.sweep import read_sweep
-
     sweep = read_sweep(sweep_dir)
     differs = {member.run: member.differs for member in sweep.members} if sweep else {}
     keys = list(dict.fromkeys(key for settings in differs.values() for key in settings))
@@ -69,8 +67,6 @@ def best_member(states: list[RunState]) -> RunState | None:
 
 
 def _new_table(first: str, *further: str, wide: bool) -> Table:
-    from rich.table import Table
-
     columns = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     columns.add_column(first, overflow="fold")  # the only one that may take two lines
     for title in further:
@@ -121,9 +117,6 @@ def _sweep_cells(members: list[RunState], *, wide: bool) -> list[str]:
 
 
 def _with_note(columns: Table, not_asked: str) -> RenderableType:
-    from rich.console import Group
-    from rich.markup import escape
-
     if not not_asked:
         return columns
     note = f"[yellow]Slurm cannot be asked ({escape(not_asked)}): jobs are shown by the runs' own records[/]"
@@ -155,8 +148,6 @@ def note_of(state: RunState) -> str:
 
 def goodput_share(run_dir: Path) -> float | None:
     """Share of the allocated time that counts in the weights; None before any time was allocated."""
-    from launcher.report.goodput import run_goodput
-
     return run_goodput(run_dir).useful_share
 
 
@@ -165,17 +156,11 @@ def number(value: float | None) -> str:
 
 
 def left(state: RunState) -> str:
-    from launcher.runs.progress import duration_text
-
     return "-" if state.eta_s is None else duration_text(state.eta_s)
 
 
 def age(text: str) -> str:
     """How long ago, in one unit."""
-    from datetime import UTC, datetime
-
-    from launcher.runs.jsonl import parse_time
-
     if not text:
         return "-"
     seconds = max(0.0, (datetime.now(UTC) - parse_time(text)).total_seconds())

@@ -8,18 +8,31 @@ import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from launcher.commands.plan_view import in_short, print_plan
+from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from launcher.config.schema import RunConfig
-    from launcher.plan.run_plan import PlannedRun
-    from launcher.slurm.client.sbatch import JobRequest
-    from launcher.slurm.client.submission import StageJob
-    from launcher.slurm.client.sweep import Sweep
-    from launcher.slurm.submit.submit import Queued, SubmitPlan
-    from launcher.slurm.submit.sweep_submit import SweepPlan
+from launcher.paths import scratch_cache
+from launcher.plan.run_plan import PlannedRun
+from launcher.runs.run_dir import find_run, run_name
+from launcher.runs.states import run_state
+from launcher.slurm.client.query import Slurm
+from launcher.slurm.client.sbatch import JobRequest, sbatch_argv
+from launcher.slurm.client.submission import StageJob
+from launcher.slurm.client.sweep import Sweep, expand
+from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, requests_again, variables_of
+from launcher.slurm.submit.submit import (
+    Queued,
+    SubmitPlan,
+    check_again,
+    check_stages,
+    plan_submission,
+    queue_run,
+    submit_new,
+)
+from launcher.slurm.submit.sweep_submit import SweepPlan, plan_sweep, submit_sweep, sweep_requests
 
 HELP = "check a run and put it into Slurm's queue; comma lists make a sweep"
 
@@ -49,10 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.paths import scratch_cache
-    from launcher.slurm.client.sweep import expand
-    from launcher.slurm.submit.submit import check_stages
-
     stages = tuple(args.stages.split(","))
     if args.throttle < 0:
         raise UserError(f"--throttle {args.throttle}: give 1 or more, or leave it out for no limit")
@@ -77,9 +86,6 @@ def _refuse_throttle(args: argparse.Namespace) -> None:
 
 
 def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]) -> int:
-    from launcher.slurm.client.query import Slurm
-    from launcher.slurm.submit.submit import plan_submission, submit_new
-
     slurm = Slurm()
     plan = plan_submission(overrides, slurm, conf_dir=args.conf_dir, stages=stages, dry_run=args.dry_run)
     if args.dry_run:
@@ -117,12 +123,6 @@ def submit_again(
     Raises:
         RunError: there is no such run, or a job of it waits or runs. UserError: it is not for Slurm, or Slurm refused.
     """
-    from launcher.runs.run_dir import find_run, run_name
-    from launcher.runs.states import run_state
-    from launcher.slurm.client.query import Slurm
-    from launcher.slurm.submit.dry_run import requests_again
-    from launcher.slurm.submit.submit import check_again, queue_run
-
     run_dir = find_run(name, runs_dir)
     if stages == ("train",) and run_state(run_dir).state == "succeeded":
         note = "it has finished; there is nothing left to do"
@@ -144,9 +144,6 @@ def submit_again(
 
 
 def _sweep(args: argparse.Namespace, members: list[list[str]], stages: tuple[str, ...]) -> int:
-    from launcher.slurm.client.query import Slurm
-    from launcher.slurm.submit.sweep_submit import plan_sweep, submit_sweep
-
     if stages != ("train",):
         raise UserError(f"--stages {args.stages}: the members of a sweep are only trained; leave it out")
     slurm = Slurm()
@@ -186,8 +183,6 @@ def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan, jobs: list[StageJob
 
 
 def _queued_document(queued: Queued, warnings: list[str]) -> dict[str, object]:
-    from launcher.runs.run_dir import run_name
-
     main = next((job for job in queued.jobs if job.stage == "train"), queued.jobs[-1])
     return {
         "run_dir": str(queued.run_dir),
@@ -204,8 +199,6 @@ def _job_documents(jobs: list[StageJob]) -> list[dict[str, object]]:
 
 
 def _tell_queued(queued: Queued, warnings: list[str]) -> None:
-    from launcher.runs.run_dir import run_name
-
     name = run_name(queued.run_dir)
     lines = [f"warning  {text}" for text in warnings]
     for job in queued.jobs:
@@ -224,8 +217,6 @@ def _tell_queued(queued: Queued, warnings: list[str]) -> None:
 
 
 def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
-    from launcher.slurm.submit.dry_run import preview
-
     config = plan.planned.config
     requests = preview(config, plan.stages, os.environ)
     warnings = [*plan.warnings, *_audit(plan.planned)]
@@ -238,9 +229,6 @@ def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
 
 
 def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
-    from launcher.slurm.submit.dry_run import NO_KEY, chained, preview_folder, variables_of
-    from launcher.slurm.submit.sweep_submit import sweep_requests
-
     folder = preview_folder(plan.first)
     requests = chained(sweep_requests(plan, folder, NO_KEY, variables_of(plan.first, os.environ)))
     runs: list[dict[str, object]] = [
@@ -274,8 +262,6 @@ def _show_jobs(
     runs: list[dict[str, object]] | None = None,
 ) -> None:
     """The commands a submission would run, word by word, and what the jobs would see."""
-    from launcher.slurm.client.sbatch import sbatch_argv
-
     commands = [(request, sbatch_argv(config, request)) for request in requests]
     if as_json:
         jobs = [
@@ -306,9 +292,6 @@ def _show_plan(planned: PlannedRun, *, verbose: bool) -> None:
     if not verbose:
         print(_plan_summary(planned))
         return
-    from rich.console import Console
-
-    from launcher.commands.plan_view import print_plan
 
     print_plan(Console(highlight=False, width=120), planned.plan, planned.config)
 
@@ -327,7 +310,5 @@ def _plan_summary(planned: PlannedRun) -> str:
 
 
 def _audit(planned: PlannedRun) -> list[str]:
-    from launcher.commands.plan_view import in_short
-
     unaudited = [f"the audit has not run on all of the data: {planned.unaudited}"] if planned.unaudited else []
     return [*(in_short(finding) for finding in planned.findings if not finding.vetoes), *unaudited]

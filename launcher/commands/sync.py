@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 
+from launcher.errors import ExitCode
+from launcher.paths import RunPaths
+from launcher.runs.metrics import read_metrics
+from launcher.runs.run_dir import find_run
+from launcher.tracking.wandb_sync import sync
+
 HELP = "send a run to W&B: what the live record could not send, or all of it"
 
 
@@ -19,12 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.errors import ExitCode
-    from launcher.paths import RunPaths
-    from launcher.runs.metrics import read_metrics
-    from launcher.runs.run_dir import find_run
-    from launcher.tracking.wandb_sync import sync
-
     run_dir = find_run(args.run, args.runs_dir)
     metrics = read_metrics(RunPaths(run_dir).metrics)
     recorded = len(metrics.steps) + len(metrics.evals)

@@ -6,13 +6,23 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from launcher.commands.plan_view import in_short, print_plan
+from launcher.commands.submit import submit_again
+from launcher.config.cluster_schema import ClusterKind
+from launcher.config.frozen import load_config
 from launcher.errors import ExitCode, RunError, UserError
-
-if TYPE_CHECKING:
-    from launcher.plan.run_plan import PlannedRun
-    from launcher.runs.states import RunState
+from launcher.local.multi_host import join
+from launcher.local.start import start_run
+from launcher.paths import RunPaths
+from launcher.plan.create import create_planned, plan_run
+from launcher.plan.run_plan import PlannedRun
+from launcher.runs.run_dir import find_run
+from launcher.runs.states import RunState, run_state
+from launcher.slurm.client.job_status import live_state
+from launcher.slurm.client.query import SlurmUnavailable
 
 HELP = "train on this machine, or continue a run"
 
@@ -50,8 +60,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> int:
-    from launcher.plan.create import create_planned, plan_run
-
     planned = plan_run(args.overrides, conf_dir=args.conf_dir)
     if args.dry_run:
         if args.json:
@@ -69,10 +77,6 @@ def _new(args: argparse.Namespace) -> int:
 
 def _join(args: argparse.Namespace) -> int:
     """This machine's part of a run that the first one of cluster.hosts starts."""
-    from launcher.local.multi_host import join
-    from launcher.runs.run_dir import find_run
-    from launcher.runs.states import run_state
-
     if args.run is not None or args.overrides or args.ssh or args.dry_run:
         raise UserError("--join RUN goes alone: settings, --run, --ssh and --dry-run are for the first machine")
     run_dir = find_run(args.join, args.runs_dir)
@@ -84,10 +88,6 @@ def _join(args: argparse.Namespace) -> int:
 
 
 def _print_plan(planned: PlannedRun) -> None:
-    from rich.console import Console
-
-    from launcher.commands.plan_view import print_plan
-
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
@@ -98,8 +98,6 @@ def _print_plan(planned: PlannedRun) -> None:
 
 def _warnings(planned: PlannedRun) -> list[str]:
     """What plan and audit find odd but do not refuse, such as dropped or truncated examples."""
-    from launcher.commands.plan_view import in_short
-
     findings = [] if planned.prepared is None else planned.prepared.audit.findings
     return [f"warning  {text}" for text in [*planned.plan.warnings, *map(in_short, findings)]]
 
@@ -111,14 +109,9 @@ def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remo
 
     Raises: RunError if there is no such run, or somebody runs it already, or its job is still in the queue.
     """
-    from launcher.runs.run_dir import find_run
-    from launcher.runs.states import run_state
-
     run_dir = find_run(name, runs_dir)
     if _is_for_slurm(run_dir):
         if "SLURM_JOB_ID" not in os.environ:
-            from launcher.commands.submit import submit_again
-
             return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
         _refuse_beside_job(run_dir)
     state = run_state(run_dir)
@@ -131,10 +124,6 @@ def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remo
 
 
 def _is_for_slurm(run_dir: Path) -> bool:
-    from launcher.config.cluster_schema import ClusterKind
-    from launcher.config.frozen import load_config
-    from launcher.paths import RunPaths
-
     return load_config(RunPaths(run_dir).config).config.cluster.kind is ClusterKind.slurm
 
 
@@ -143,9 +132,6 @@ def _refuse_beside_job(run_dir: Path) -> None:
 
     Raises: RunError while a job of the run waits or runs; SlurmUnavailable when that cannot be asked.
     """
-    from launcher.slurm.client.job_status import live_state
-    from launcher.slurm.client.query import SlurmUnavailable
-
     state = live_state(run_dir)
     if state.not_asked:
         raise SlurmUnavailable(
@@ -159,9 +145,6 @@ def _refuse_beside_job(run_dir: Path) -> None:
 
 
 def _start(run_dir: Path, *, as_json: bool, remote: bool) -> int:
-    from launcher.local.ranks import start_run
-    from launcher.runs.states import run_state
-
     code = start_run(run_dir, remote=remote)
     return _tell(run_state(run_dir), code, as_json=as_json)
 

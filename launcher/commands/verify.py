@@ -7,7 +7,16 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.errors import CheckpointError, ExitCode
+from rich.console import Console
+from rich.text import Text
+
+from launcher.checkpoint.commit import Checkpoint, verify
+from launcher.checkpoint.manifest import read_manifest
+from launcher.config.frozen import load_config
+from launcher.errors import CheckpointError, ExitCode, RunError
+from launcher.paths import RunPaths
+from launcher.runs.events import written_manifests
+from launcher.runs.run_dir import find_run
 
 HELP = "compare every checkpoint of a run with its manifest"
 
@@ -19,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launcher.runs.run_dir import find_run
-
     run_dir = find_run(args.run, args.runs_dir)
     checked = _verify_all(run_dir)
     damaged = [item for item in checked if item.problems]
@@ -43,8 +50,6 @@ class _Checked:
 
 def _verify_all(run_dir: Path) -> list[_Checked]:
     """Every folder that looks like a checkpoint, oldest first."""
-    from launcher.paths import RunPaths
-
     run_id, trusted = _identity(run_dir)
     folders = [path for path in RunPaths(run_dir).checkpoints.glob("step-*") if path.is_dir()]
     return [_verify_one(folder, run_id, trusted) for folder in sorted(folders)]
@@ -52,11 +57,6 @@ def _verify_all(run_dir: Path) -> list[_Checked]:
 
 def _identity(run_dir: Path) -> tuple[str, set[str]]:
     """The run's id, and the hashes of the manifests its journal says it wrote."""
-    from launcher.config.frozen import load_config
-    from launcher.errors import RunError
-    from launcher.paths import RunPaths
-    from launcher.runs.events import written_manifests
-
     paths = RunPaths(run_dir)
     derived = load_config(paths.config).derived
     if derived is None:
@@ -65,9 +65,6 @@ def _identity(run_dir: Path) -> tuple[str, set[str]]:
 
 
 def _verify_one(folder: Path, run_id: str, trusted: set[str]) -> _Checked:
-    from launcher.checkpoint.commit import Checkpoint, verify
-    from launcher.checkpoint.manifest import read_manifest
-
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
@@ -79,9 +76,6 @@ def _verify_one(folder: Path, run_id: str, trusted: set[str]) -> _Checked:
 
 
 def _tell(run_dir: Path, checked: list[_Checked]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False)
     if not checked:
         print(f"{run_dir.name} has no checkpoints")

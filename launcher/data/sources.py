@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.config.schema import DataConfig, DataFormat
 from launcher.data.content_hash import file_sha256
+from launcher.data.hub import fetch_split
 from launcher.demo import next_number
 from launcher.errors import DataError, Problem
 
@@ -138,8 +139,6 @@ def _resolve(
 
 
 def _fetch(text: str, split: str, found: _Found) -> Path:
-    from launcher.data.hub import fetch_split
-
     return fetch_split(text.removeprefix(HUB), split, found.data.hub_revision, download=found.download)
 
 

@@ -31,7 +31,6 @@ from launcher.runs.hang_detector import Watch
 from launcher.runs.jsonl import utc_now
 from launcher.runs.machine_ranks import Place
 from launcher.runs.rank_environment import job_environment, rank_environment, write_names
-from launcher.runs.run_dir import lock_run, new_attempt
 from launcher.runs.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
@@ -45,29 +44,6 @@ DUMPS_S = 1.5
 _TAIL_LINES = 20
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
-
-
-def start_run(run_dir: Path, *, console: bool = True, remote: bool = False) -> int:
-    """Makes a new attempt of a run and runs it here to its end; with cluster.hosts, together with the other machines.
-
-    Args:
-        remote: start the other machines through a remote shell (local/multi_host.py).
-    Returns: the exit code, as run_local.
-    Raises: RunError if somebody runs it already.
-    """
-    from launcher.local.multi_host import check_leader, is_over_boxes, lead
-
-    over_boxes = is_over_boxes(run_dir)
-    if over_boxes:
-        check_leader(run_dir)
-    else:
-        _derived(RunPaths(run_dir), None)  # what cannot start here makes no attempt
-    with lock_run(run_dir) as lock:
-        RunPaths(run_dir).cancel.unlink(missing_ok=True)
-        attempt = new_attempt(run_dir)
-        if over_boxes:
-            return lead(run_dir, attempt=attempt, console=console, lock=lock, remote=remote)
-        return run_local(run_dir, attempt=attempt, console=console, lock=lock)
 
 
 def run_local(
@@ -92,7 +68,7 @@ def run_local(
     Raises: RunError if the run directory has gone.
     """
     paths = RunPaths(run_dir.resolve())
-    derived = _derived(paths, place)
+    derived = startable(paths, place)
     # Ranks then leave it to us to end one that hangs.
     job = {**job_environment(os.environ), "LAUNCHER_WATCHED": "1"}
     place = place or Place(num_ranks=derived.world_size, master_port=free_port())
@@ -136,7 +112,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _derived(paths: RunPaths, place: Place | None) -> Derived:
+def startable(paths: RunPaths, place: Place | None) -> Derived:
+    """What was derived for a run that this host can start.
+
+    Raises: RunError if it was never planned, or was planned for several hosts and has no `place` among them.
+    """
     frozen = load_config(paths.config)
     if frozen.derived is None:
         raise RunError(f"{paths.config} holds no derived values; it was not made by launcher train")

@@ -17,6 +17,7 @@ from launcher.data.hub import NotFetched
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
 from launcher.data.sources import HUB, find_sources
+from launcher.demo.embedded_model import ensure_embedded
 from launcher.errors import ModelError, Problem
 from launcher.plan.batch import derive
 from launcher.plan.estimate_data import READ_BYTES, skim
@@ -142,8 +143,6 @@ def locate_model(model: ModelConfig, *, weights: bool = True, download: bool = T
     is_embedded = model_source(model.name_or_path) is ModelSource.embedded
     name = model.name_or_path.partition(":")[2]
     if is_embedded and download and not embedded_folder(name).is_dir():
-        from launcher.demo.embedded_model import ensure_embedded
-
         ensure_embedded(name)
     return find_model(model, weights=weights, download=download)
 

@@ -127,6 +127,48 @@ def _forbidden(row: Row) -> set[str]:
     return set(row.never_loads) | (set(HEAVY) if "torch" in row.never_loads else set())
 
 
+def test_modules_of_ours_are_imported_at_the_top_unless_they_load_torch_or_hydra() -> None:
+    hidden = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.module} can be imported at the top of the file"
+        for path in files()
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("launcher")
+        if not _loads_heavy(node.module or "")
+        # A rank under torchrun composes settings only where it is to make the run.
+        if not (path.name == "worker.py" and _loads_heavy(node.module or "", ("hydra",)))
+    ]
+    assert not hidden, "\n".join(hidden)
+
+
+def _loads_heavy(name: str, heavy: tuple[str, ...] = HEAVY) -> bool:
+    """Whether importing a module of ours loads one of these packages, directly or through other modules of ours."""
+    seen, left = set(), [name]
+    while left:
+        name = left.pop()
+        if name.split(".")[0] in heavy:
+            return True
+        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        if name not in seen and path.is_file():
+            seen.add(name)
+            left += [found for found, _ in _imported_at_the_top(path)]
+    return False
+
+
+def _imported_at_the_top(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((name, node.lineno) for alias in node.names for name in _both(node, alias))
+
+
+def _both(node: ast.ImportFrom, alias: ast.alias) -> tuple[str, str]:
+    """A name behind `from` may be a module of its own."""
+    return str(node.module), f"{node.module}.{alias.name}"
+
+
 def light_packages() -> list[str]:
     return sorted(package for package, row in table().items() if "torch" in row.never_loads)
 

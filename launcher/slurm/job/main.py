@@ -16,13 +16,15 @@ import logging
 import os
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, LauncherError, UserError
 from launcher.log import setup_logging
-
-if TYPE_CHECKING:
-    from launcher.slurm.job.allocation import Allocation
+from launcher.runs.run_dir import run_name
+from launcher.slurm.client.job_status import members_of
+from launcher.slurm.job.allocation import Allocation, read_allocation
+from launcher.slurm.job.resolve_run import Asked, find_or_make_run
+from launcher.slurm.job.stages import run_stage
+from launcher.slurm.job.supervise import supervise
 
 # Not __name__: started with -m that is __main__, which has no handler.
 logger = logging.getLogger("launcher.slurm.job")
@@ -46,18 +48,13 @@ def main(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
     args, further = _parse(argv)
     # Here, not above: a mistake in the command line must not wait for these.
-    from launcher.slurm.job.allocation import read_allocation
-    from launcher.slurm.job.resolve_run import Asked, find_or_make_run
 
     allocation = read_allocation(os.environ)
     if args.stage == "prepare" and args.sweep is not None:
         return _prepare_sweep(args.sweep, allocation)
     asked = Asked(run=args.run, sweep=args.sweep, overrides=tuple(args.overrides), conf_dir=args.conf_dir)
     if args.stage == "train":
-        from launcher.slurm.job.supervise import supervise
-
         return supervise(find_or_make_run(asked, allocation), allocation)
-    from launcher.slurm.job.stages import run_stage
 
     return run_stage(args.stage, find_or_make_run(asked, allocation), further, allocation)
 
@@ -67,10 +64,6 @@ def _prepare_sweep(folder: Path, allocation: Allocation) -> int:
 
     Returns: the code of the last member that cannot train; the job array, which waits for this job, then never starts.
     """
-    from launcher.runs.run_dir import run_name
-    from launcher.slurm.client.job_status import members_of
-    from launcher.slurm.job.stages import run_stage
-
     code: int = ExitCode.DONE
     for run_dir in members_of(folder.resolve()):
         try:

@@ -13,6 +13,7 @@ from launcher.config.frozen import load_config
 from launcher.config.schema import DataConfig, Derived, FrozenRun
 from launcher.errors import ExitCode, RunError, UserError
 from launcher.paths import RunPaths
+from launcher.plan.create import complete_run
 from launcher.slurm.client.container import example_files, run_folders
 from launcher.slurm.job import attempt_records
 from launcher.slurm.job.allocation import Allocation
@@ -38,8 +39,6 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
 
 
 def _prepare(run_dir: Path) -> int:
-    from launcher.plan.create import complete_run
-
     complete_run(run_dir)
     logger.info("%s is prepared and may train", run_dir)
     return ExitCode.DONE

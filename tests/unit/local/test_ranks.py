@@ -18,7 +18,8 @@ import pytest
 
 from launcher.diagnose.verdict import VerdictClass, read_verdict
 from launcher.errors import ExitCode, RunError
-from launcher.local.ranks import run_local, start_run
+from launcher.local.ranks import run_local
+from launcher.local.start import start_run
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempt
 from launcher.runs.events import read_events
