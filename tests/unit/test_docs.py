@@ -186,3 +186,14 @@ def test_the_site_builds_strictly_and_every_page_is_in_its_navigation(tmp_path: 
 
 def test_every_verb_is_in_the_documents() -> None:
     assert set(VERBS) == {launcher_words(command)[0] for command in LAUNCHER}
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Modules")[2]
+    named = set()
+    for section in text.split("\n### ")[1:]:
+        folder, _, table = section.partition("\n")
+        named |= {folder + name for name in re.findall(r"^\| `(\w+\.py)` \|", table, flags=re.MULTILINE)}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "launcher").rglob("*.py") if path.name != "__init__.py"}
+    missing, gone = sorted(modules - named), sorted(named - modules)
+    assert named == modules, f"run scripts/gen-config-docs: add {missing}, remove {gone}"
