@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from launcher.config.schema import RunConfig
-    from launcher.data.audit import Finding
+    from launcher.data.audit import AuditFinding
 
 _SHOWN_PLACES = 2
 
@@ -27,7 +27,7 @@ def print_plan(console: Console, plan: Plan, config: RunConfig) -> None:
     print("\n".join(line.rstrip() for line in caught.get().splitlines()))
 
 
-def in_short(finding: Finding) -> str:
+def in_short(finding: AuditFinding) -> str:
     """An audit finding on one line, with its first places."""
     places = "; ".join(str(place) for place in finding.places[:_SHOWN_PLACES])
     more = "; ..." if finding.count > _SHOWN_PLACES and places else ""

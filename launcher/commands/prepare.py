@@ -18,9 +18,9 @@ from rich.text import Text
 
 from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
-from launcher.data.audit import RULES, Finding
+from launcher.data.audit import RULES, AuditFinding
 from launcher.data.encode import EncodedExample
-from launcher.data.prepare import ModelFolder, PreparedInfo, Progress, find_prepared, prepare, preview
+from launcher.data.prepare import ModelFolder, PreparedInfo, Progress, find_prepared, prepare, preview_examples
 from launcher.data.prepared import SplitFacts
 from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     with _progress(quiet=args.json) as progress:
         info = prepare(config, files, progress=progress, allow_vetoed=True)
     wanted = args.show if args.show is not None else 0 if args.json else _DEFAULT_SHOWN
-    shown = preview(config, files, wanted) if wanted else []
+    shown = preview_examples(config, files, wanted) if wanted else []
     if args.json:
         print(json.dumps({**info.as_dict(), "examples": [_as_dict(example) for example in shown]}, ensure_ascii=False))
     else:
@@ -210,7 +210,7 @@ def _split_row(info: PreparedInfo, split: str, facts: SplitFacts) -> dict[str, s
     }
 
 
-def _show_findings(console: Console, findings: tuple[Finding, ...]) -> None:
+def _show_findings(console: Console, findings: tuple[AuditFinding, ...]) -> None:
     console.print()
     if not findings:
         console.print("audit: nothing found", style="green")

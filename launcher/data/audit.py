@@ -1,4 +1,4 @@
-"""What the audit found, how bad each finding is, and whether the run may start."""
+"""Findings of the data audit, their severity, and whether they block the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.errors import DataError, Problem
 
-MAX_PLACES = 20
+MAX_LOCATIONS = 20
 
 
 class Severity(Enum):
@@ -20,13 +20,13 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One kind of finding."""
+    """A kind of finding."""
 
     severity: Severity
     what: str
-    todo: str
+    hint: str
     keeps: bool = False
-    """Whether an example with this finding can be trained on (data.allow then decides); otherwise it is left out."""
+    """Whether such an example can be trained on if data.allow accepts it; otherwise it is always left out."""
     can_allow: bool = True
 
 
@@ -37,99 +37,103 @@ RULES: dict[str, Rule] = {
     "broken_json": Rule(_E, "not valid JSON", "correct the lines"),
     "not_utf8": Rule(_E, "not UTF-8 text", "save the file as UTF-8"),
     "bad_unicode": Rule(_E, "text that is not valid Unicode", "correct the escapes"),
-    "not_an_object": Rule(_E, "a record that is no JSON object", "write one {...} object per example"),
-    "duplicate_key": Rule(_E, "a key twice in one object; one value would be lost", "rename or remove one of the two"),
-    "nan_value": Rule(_E, "NaN or Infinity where text belongs", "write empty text, or leave the field out"),
+    "not_an_object": Rule(_E, "a record that is not a JSON object", "write one {...} object per example"),
+    "duplicate_key": Rule(_E, "duplicate key in an object; one value would be lost", "rename or remove one of them"),
+    "nan_value": Rule(_E, "NaN or Infinity instead of text", "use an empty string, or leave the field out"),
     "broken_row": Rule(_E, "a CSV row with more or fewer cells than the header", "quote cells that hold separators"),
-    "empty_line": Rule(_W, "empty lines, skipped", "nothing, if that is meant"),
-    "unknown_format": Rule(_E, "fields that fit no known format", "see docs/data.md, or name the format: data.format"),
-    "wrong_fields": Rule(_E, "a record that does not fit the format of its file", "correct the records"),
-    "non_text_content": Rule(_E, "content that is not text", "remove images, audio and files; only text is taught"),
-    "unknown_role": Rule(_E, "a role nobody knows", "use system, user, assistant or tool"),
-    "broken_tool_arguments": Rule(_E, "arguments of a tool call that are no JSON", "correct the arguments"),
+    "empty_line": Rule(_W, "empty lines (skipped)", "no action needed if intended"),
+    "unknown_format": Rule(_E, "fields that match no known format", "see docs/data.md, or set data.format"),
+    "wrong_fields": Rule(_E, "a record that does not match the format of its file", "correct the records"),
+    "non_text_content": Rule(_E, "content that is not text", "remove images, audio and files; only text is supported"),
+    "unknown_role": Rule(_E, "unknown role", "use system, user, assistant or tool"),
+    "broken_tool_arguments": Rule(_E, "tool call arguments that are not valid JSON", "correct the arguments"),
     # Conversations.
-    "no_assistant_turn": Rule(_E, "no assistant turn, so nothing to learn", "add the answer, or remove the example"),
-    "last_turn_not_assistant": Rule(_W, "turns after the last answer; they teach nothing", "end with an answer"),
-    "empty_output": Rule(_E, "an empty answer; the model would learn to say nothing", "write the answer", keeps=True),
-    "empty_input": Rule(_W, "an empty user message", "write the question"),
-    "wrong_role_order": Rule(
-        _E, "roles in an impossible order", "system first, then user and assistant in turn", keeps=True
-    ),
+    "no_assistant_turn": Rule(_E, "no assistant turn, so nothing to learn", "add an answer, or remove the example"),
+    "last_turn_not_assistant": Rule(_W, "turns after the last answer; they are not learned", "end with an answer"),
+    "empty_output": Rule(_E, "empty answer; the model would learn to say nothing", "write the answer", keeps=True),
+    "empty_input": Rule(_W, "empty user message", "write the question"),
+    "wrong_role_order": Rule(_E, "invalid order of roles", "system first, then user and assistant in turn", keeps=True),
     "too_long_input_chars": Rule(_E, "input over data.max_input_chars", "shorten it, or raise the limit", keeps=True),
     "too_long_output_chars": Rule(
         _E, "output over data.max_output_chars", "shorten it, or raise the limit", keeps=True
     ),
     "special_token_in_text": Rule(
         _E,
-        "text that holds a special token of the tokenizer, which would be read as a command",
-        "remove it from the text, or allow it if it is meant",
+        "text with a special token of the tokenizer, which the model would read as a control token",
+        "remove it from the text, or accept it if intended",
         keeps=True,
     ),
     # Template and mask.
-    "template_error": Rule(_E, "the chat template refuses the conversation", "correct it, or give data.chat_template"),
+    "template_error": Rule(_E, "the chat template rejects the conversation", "correct it, or give data.chat_template"),
     "mask_unresolved": Rule(
-        _E, "an answer that cannot be found in the rendered text beyond doubt", "give data.chat_template"
+        _E, "an answer whose position in the rendered text is ambiguous", "give data.chat_template"
     ),
     "content_lost": Rule(
         _E,
-        "the chat template leaves out part of an answer (such as its thinking or tool calls)",
+        "the chat template drops part of an answer (such as thinking or tool calls)",
         "give a data.chat_template that keeps it, or remove that part from the examples",
         keeps=True,
     ),
     "earlier_turns_differ": Rule(
         _W,
-        "the chat template writes earlier answers differently from the last one, so they teach what is never asked for",
-        "give each answer its own example, or set weight 0 on earlier ones",
+        "the chat template renders earlier answers differently from the last, so the model learns unused text",
+        "split into one example per answer, or set weight 0 on earlier answers",
     ),
-    "no_supervised_tokens": Rule(_E, "no token to learn from", "set weight 1 on an answer, or remove the example"),
+    "no_supervised_tokens": Rule(_E, "no supervised token", "set weight 1 on an answer, or remove the example"),
     "end_of_turn_not_trained": Rule(
         _E,
-        "the template writes no end-of-turn token after an answer; the tuned model would not stop",
+        "the chat template writes no end-of-turn token after an answer; the tuned model would not stop",
         "give a data.chat_template that writes the end token after each answer",
         keeps=True,
     ),
     "generation_prompt_differs": Rule(
         _W,
-        "the template's generation prompt ends in text that training examples do not have",
-        "give a data.chat_template in which both agree",
+        "the generation prompt of the chat template ends in text that training examples do not have",
+        "give a data.chat_template in which both match",
     ),
     "generation_prompt_added": Rule(
         _W,
-        "the template has no generation prompt; the header it writes before each answer was added as one",
-        "nothing: the corrected template travels with the tuned model",
+        "the chat template has no generation prompt; its answer header was added as one",
+        "no action needed: the corrected template is saved with the tuned model",
     ),
     # Lengths.
     "over_length": Rule(_E, "longer than data.seq_len_tokens", "raise it, or set data.over_length to drop or truncate"),
-    "over_length_dropped": Rule(_W, "longer than data.seq_len_tokens, dropped as asked", "nothing, if that is meant"),
-    "truncated": Rule(_W, "longer than data.seq_len_tokens, cut at its end as asked", "nothing, if that is meant"),
+    "over_length_dropped": Rule(
+        _W, "longer than data.seq_len_tokens (dropped, as configured)", "no action needed if intended"
+    ),
+    "truncated": Rule(_W, "longer than data.seq_len_tokens (truncated, as configured)", "no action needed if intended"),
     "truncated_end_of_turn": Rule(
-        _W, "the cut took the end of the answer, so the model does not see it stop there", "raise data.seq_len_tokens"
+        _W,
+        "truncation removed the end of the answer, so the model does not learn to stop there",
+        "raise data.seq_len_tokens",
     ),
     "truncated_to_nothing": Rule(
-        _W, "nothing to learn was left after the cut, so the example was dropped", "raise data.seq_len_tokens"
+        _W, "truncation removed all supervised tokens, so the example was dropped", "raise data.seq_len_tokens"
     ),
-    # The data set as a whole.
+    # The dataset as a whole.
     "no_examples": Rule(
-        _E, "no usable example", "see the other findings; without any, the file is empty", can_allow=False
+        _E, "no usable example", "see the other findings; if there are none, the file is empty", can_allow=False
     ),
     "too_few_examples": Rule(_W, "few examples", "collect more"),
-    "duplicate": Rule(_W, "the same example again", "remove copies; each counts as often as it is there"),
-    "conflicting_outputs": Rule(_W, "the same input with different outputs", "decide for one, unless variety is meant"),
+    "duplicate": Rule(_W, "duplicate example", "remove duplicates; each copy is trained on"),
+    "conflicting_outputs": Rule(_W, "same input with different outputs", "keep one output, unless variety is intended"),
     "train_validation_overlap": Rule(
-        _E, "inputs of the held-out data that are trained on too; its loss would flatter", "remove them from one side"
+        _E,
+        "validation inputs that are also in the training data (leakage); validation loss would be optimistic",
+        "remove them from one of the two",
     ),
     "inconsistent_prefix": Rule(
         _W,
-        "prompts that do not begin as most do: other keywords, order, first words or system message",
-        "use the same keywords, format, order and system message in all examples, and in production",
+        "prompts that do not begin like most others: different keywords, order, first words or system message",
+        "use the same keywords, format, order and system message in all examples, and at inference",
     ),
-    "held_out_files_ignored": Rule(_W, "files named for testing in the data folder, not read", "nothing, if meant"),
+    "held_out_files_ignored": Rule(_W, "test files in the data folder (not read)", "no action needed if intended"),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a finding is: file, line (row in a table, number in a list; 0 for the file), and what was seen."""
+class Location:
+    """Where a finding is: file, line (row of a table, item of a list; 0 for the whole file) and details."""
 
     file: str
     line: int
@@ -141,14 +145,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One kind of finding in one data set."""
+class AuditFinding:
+    """All findings of one kind in a dataset."""
 
     code: str
     severity: Severity
     count: int
-    places: tuple[Place, ...]
-    """The first ones, at most MAX_PLACES."""
+    places: tuple[Location, ...]
+    """The first MAX_LOCATIONS."""
     what: str
     todo: str
     accepted: bool = False
@@ -159,7 +163,7 @@ class Finding:
         return self.severity is Severity.error and not self.accepted
 
     def as_problem(self) -> Problem:
-        shown = "; ".join(str(place) for place in self.places)
+        shown = "; ".join(map(str, self.places))
         more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) > 0 else ""
         where = f" ({shown}{more})" if shown else ""
         hint = f"{self.todo}; or accept it: data.allow=[{self.code}]" if RULES[self.code].can_allow else self.todo
@@ -168,16 +172,16 @@ class Finding:
 
 @dataclass(slots=True)
 class Tally:
-    """Findings while they are being counted; places beyond the first are counted only."""
+    """Counts findings and remembers the first locations of each kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    places: dict[str, list[Place]] = field(default_factory=dict)
+    places: dict[str, list[Location]] = field(default_factory=dict)
 
-    def add(self, code: str, place: Place | None = None, count: int = 1) -> None:
+    def add(self, code: str, location: Location | None = None, count: int = 1) -> None:
         self.counts[code] = self.counts.get(code, 0) + count
         known = self.places.setdefault(code, [])
-        if place is not None and len(known) < MAX_PLACES:
-            known.append(place)
+        if location is not None and len(known) < MAX_LOCATIONS:
+            known.append(location)
 
     def remove(self, code: str) -> None:
         self.counts.pop(code, None)
@@ -186,15 +190,15 @@ class Tally:
     def merge(self, other: Tally) -> None:
         for code, count in other.counts.items():
             self.add(code, None, count)
-            room = MAX_PLACES - len(self.places[code])
+            room = MAX_LOCATIONS - len(self.places[code])
             self.places[code] += other.places[code][:room]
 
-    def findings(self, allow: Iterable[str]) -> tuple[Finding, ...]:
+    def findings(self, allow: Iterable[str]) -> tuple[AuditFinding, ...]:
         """All findings, errors first, in the order of the table."""
         allowed = {code for code in allow if code in RULES and RULES[code].can_allow}
         made = [
-            Finding(
-                code, rule.severity, self.counts[code], tuple(self.places[code]), rule.what, rule.todo, code in allowed
+            AuditFinding(
+                code, rule.severity, self.counts[code], tuple(self.places[code]), rule.what, rule.hint, code in allowed
             )
             for code, rule in RULES.items()
             if code in self.counts
@@ -204,7 +208,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """What became of the examples of one split; token counts are of what was kept."""
+    """Counts of one split; tokens are those of the examples kept."""
 
     examples_read: int = 0
     examples_kept: int = 0
@@ -217,13 +221,13 @@ class SplitCounts:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The audit of one data set; `audit.json`."""
+    """The audit of a dataset; `audit.json`."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     counts: Mapping[str, SplitCounts]
     """By split: train, validation."""
     formats: Mapping[str, str]
-    """File -> format it was read in."""
+    """Format of each file."""
     allow: tuple[str, ...] = ()
 
     @property
@@ -231,10 +235,10 @@ class Audit:
         return any(finding.vetoes for finding in self.findings)
 
     def raise_if_vetoed(self) -> None:
-        """Raises DataError with all findings that stop the run."""
+        """Raises DataError with all findings that block the run."""
         problems = [finding.as_problem() for finding in self.findings if finding.vetoes]
         if problems:
-            raise DataError("the data audit refuses these examples:", problems)
+            raise DataError("the data audit rejects these examples:", problems)
 
     def as_dict(self) -> dict[str, object]:
         return {
@@ -255,11 +259,11 @@ class Audit:
     def load(cls, path: Path) -> Audit:
         values = json.loads(path.read_text(encoding="utf-8"))
         findings = tuple(
-            Finding(
+            AuditFinding(
                 code=entry["code"],
                 severity=Severity(entry["severity"]),
                 count=entry["count"],
-                places=tuple(Place(**place) for place in entry["places"]),
+                places=tuple(Location(**place) for place in entry["places"]),
                 what=entry["what"],
                 todo=entry["todo"],
                 accepted=entry["accepted"],

@@ -20,8 +20,8 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
-    """A text as tokens: ids, whether each is a label, and the character of the text each one ends before."""
+class MaskedTokens:
+    """Token ids of a text, whether each is a label, and the character offset where each ends."""
 
     ids: npt.NDArray[np.int32]
     mask: npt.NDArray[np.bool_]
@@ -29,7 +29,7 @@ class Tokens:
 
 
 class ChatTokenizer:
-    """A tokenizer.json, and the token masks it gives for rendered conversations."""
+    """A tokenizer.json that also masks rendered conversations."""
 
     def __init__(self, tokenizer_json: Path, chat: ChatFormat) -> None:
         try:
@@ -43,16 +43,16 @@ class ChatTokenizer:
         self._special_ids = np.array(
             [self._tokenizer.token_to_id(token) for token in chat.added_tokens], dtype=np.int32
         )
-        # Offsets must cover the space a token begins with; templates write their own special tokens.
+        # Offsets must include the leading space of a token; templates write their own special tokens.
         self._tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         self._eos = chat.special_tokens.get("eos_token")
         self._eos_id = self._tokenizer.token_to_id(self._eos) if self._eos else None
         self._ends_turns = chat.end_of_turn is not None
 
-    def encode(self, texts: Sequence[tuple[str, Sequence[Turn]]]) -> list[Tokens | ExampleError]:
-        """Ids and label mask for each text with its taught turns, or why there is no sure mask."""
+    def encode(self, texts: Sequence[tuple[str, Sequence[Turn]]]) -> list[MaskedTokens | ExampleError]:
+        """Ids and label mask of each text with its supervised turns, or the error if the mask is ambiguous."""
         encodings = self._tokenizer.encode_batch([text for text, _ in texts], add_special_tokens=False)
-        made: list[Tokens | ExampleError] = []
+        made: list[MaskedTokens | ExampleError] = []
         for (text, turns), encoding in zip(texts, encodings, strict=True):
             try:
                 made.append(self._masked(text, turns, encoding))
@@ -60,8 +60,8 @@ class ChatTokenizer:
                 made.append(error)
         return made
 
-    def as_document(self, text: str, tokens: Tokens) -> tuple[str, Tokens]:
-        """Plain text as a document: begun as the tokenizer begins texts, ended by one eos; everything is taught."""
+    def as_document(self, text: str, tokens: MaskedTokens) -> tuple[str, MaskedTokens]:
+        """Plain text as a document: with the tokenizer's prefix and one eos token; all of it is supervised."""
         begun = tokens.ids[: len(self._prefix_ids)].tolist() == self._prefix_ids
         before = [] if begun else self._prefix_ids
         after = [] if self._eos_id is None or tokens.ids[-1:].tolist() == [self._eos_id] else [self._eos_id]
@@ -69,25 +69,25 @@ class ChatTokenizer:
         mask = np.ones(len(ids), dtype=np.bool_)
         mask[: len(self._prefix_ids)] = False
         ends = np.pad(tokens.ends, (len(before), len(after)), constant_values=(0, len(text) + len(self._eos or "")))
-        return text + (self._eos or "" if after else ""), Tokens(ids, mask, ends)
+        return text + (self._eos or "" if after else ""), MaskedTokens(ids, mask, ends)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of some ids, special tokens included."""
+        """Text of token ids, special tokens included."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _read_prefix(self) -> list[int]:
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        dressed = self._tokenizer.encode("a", add_special_tokens=True).ids
-        at = next((i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare), 0)
-        return list(dressed[:at])
+        prefixed = self._tokenizer.encode("a", add_special_tokens=True).ids
+        at = next((i for i in range(len(prefixed)) if prefixed[i : i + len(bare)] == bare), 0)
+        return list(prefixed[:at])
 
     def _can_join(self) -> bool:
-        """Whether a text encoded in pieces is the same text; not so where a space is put in front of each piece."""
-        apart = self._tokenizer.encode("x", add_special_tokens=False).ids
-        behind = self._tokenizer.encode("y", add_special_tokens=False).ids
-        return self.decode(apart + behind) == "xy"
+        """Whether pieces can be encoded on their own; not if the tokenizer puts a space in front of each."""
+        x_ids = self._tokenizer.encode("x", add_special_tokens=False).ids
+        y_ids = self._tokenizer.encode("y", add_special_tokens=False).ids
+        return self.decode(x_ids + y_ids) == "xy"
 
-    def _masked(self, text: str, turns: Sequence[Turn], encoding: Encoding) -> Tokens:
+    def _masked(self, text: str, turns: Sequence[Turn], encoding: Encoding) -> MaskedTokens:
         ids = np.array(encoding.ids, dtype=np.int32)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = offsets[:, 0], offsets[:, 1]
@@ -99,29 +99,31 @@ class ChatTokenizer:
             inside = (starts >= turn.start) & (starts < turn.end)
             if turn.start in torn and not self._joins:
                 inside |= self._torn(text, turn, ids, starts, ends)
-            taught = np.flatnonzero(inside)
-            if self._ends_turns and (len(taught) == 0 or ids[taught[-1]] not in self._special_ids):
+            labels = np.flatnonzero(inside)
+            if self._ends_turns and (len(labels) == 0 or ids[labels[-1]] not in self._special_ids):
                 raise ExampleError("end_of_turn_not_trained", f"answer at message {turn.message}")
             mask |= inside
-        return Tokens(ids, mask, ends)
+        return MaskedTokens(ids, mask, ends)
 
     def _torn(
         self, text: str, turn: Turn, ids: npt.NDArray[np.int32], starts: IntArray, ends: IntArray
     ) -> npt.NDArray[np.bool_]:
-        """Of a token that lies across the beginning of an answer: whether it is taught.
+        """The tokens across the beginning of an answer that are labels.
 
-        A special token that swallowed the white space behind it is not; a word that took the space the prompt ends
-        with is. Anything else would teach part of the prompt, or not teach part of the answer.
+        A special token that includes the white space after it is not a label. A word that includes the space at the
+        end of the prompt is. Any other token is ambiguous.
         """
         across = (starts < turn.start) & (ends > turn.start)
         across &= ~np.isin(ids, self._special_ids)
         if across.any() and text[int(starts[across].min()) : turn.start].strip():
-            why = f"a token holds both the prompt's end and the answer's beginning at character {turn.start}"
+            why = (
+                f"one token contains both the end of the prompt and the start of the answer, at character {turn.start}"
+            )
             raise ExampleError("mask_unresolved", why)
         return across
 
     def _in_pieces(self, text: str, cuts: Sequence[int]) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
-        """Ids and offsets with a token boundary at each cut: where inference ends the prompt, so does training."""
+        """Ids and offsets with a token boundary at each cut, where the prompt ends at inference."""
         bounds = [0, *cuts, len(text)]
         parts = [text[a:b] for a, b in pairwise(bounds)]
         encodings = self._tokenizer.encode_batch(parts, add_special_tokens=False)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import TaskKind
-from launcher.data.audit import MAX_PLACES, Place, Tally
+from launcher.data.audit import MAX_LOCATIONS, Location, Tally
 from launcher.data.prompt_prefix import Common, Traits, expected_of
 
 _POSSIBLE = 20
@@ -45,7 +45,7 @@ def check_whole(
 ) -> None:
     """Adds the findings about the data set as a whole; `traits` says what the numbers of openings stand for."""
     if len(train) == 0:
-        tally.add("no_examples", Place("training data", 0))
+        tally.add("no_examples", Location("training data", 0))
     _check_copies(train, tally)
     _check_overlap(train, validation, tally)
     _check_openings(train, validation, common, traits, tally)
@@ -58,7 +58,7 @@ def check_size(num_examples: int, task: TaskKind, tally: Tally) -> None:
     if 0 < num_examples < fewest:
         hint = "below what is known to work" if num_examples < _POSSIBLE else "enough to try, few to rely on"
         detail = f"{num_examples} examples, {hint}; about {_POSSIBLE} are possible, {advice} advised"
-        tally.add("too_few_examples", Place("training data", 0, detail))
+        tally.add("too_few_examples", Location("training data", 0, detail))
 
 
 def _check_copies(train: Marks, tally: Tally) -> None:
@@ -107,10 +107,10 @@ def _first_of_same(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 def _add(tally: Tally, code: str, indices: npt.NDArray[np.int64], locate: Locate, detail: Callable[[int], str]) -> None:
     if len(indices) == 0:
         return
-    for index in indices[:MAX_PLACES].tolist():
-        tally.add(code, Place(*locate(index), detail(index)))
-    if len(indices) > MAX_PLACES:
-        tally.add(code, None, len(indices) - MAX_PLACES)
+    for index in indices[:MAX_LOCATIONS].tolist():
+        tally.add(code, Location(*locate(index), detail(index)))
+    if len(indices) > MAX_LOCATIONS:
+        tally.add(code, None, len(indices) - MAX_LOCATIONS)
 
 
 def _name(locate: Locate, index: int) -> str:

@@ -1,4 +1,4 @@
-"""The one type every format becomes, and what makes a record unusable."""
+"""The type that every format is converted to, and the error of a record that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Json = Mapping[str, object]
 
 
 class ExampleError(Exception):
-    """One record cannot be used: the audit code, and why in words."""
+    """A record cannot be used: its audit code and the reason."""
 
     def __init__(self, code: str, why: str) -> None:
         self.code = code
@@ -23,21 +23,21 @@ class ExampleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `train` says whether an assistant turn is taught; it means nothing for other roles."""
+    """One turn. `train` says whether an assistant turn is supervised; it has no meaning for other roles."""
 
     role: str
     """system, developer, user, assistant or tool."""
     content: str
     train: bool = True
     reasoning: str = ""
-    """Thinking given apart from the content (`reasoning_content`)."""
+    """Thinking that is separate from the content (`reasoning_content`)."""
     tool_calls: tuple[Json, ...] = ()
-    """Calls as chat templates expect them: type, function {name, arguments as an object}, id if given."""
+    """Calls in the form of chat templates: type, function {name, arguments as an object}, id if given."""
     tool_call_id: str = ""
     name: str = ""
 
     def as_dict(self, *, arguments_as_text: bool = False) -> dict[str, object]:
-        """The message as chat templates take it; arguments of calls as objects, or as JSON text."""
+        """The message as chat templates take it, with arguments of calls as objects or as JSON text."""
         message: dict[str, object] = {"role": self.role, "content": self.content}
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
@@ -60,13 +60,18 @@ def _as_text(call: Json) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A conversation, or plain text (then `text` is set, there are no messages, and all of it is taught)."""
+    """A conversation, or plain text: then `text` is set, there are no messages, and all of it is supervised."""
 
     messages: tuple[Message, ...] = ()
     tools: tuple[Json, ...] = ()
     text: str | None = None
     source: str = ""
     line: int = 0
+
+    @property
+    def supervised_messages(self) -> list[int]:
+        """Indices of the assistant turns to train on."""
+        return [i for i, message in enumerate(self.messages) if message.role == "assistant" and message.train]
 
     @property
     def last_answer(self) -> int:

@@ -1,4 +1,4 @@
-"""Encoding in several processes, in order, with a bounded number of chunks in flight."""
+"""Encodes chunks in several processes, in order, with a bounded number in flight."""
 
 from __future__ import annotations
 
@@ -6,33 +6,36 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from launcher.data.encode import EncodedChunk, Encoder, EncoderSettings
+from launcher.data.encode import EncodedChunk, Encoder
 from launcher.data.readers import CHUNK_BYTES, Chunk
 from launcher.errors import DataError
+
+MakeEncoder = Callable[[], Encoder]
+"""Sent to each process, so it must be picklable."""
 
 _encoder: Encoder | None = None
 
 
 def num_processes(asked: int, size_bytes: int) -> int:
-    """Processes worth starting: `asked` (0: all cores), but no more than there are chunks."""
+    """Processes to start: `asked` (0: all cores), but no more than there are chunks."""
     cores = asked or len(os.sched_getaffinity(0))
     return max(1, min(cores, size_bytes // CHUNK_BYTES))
 
 
-def encode_all(settings: EncoderSettings, chunks: Iterable[Chunk], processes: int) -> Iterator[EncodedChunk]:
-    """The chunks encoded, in their order. At most two a process are in memory at once."""
+def encode_all(make_encoder: MakeEncoder, chunks: Iterable[Chunk], processes: int) -> Iterator[EncodedChunk]:
+    """The encoded chunks, in order; at most two per process are in memory."""
     if processes <= 1:
-        encoder = Encoder(settings)
+        encoder = make_encoder()
         for chunk in chunks:
             yield encoder.encode(chunk)
         return
-    # spawn: a fork would copy threads of libraries that are loaded already.
+    # spawn: forking a process with threads is unsafe.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(settings,))
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(make_encoder,))
     try:
         waiting: deque[Future[EncodedChunk]] = deque()
         for chunk in chunks:
@@ -43,19 +46,18 @@ def encode_all(settings: EncoderSettings, chunks: Iterable[Chunk], processes: in
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a process that prepares data was killed, most often for lack of memory; "
-            "lower data.num_workers and try again"
+            "a data preparation process was killed, probably out of memory; lower data.num_workers and try again"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(settings: EncoderSettings) -> None:
+def _start(make_encoder: MakeEncoder) -> None:
     global _encoder
-    # Ctrl-C reaches the whole group; the parent ends the pool.
+    # Ctrl-C reaches the whole process group; the parent ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _encoder = Encoder(settings)
+    _encoder = make_encoder()
 
 
 def _encode(chunk: Chunk) -> EncodedChunk:

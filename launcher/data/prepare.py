@@ -1,4 +1,4 @@
-"""From a data configuration to a prepared data set in the cache: found there, or made once and published whole."""
+"""The prepared dataset of a configuration: found in the cache, or made once and published atomically."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from launcher.config.schema import DataConfig, DataFormat, RunConfig
-from launcher.data.audit import Audit, Place, Tally
+from launcher.data.audit import Audit, Tally
 from launcher.data.content_hash import file_sha256
-from launcher.data.encode import EncodedExample, Encoder, EncoderSettings
+from launcher.data.encode import EncodedExample, Encoder
 from launcher.data.hub import NotFetched
+from launcher.data.model_tokenizer import ModelTokenizer
 from launcher.data.parallel import encode_all, num_processes
 from launcher.data.prepared import SplitFacts
 from launcher.data.readers import Chunk, read_chunks, source_format
@@ -27,10 +29,10 @@ from launcher.errors import DataError, Problem
 from launcher.paths import cache_dir, new_cache_dir
 
 FORMAT_VERSION = 2
-"""Part of the cache key; raise it whenever the same input would be prepared differently."""
+"""Part of the cache key; increase it when the same input is prepared differently."""
 
 Progress = Callable[[int, float], None]
-"""Told the examples read so far, and the share of the input read (0 to 1)."""
+"""Called with the number of examples read so far, and the fraction of the input read."""
 
 _INFO = "info.json"
 _MODEL_FILES = (
@@ -53,7 +55,7 @@ class ModelFolder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PreparedInfo:
-    """A prepared data set: where it is, what it holds, and what the audit says."""
+    """A prepared dataset: its folder, contents and audit."""
 
     key: str
     folder: Path
@@ -76,13 +78,12 @@ class PreparedInfo:
 def prepare(
     config: RunConfig, model_files: ModelFolder, *, progress: Progress | None = None, allow_vetoed: bool = False
 ) -> PreparedInfo:
-    """The prepared data set of a configuration, made now or found in the cache.
+    """The prepared dataset of a configuration, made now or found in the cache. Safe to call concurrently.
 
-    Several processes may ask for the same one at once. With `allow_vetoed`, a data set the audit refuses is returned
-    too (to look at; it does not open for training).
+    With `allow_vetoed`, a dataset that the audit rejects is returned too, for inspection (it cannot be trained on).
 
     Raises:
-        DataError: examples that cannot be found or read, or that the audit refuses. ModelError: no usable tokenizer.
+        DataError: the examples cannot be found or read, or the audit rejects them. ModelError: no usable tokenizer.
     """
     sources = find_sources(config.data)
     key = _key(config.data, sources, model_files.folder)
@@ -97,7 +98,7 @@ def prepare(
 
 
 def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_vetoed: bool = False) -> PreparedInfo | None:
-    """The prepared data set if it is in the cache, else None; only looks. Raises as `prepare`."""
+    """The prepared dataset if it is in the cache, otherwise None. Raises like `prepare`."""
     try:
         sources = find_sources(config.data, download=False)
     except NotFetched:
@@ -108,26 +109,20 @@ def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_vetoed: 
     return info
 
 
-def preview(config: RunConfig, model_files: ModelFolder, count: int) -> list[EncodedExample]:
+def preview_examples(config: RunConfig, model_files: ModelFolder, count: int) -> list[EncodedExample]:
     """The first `count` usable training examples in full: text, ids, mask, spans."""
     sources = find_sources(config.data)
-    formats = _read_formats(sources, Tally())
-    encoder = Encoder(_settings(config.data, model_files.folder, formats, sources))
+    formats = [source_format(source, Tally()) for source in sources.all()]
+    encoder = _encoder(config.data, model_files.folder, chat_format(config.data, model_files.folder), sources, formats)
     shown: list[EncodedExample] = []
     for number, source in enumerate(sources.train):
-        if formats[number] is None:
-            continue
-        for chunk in read_chunks(source, number):
-            for piece in _small(chunk, count):
+        for chunk in read_chunks(source, number) if formats[number] is not None else ():
+            for at in range(0, len(chunk.lines), max(count, 1)):
+                piece = Chunk(chunk.source, chunk.lines[at : at + count], chunk.payloads[at : at + count])
                 shown += encoder.examples(piece, Tally())
                 if len(shown) >= count:
                     return shown[:count]
     return shown
-
-
-def _small(chunk: Chunk, size: int) -> Iterator[Chunk]:
-    for at in range(0, len(chunk.lines), max(size, 1)):
-        yield Chunk(chunk.source, chunk.lines[at : at + size], chunk.payloads[at : at + size])
 
 
 def _key(data: DataConfig, sources: Sources, model_folder: Path) -> str:
@@ -160,7 +155,7 @@ def _template_hash(data: DataConfig) -> str | None:
 
 
 def _folder(key: str) -> Path:
-    """Where the data set lies; where it is to lie while there is none."""
+    """Folder of the dataset, whether it exists yet or not."""
     kept = cache_dir() / "prepared" / key
     return kept if (kept / _INFO).is_file() else new_cache_dir() / "prepared" / key
 
@@ -182,7 +177,7 @@ def _load(key: str, *, from_cache: bool = True) -> PreparedInfo | None:
 
 
 def _make(key: str, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress | None) -> None:
-    """Prepares into a folder of its own, then gives it its name: other processes see all of it or nothing."""
+    """Prepares in a temporary folder and renames it at the end: other processes see all of it or nothing."""
     target = _folder(key)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(target.parent)
@@ -191,19 +186,19 @@ def _make(key: str, data: DataConfig, sources: Sources, model_folder: Path, prog
     try:
         _fill(staging, data, sources, model_folder, progress or (lambda done, share: None))
         if _key(data, sources, model_folder) != key:
-            raise DataError("the data or the model's files changed while they were read; try again")
+            raise DataError("the data or model files changed while they were read; try again")
         try:
             staging.rename(target)
         except OSError:
             if not (target / _INFO).is_file():
                 raise
-            # Another process was first; what it made is the same.
+            # Another process finished first, with the same result.
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
 def _remove_stale(folder: Path) -> None:
-    """What killed processes left behind."""
+    """Removes what killed processes left behind."""
     for left in folder.glob(".preparing-*"):
         try:
             if time.time() - left.stat().st_mtime > _STALE_S:
@@ -213,61 +208,46 @@ def _remove_stale(folder: Path) -> None:
 
 
 def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress) -> None:
-    tally = Tally()
-    formats = _read_formats(sources, tally)
-    settings = _settings(data, model_folder, formats, sources)
-    for name in sources.ignored:
-        tally.add("held_out_files_ignored", Place(name, 0))
     every = sources.all()
     num_bytes = sum(source.size_bytes for source in every)
     builder = SplitBuilder(folder, sources, data)
+    chat = chat_format(data, model_folder)
 
     def chunks() -> Iterator[Chunk]:
         for number, source in enumerate(every):
-            if formats[number] is not None:
+            if builder.formats[number] is not None:
                 yield from read_chunks(source, number)
 
     bytes_done, examples_done = 0, 0
-    for encoded in encode_all(settings, chunks(), num_processes(data.num_workers, num_bytes)):
-        builder.add(encoded, encoded.source)
+    make_encoder = partial(_encoder, data, model_folder, chat, sources, builder.formats)
+    for encoded in encode_all(make_encoder, chunks(), num_processes(data.num_workers, num_bytes)):
+        builder.add(encoded)
         bytes_done, examples_done = bytes_done + encoded.size_bytes, examples_done + encoded.num_read
         progress(examples_done, min(1.0, bytes_done / max(num_bytes, 1)))
     splits = builder.choose()
-    tally.merge(builder.tally)
-    names = {source.name: kind.value for source, kind in zip(every, formats, strict=True) if kind is not None}
-    audit = Audit(tally.findings(data.allow), splits.counts, names, tuple(data.allow))
+    audit = builder.audit(splits)
     train, validation = splits.write(vetoed=audit.vetoed)
     audit.save(folder / "audit.json")
-    settings.chat.save(folder)
+    chat.save(folder)
     info = {"train": train.as_dict(), "validation": validation.as_dict() if validation else None}
     (folder / _INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
 
-def _settings(
-    data: DataConfig, model_folder: Path, formats: list[DataFormat | None], sources: Sources
-) -> EncoderSettings:
-    names = [source.name for source in sources.all()]
-    return EncoderSettings(
-        chat=chat_format(data, model_folder),
-        tokenizer_json=model_folder / "tokenizer.json",
-        seq_len_tokens=data.seq_len_tokens,
-        over_length=data.over_length,
-        max_input_chars=data.max_input_chars,
-        max_output_chars=data.max_output_chars,
-        sources=tuple(zip(names, formats, strict=True)),
+def _encoder(
+    data: DataConfig, model_folder: Path, chat: ChatFormat, sources: Sources, formats: list[DataFormat | None]
+) -> Encoder:
+    tokenizer = ModelTokenizer(
+        chat, model_folder / "tokenizer.json", seq_len_tokens=data.seq_len_tokens, over_length=data.over_length
     )
+    names = [source.name for source in sources.all()]
+    return Encoder(tokenizer, data, list(zip(names, formats, strict=True)))
 
 
 def chat_format(data: DataConfig, model_folder: Path) -> ChatFormat:
-    """The prompt format a configuration and a model give."""
+    """The prompt format of a configuration and a model."""
     return ChatFormat.from_folder(
         model_folder,
         template_file=Path(data.chat_template) if data.chat_template else None,
         system_prompt=data.system_prompt,
         preamble=data.preamble,
     )
-
-
-def _read_formats(sources: Sources, tally: Tally) -> list[DataFormat | None]:
-    """The format of each source, detected where it is not named; None where it cannot be."""
-    return [source_format(source, tally) for source in sources.all()]

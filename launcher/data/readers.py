@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from launcher.config.schema import DataFormat
-from launcher.data.audit import Place, Tally
+from launcher.data.audit import Location, Tally
 from launcher.data.example import ExampleError
 from launcher.data.formats import describe_formats, detect
 from launcher.data.json_values import DECODER, READ_CHARS, BrokenJson, JsonWindow, json_why
@@ -98,7 +98,7 @@ def source_format(source: Source, tally: Tally) -> DataFormat | None:
     found = next((kind for kind in map(detect, records) if kind is not None), None)
     if found is None:
         fields = ", ".join(list(records[0])[:8]) or "none"
-        tally.add("unknown_format", Place(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
+        tally.add("unknown_format", Location(source.name, 0, f"fields seen: {fields}; known: {describe_formats()}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""From encoded chunks to the splits on disk: held-out share, mixture weights, counts, and the checks of the whole."""
+"""Writes encoded chunks as splits: validation fraction, mixture weights, counts, and checks of the whole dataset."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import DataConfig
-from launcher.data.audit import Place, SplitCounts, Tally
+from launcher.data.audit import Audit, Location, SplitCounts, Tally
 from launcher.data.dataset_checks import Marks, check_whole
 from launcher.data.encode import EncodedChunk
 from launcher.data.prepared import SplitFacts, SplitWriter, read_batches
 from launcher.data.prompt_prefix import Openings
+from launcher.data.readers import source_format
 from launcher.data.sources import Sources
 
 Indices = npt.NDArray[np.int64]
 
 
 class SplitBuilder:
-    """Takes encoded chunks in order; tokens go to disk at once, a few numbers of each example stay in memory."""
+    """Collects encoded chunks in order; tokens go to disk at once, a few numbers per example stay in memory."""
 
     def __init__(self, folder: Path, sources: Sources, data: DataConfig) -> None:
         self.tally = Tally()
+        self.formats = [source_format(source, self.tally) for source in sources.all()]
+        """Format of each source of `Sources.all`; None if it has no known one."""
+        for name in sources.ignored:
+            self.tally.add("held_out_files_ignored", Location(name, 0))
         self._folder = folder
         self._sources = sources
         self._data = data
@@ -33,11 +38,16 @@ class SplitBuilder:
         self._train = _Side(folder / "train")
         self._validation = _Side(folder / "validation")
 
-    def add(self, chunk: EncodedChunk, source: int) -> None:
-        """A chunk of one source, counted as in `Sources.all`."""
+    def add(self, chunk: EncodedChunk) -> None:
         self.tally.merge(chunk.tally)
-        side = self._train if source < len(self._sources.train) else self._validation
+        side = self._train if chunk.source < len(self._sources.train) else self._validation
         side.add(chunk, [self._openings.number(opening) for opening in chunk.openings])
+
+    def audit(self, splits: Splits) -> Audit:
+        """The findings so far."""
+        named = zip(self._sources.all(), self.formats, strict=True)
+        formats = {source.name: kind.value for source, kind in named if kind is not None}
+        return Audit(self.tally.findings(self._data.allow), splits.counts, formats, tuple(self._data.allow))
 
     def choose(self) -> Splits:
         """Decides which example goes into which split, and adds the findings about the whole to the tally."""
@@ -54,7 +64,7 @@ class SplitBuilder:
         marks = self._marks(train.take(usable)), self._marks(kept_out)
         check_whole(*marks, *self._openings.close(), self._data.task, self.tally)
         if self._sources.validation and len(validation.line) == 0:
-            self.tally.add("no_examples", Place("held-out data", 0))
+            self.tally.add("no_examples", Location("validation data", 0))
         return Splits(
             folder=self._folder,
             data=self._data,

@@ -12,7 +12,7 @@ from launcher.config.devices import visible_gpus
 from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder, find_model, model_source
 from launcher.config.schema import Derived, ModelConfig, RunConfig
 from launcher.config.topology import resolve_topology
-from launcher.data.audit import RULES, Finding
+from launcher.data.audit import RULES, AuditFinding
 from launcher.data.hub import NotFetched
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
@@ -20,7 +20,7 @@ from launcher.data.sources import HUB, find_sources
 from launcher.demo.embedded_model import ensure_embedded
 from launcher.errors import ModelError, Problem
 from launcher.plan.batch import derive
-from launcher.plan.estimate_data import READ_BYTES, skim
+from launcher.plan.estimate_data import READ_BYTES, estimate_data
 from launcher.plan.plan import DataFacts, Plan, make_plan
 
 _SMALL_BYTES = READ_BYTES
@@ -38,7 +38,7 @@ class PlannedRun:
     plan: Plan
     prepared: PreparedInfo | None
     """None in a plan made without preparing the data."""
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditFinding, ...] = ()
     """Of the audit, as far as it went."""
     unaudited: str = ""
     """What the audit has not seen yet; empty once the data is prepared."""
@@ -83,16 +83,16 @@ def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
     except NotFetched:
         planned = _planned(config, model_dir, None, _hub_facts(config))
         return replace(planned, unaudited="the data set was not fetched from the Hub yet")
-    skimmed = skim(config.data, sources)
-    planned = _planned(config, model_dir, None, skimmed.facts)
+    estimate = estimate_data(config.data, sources)
+    planned = _planned(config, model_dir, None, estimate.facts)
     limit = config.data.seq_len_tokens
-    if skimmed.num_long:
+    if estimate.num_long:
         planned.plan.warnings.append(
-            f"data: about {skimmed.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
+            f"data: about {estimate.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
         )
     unseen = f"lengths in tokens and the chat template were not checked{_why_no_files(config.model, files)}"
-    unaudited = f"{skimmed.unread}, and {unseen}" if skimmed.unread else unseen
-    return replace(planned, findings=skimmed.audit.findings, unaudited=unaudited)
+    unaudited = f"{estimate.unread}, and {unseen}" if estimate.unread else unseen
+    return replace(planned, findings=estimate.audit.findings, unaudited=unaudited)
 
 
 def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
@@ -154,7 +154,7 @@ def allow_problems(config: RunConfig) -> list[Problem]:
         if code not in RULES:
             problems.append(Problem("data.allow", code, "there is no such audit finding", "docs/data.md lists them"))
         elif not RULES[code].can_allow:
-            problems.append(Problem("data.allow", code, "this finding cannot be accepted", RULES[code].todo))
+            problems.append(Problem("data.allow", code, "this finding cannot be accepted", RULES[code].hint))
     return problems
 
 

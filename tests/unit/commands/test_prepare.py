@@ -106,11 +106,11 @@ def test_a_terminal_gets_colour_instead_of_marks(settings: list[str], capsys: py
 
     from launcher.commands.prepare import _show_example
     from launcher.config.compose import compose_config
-    from launcher.data.prepare import preview
+    from launcher.data.prepare import preview_examples
     from launcher.plan.run_plan import locate_model
 
     config = compose_config(settings)
     screen = io.StringIO()
-    shown = preview(config, locate_model(config.model, weights=False), 1)
+    shown = preview_examples(config, locate_model(config.model, weights=False), 1)
     _show_example(Console(file=screen, force_terminal=True, color_system="standard", highlight=False), shown[0])
     assert "\x1b[32moutput 0<|im_end|>\x1b[0m" in screen.getvalue() and ">>>" not in screen.getvalue()

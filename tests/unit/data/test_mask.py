@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.config.schema import DataFormat, OverLength
+from launcher.config.schema import DataConfig, DataFormat, OverLength
 from launcher.data.audit import Tally
-from launcher.data.encode import EncodedExample, Encoder, EncoderSettings
+from launcher.data.encode import EncodedExample, Encoder
 from launcher.data.example import ExampleError
 from launcher.data.mask import render_with_turns
+from launcher.data.model_tokenizer import ModelTokenizer
 from launcher.data.readers import Chunk
 from launcher.data.template import ChatFormat
 from tests.unit.data.chat_models import FAMILIES, LLAMA2, SPACE_PROMPT, TOOLS, ZEPHYR, Family, make_folder
@@ -28,17 +30,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def encoder_of(folder: Path, seq_len_tokens: int = 100_000, over_length: OverLength = OverLength.error) -> Encoder:
-    return Encoder(
-        EncoderSettings(
-            chat=ChatFormat.from_folder(folder),
-            tokenizer_json=folder / "tokenizer.json",
-            seq_len_tokens=seq_len_tokens,
-            over_length=over_length,
-            max_input_chars=None,
-            max_output_chars=None,
-            sources=(("test", DataFormat.messages),),
-        )
+    tokenizer = ModelTokenizer(
+        ChatFormat.from_folder(folder),
+        folder / "tokenizer.json",
+        seq_len_tokens=seq_len_tokens,
+        over_length=over_length,
     )
+    return Encoder(tokenizer, DataConfig(), [("test", DataFormat.messages)])
 
 
 def encode(encoder: Encoder, messages: Turns, **more: object) -> tuple[EncodedExample, Tally]:
@@ -58,7 +56,12 @@ def taught(encoder: Encoder, encoded: EncodedExample) -> list[str]:
                 runs.append([])
             runs[-1].append(token)
         previous = is_label
-    return [encoder.decode(run) for run in runs]
+    return [decode(encoder, run) for run in runs]
+
+
+def decode(encoder: Encoder, ids: Sequence[int]) -> str:
+    assert isinstance(encoder.tokenizer, ModelTokenizer)
+    return encoder.tokenizer.decode(ids)
 
 
 def turns(*contents: str, system: str | None = None) -> Turns:
@@ -178,7 +181,7 @@ def test_where_inference_ends_the_prompt_a_token_ends_in_training_too(folders: d
     encoded, _ = encode(encoder, messages)
     prompt = chat.render(messages[:1], None, True)
     num_prompt = int(encoded.mask.argmax())
-    assert encoder.decode(encoded.ids[:num_prompt]) == prompt
+    assert decode(encoder, encoded.ids[:num_prompt]) == prompt
 
 
 def test_earlier_answers_that_the_template_rewrites_are_reported(folders: dict[str, Path]) -> None:
@@ -187,7 +190,7 @@ def test_earlier_answers_that_the_template_rewrites_are_reported(folders: dict[s
     encoded, tally = encode(encoder, messages)
     assert taught(encoder, encoded) == ["first<|im_end|>", "<think>\nwell\n</think>\n\nsecond<|im_end|>"]
     assert tally.counts == {"earlier_turns_differ": 1}
-    assert tally.places["earlier_turns_differ"][0].detail == "answer at message 1, of which part is left out"
+    assert tally.places["earlier_turns_differ"][0].detail == "answer at message 1, part of which is left out"
 
 
 def test_of_an_earlier_answer_without_thinking_none_is_said_to_be_left_out(folders: dict[str, Path]) -> None:

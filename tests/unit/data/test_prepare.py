@@ -16,8 +16,8 @@ import pytest
 from launcher.config.schema import DataConfig, OverLength, RunConfig, SourceConfig, TaskKind
 from launcher.data import prepare as prepare_module
 from launcher.data import readers
-from launcher.data.audit import MAX_PLACES, RULES, Audit, Severity
-from launcher.data.prepare import PreparedInfo, find_prepared, prepare, preview
+from launcher.data.audit import MAX_LOCATIONS, RULES, Audit, Severity
+from launcher.data.prepare import PreparedInfo, find_prepared, prepare, preview_examples
 from launcher.data.prepared import Prepared
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError
@@ -188,7 +188,7 @@ def test_the_prompt_format_travels_with_the_data(model: Model, tmp_path: Path) -
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(30)), preamble="Next: ", system_prompt="Count.")
     chat = ChatFormat.from_folder(info.folder)
     assert (chat.preamble, chat.system_prompt, chat.end_of_turn) == ("Next: ", "Count.", "<|im_end|>")
-    shown = preview(
+    shown = preview_examples(
         RunConfig(data=DataConfig(path=str(tmp_path / "a.jsonl"), preamble="Next: ", system_prompt="Count.")), model, 1
     )
     assert shown[0].text == chat.render([message.as_dict() for message in shown[0].example.messages])
@@ -198,7 +198,7 @@ def test_the_prompt_format_travels_with_the_data(model: Model, tmp_path: Path) -
 def test_preview_shows_what_was_written(model: Model, tmp_path: Path) -> None:
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", pairs(30))))
     data = Prepared.open(prepare(config, model).folder, "train")
-    shown = preview(config, model, 5)
+    shown = preview_examples(config, model, 5)
     assert len(shown) == 5
     for i, encoded in enumerate(shown):
         assert encoded.ids.tolist() == data.tokens(i).tolist() and encoded.mask.tolist() == data.mask(i).tolist()
@@ -268,7 +268,7 @@ def test_the_documentation_lists_every_finding_and_no_other() -> None:
         r"^\| `(\w+)` \| (error|warning)(.*?) \| (.*?) \| (.*?) \|$", DOC.read_text(), flags=re.MULTILINE
     )
     assert [(code, severity, what, todo) for code, severity, _, what, todo in listed] == [
-        (code, rule.severity.value, rule.what, rule.todo) for code, rule in RULES.items()
+        (code, rule.severity.value, rule.what, rule.hint) for code, rule in RULES.items()
     ]
 
 
@@ -326,7 +326,7 @@ def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tm
     path.write_text("\n".join(lines))
     info = run(model, path=str(path))
     finding = info.audit.findings[0]
-    assert (finding.code, finding.count, len(finding.places)) == ("broken_json", 57, MAX_PLACES)
+    assert (finding.code, finding.count, len(finding.places)) == ("broken_json", 57, MAX_LOCATIONS)
     with pytest.raises(DataError) as caught:
         info.audit.raise_if_vetoed()
     assert f"{path}:1: " in str(caught.value) and "and 37 more" in str(caught.value)
@@ -473,7 +473,7 @@ def test_plain_text_is_taught_whole_with_its_end(model: Model, tmp_path: Path) -
 def test_the_end_token_of_plain_text_stands_once_and_is_shown(model: Model, tmp_path: Path) -> None:
     records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": "Once upon<|im_end|>"}]
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records)))
-    plain, ended = preview(config, model, 2)
+    plain, ended = preview_examples(config, model, 2)
     assert plain.text == ended.text == "Once upon<|im_end|>"
     assert plain.spans == ended.spans == [(0, len("Once upon<|im_end|>"))]
     assert plain.ids.tolist() == ended.ids.tolist() and plain.mask.tolist() == ended.mask.tolist()
@@ -493,7 +493,7 @@ def test_the_begin_token_of_plain_text_stands_once(tmp_path: Path) -> None:
     (model.folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": f"{LLAMA3.bos}Once upon"}]
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records), allow=["special_token_in_text"]))
-    plain, begun = preview(config, model, 2)
+    plain, begun = preview_examples(config, model, 2)
     assert plain.ids.tolist() == begun.ids.tolist() and plain.ids.tolist().count(bos) == 1
     assert plain.mask.tolist() == begun.mask.tolist() == [False] + [True] * (len(plain.ids) - 1)
 

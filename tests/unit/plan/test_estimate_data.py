@@ -1,4 +1,4 @@
-"""Reading data without a tokenizer: findings and counts as in preparing, and honest words about what was not read."""
+"""Reading data without a tokenizer: findings and counts as in preparing, and a statement of what was not read."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from launcher.config.schema import RunConfig
 from launcher.data.prepare import PreparedInfo, prepare
 from launcher.data.readers import read_chunks
 from launcher.data.sources import find_sources
-from launcher.plan import estimate_data
-from launcher.plan.estimate_data import Skimmed, skim
+from launcher.plan import estimate_data as module
+from launcher.plan.estimate_data import DataEstimate, estimate_data
 
 NUM_LARGE = 5000
 
@@ -26,9 +26,9 @@ def config_of(*overrides: str) -> RunConfig:
     return compose_config(["data.packing=false", "data.seq_len_tokens=256", *overrides])
 
 
-def skimmed(*overrides: str) -> Skimmed:
+def estimated(*overrides: str) -> DataEstimate:
     data = config_of(*overrides).data
-    return skim(data, find_sources(data))
+    return estimate_data(data, find_sources(data))
 
 
 def prepared(model: Path, *overrides: str) -> PreparedInfo:
@@ -36,7 +36,7 @@ def prepared(model: Path, *overrides: str) -> PreparedInfo:
     return prepare(config, find_model(config.model, weights=False), allow_vetoed=True)
 
 
-def codes(found: Skimmed | PreparedInfo) -> dict[str, int]:
+def codes(found: DataEstimate | PreparedInfo) -> dict[str, int]:
     return {finding.code: finding.count for finding in found.audit.findings}
 
 
@@ -62,7 +62,7 @@ ODD = [
 def test_findings_and_counts_are_those_of_preparing(tmp_path: Path, tiny_model: Path, overrides: list[str]) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(map(json.dumps, [*GOOD, *ODD])) + "\n\nnot json\n")
-    seen, made = skimmed(f"data.path={path}", *overrides), prepared(tiny_model, f"data.path={path}", *overrides)
+    seen, made = estimated(f"data.path={path}", *overrides), prepared(tiny_model, f"data.path={path}", *overrides)
     assert codes(seen) == codes(made)
     assert [finding.vetoes for finding in seen.audit.findings] == [finding.vetoes for finding in made.audit.findings]
     assert seen.facts.examples == made.train.num_examples
@@ -75,20 +75,20 @@ def test_weights_of_a_mixture_count_as_in_preparing(tmp_path: Path, tiny_model: 
         records = [{"prompt": f"{name} {n}", "completion": str(n)} for n in range(30)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     mixture = f"data.mixture=[{{path: {tmp_path}/a.jsonl, weight: 0.5}}, {{path: {tmp_path}/b.jsonl, weight: 2}}]"
-    assert skimmed(mixture).facts.examples == prepared(tiny_model, mixture).train.num_examples == 75
+    assert estimated(mixture).facts.examples == prepared(tiny_model, mixture).train.num_examples == 75
 
 
 def test_plain_text_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"{n} " + "word " * 40}) for n in range(25)))
-    facts = skimmed(f"data.path={path}").facts
+    facts = estimated(f"data.path={path}").facts
     assert facts.examples == 25 and facts.supervised_tokens == facts.tokens > 25 * 40
 
 
 def test_a_file_without_a_usable_example_is_refused_not_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text("{\n" * 5)
-    seen = skimmed(f"data.path={path}")
+    seen = estimated(f"data.path={path}")
     assert codes(seen) == {"broken_json": 5, "no_examples": 1} and seen.facts.examples == 0
 
 
@@ -117,8 +117,8 @@ def test_of_a_large_file_the_beginning_is_read_and_all_of_it_counted_where_that_
 ) -> None:
     path = tmp_path / f"large.{suffix}"
     write(path, [{"prompt": f"number {n:05d}", "completion": f"{n:05d}"} for n in range(NUM_LARGE)])
-    monkeypatch.setattr(estimate_data, "READ_BYTES", path.stat().st_size // 2)
-    seen = skimmed(f"data.path={path}")
+    monkeypatch.setattr(module, "READ_BYTES", path.stat().st_size // 2)
+    seen = estimated(f"data.path={path}")
     assert seen.facts.is_counted is is_counted
     assert seen.facts.examples == NUM_LARGE if is_counted else abs(seen.facts.examples - NUM_LARGE) < NUM_LARGE / 5
     assert seen.unread.startswith("only the first ")
@@ -128,8 +128,8 @@ def test_few_examples_are_judged_by_the_count_of_the_whole(tmp_path: Path, monke
     for count, found in ((200, 0), (80, 1)):
         path = tmp_path / f"{count}.jsonl"
         as_jsonl(path, [{"prompt": f"number {n} " + "x" * 100_000, "completion": str(n)} for n in range(count)])
-        monkeypatch.setattr(estimate_data, "READ_BYTES", path.stat().st_size // 3)
-        seen = skimmed(f"data.path={path}")
+        monkeypatch.setattr(module, "READ_BYTES", path.stat().st_size // 3)
+        seen = estimated(f"data.path={path}")
         assert seen.unread and seen.facts.is_counted and seen.facts.examples == count
         assert codes(seen).get("too_few_examples", 0) == found
         if found:
@@ -140,21 +140,21 @@ def test_the_same_data_is_read_once_and_again_when_it_changed(tmp_path: Path, mo
     path = tmp_path / "a.jsonl"
     as_jsonl(path, [{"prompt": f"number {n}", "completion": str(n)} for n in range(30)])
     reads = []
-    monkeypatch.setattr(estimate_data, "read_chunks", lambda *args: reads.append(args) or read_chunks(*args))
-    first = skimmed(f"data.path={path}")
-    assert skimmed(f"data.path={path}", "optim.lr=1e-3") is first and len(reads) == 1
-    skimmed(f"data.path={path}", "data.max_output_chars=3")
+    monkeypatch.setattr(module, "read_chunks", lambda *args: reads.append(args) or read_chunks(*args))
+    first = estimated(f"data.path={path}")
+    assert estimated(f"data.path={path}", "optim.lr=1e-3") is first and len(reads) == 1
+    estimated(f"data.path={path}", "data.max_output_chars=3")
     assert len(reads) == 2
     path.write_text(path.read_text() + json.dumps({"prompt": "one more", "completion": "y"}) + "\n")
-    assert skimmed(f"data.path={path}").facts.examples == 31 and len(reads) == 3
+    assert estimated(f"data.path={path}").facts.examples == 31 and len(reads) == 3
 
 
 def test_of_many_short_examples_no_more_than_so_many_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "short.jsonl"
     as_jsonl(path, [{"prompt": str(n), "completion": str(n)} for n in range(NUM_LARGE)])
-    monkeypatch.setattr(estimate_data, "READ_BYTES", path.stat().st_size - 1)
-    monkeypatch.setattr(estimate_data, "READ_RECORDS", 1500)
-    seen = skimmed(f"data.path={path}")
+    monkeypatch.setattr(module, "READ_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(module, "READ_RECORDS", 1500)
+    seen = estimated(f"data.path={path}")
     assert seen.unread.startswith("only the first 1,500 examples") and seen.facts.examples == NUM_LARGE
 
 
@@ -163,8 +163,8 @@ def test_every_file_of_large_data_is_looked_into(tmp_path: Path, monkeypatch: py
         as_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}{n}", "completion": str(n)} for n in range(NUM_LARGE)])
     last = tmp_path / "c.jsonl"
     last.write_text("{\n" + last.read_text())
-    monkeypatch.setattr(estimate_data, "READ_BYTES", last.stat().st_size)
-    seen = skimmed(f"data.path={tmp_path}")
+    monkeypatch.setattr(module, "READ_BYTES", last.stat().st_size)
+    seen = estimated(f"data.path={tmp_path}")
     assert codes(seen)["broken_json"] == 1
     assert seen.facts.examples == pytest.approx(3 * NUM_LARGE, rel=0.01)
 
@@ -174,8 +174,8 @@ def test_each_part_of_a_mixture_grows_by_its_own_measure(tmp_path: Path, monkeyp
     small, large = tmp_path / "small.jsonl", tmp_path / "large.jsonl"
     as_jsonl(small, [{"prompt": f"s{n}", "completion": str(n)} for n in range(100)])
     as_jsonl(large, [{"prompt": f"l{n}", "completion": str(n)} for n in range(NUM_LARGE)])
-    monkeypatch.setattr(estimate_data, "READ_BYTES", large.stat().st_size // 3)
-    seen = skimmed(f"data.mixture=[{{path: {small}, weight: 20}}, {{path: {large}, weight: 0.1}}]")
+    monkeypatch.setattr(module, "READ_BYTES", large.stat().st_size // 3)
+    seen = estimated(f"data.mixture=[{{path: {small}, weight: 20}}, {{path: {large}, weight: 0.1}}]")
     assert seen.unread and not seen.facts.is_counted
     assert seen.facts.examples == pytest.approx(100 * 20 + NUM_LARGE * 0.1, rel=0.02)
 
@@ -193,21 +193,21 @@ def test_text_of_several_bytes_a_letter_is_counted_in_bytes(
         path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     else:
         path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
-    monkeypatch.setattr(estimate_data, "READ_BYTES", path.stat().st_size // 3)
-    assert skimmed(f"data.path={path}").facts.examples == pytest.approx(NUM_LARGE, rel=0.15)
+    monkeypatch.setattr(module, "READ_BYTES", path.stat().st_size // 3)
+    assert estimated(f"data.path={path}").facts.examples == pytest.approx(NUM_LARGE, rel=0.15)
 
 
 def test_a_file_without_examples_that_is_allowed_adds_none(tmp_path: Path) -> None:
     as_jsonl(tmp_path / "a.jsonl", [{"prompt": f"number {n}", "completion": str(n)} for n in range(150)])
     as_jsonl(tmp_path / "meta.jsonl", [{"something": f"else {n}"} for n in range(1000)])
-    seen = skimmed(f"data.path={tmp_path}", "data.allow=[unknown_format]")
+    seen = estimated(f"data.path={tmp_path}", "data.allow=[unknown_format]")
     assert (seen.facts.examples, seen.facts.is_counted, seen.unread) == (150, True, "")
 
 
 def test_of_many_files_no_more_is_read_than_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for shard in range(50):
         as_jsonl(tmp_path / f"{shard:02d}.jsonl", [{"prompt": f"{shard} {n}", "completion": "x"} for n in range(200)])
-    monkeypatch.setattr(estimate_data, "READ_BYTES", sum(path.stat().st_size for path in tmp_path.iterdir()) // 10)
-    seen = skimmed(f"data.path={tmp_path}")
+    monkeypatch.setattr(module, "READ_BYTES", sum(path.stat().st_size for path in tmp_path.iterdir()) // 10)
+    seen = estimated(f"data.path={tmp_path}")
     assert seen.unread.startswith("only the first 1,") and seen.facts.is_counted
     assert seen.facts.examples == pytest.approx(50 * 200, rel=0.01)
