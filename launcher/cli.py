@@ -18,22 +18,28 @@ from launcher.errors import ExitCode, LauncherError
 from launcher.log import setup_logging
 
 VERBS = {
-    "check": "say what a run would do and what is wrong with it, without starting anything",
-    "prepare": "read, mask, audit and pack the examples; show what the model will see",
+    "check": "validate a run and print its plan, without starting anything",
+    "prepare": "tokenize, mask, audit and pack the data; show what the model will see",
     "train": "train on this machine, or continue a run",
-    "submit": "check a run and put it into Slurm's queue; comma lists make a sweep",
-    "resume": "go on with a run that was stopped or failed, from its newest good checkpoint",
-    "status": "list runs, or show one",
-    "logs": "show what the ranks of a run wrote",
-    "cancel": "stop a run; it saves first",
-    "verify": "compare every checkpoint of a run with its manifest",
-    "export": "write the tuned model as one Hugging Face folder",
-    "generate": "answer prompts with the base and the tuned model side by side",
-    "eval": "measure the tuned model against its base on held-out examples",
-    "report": "write one page with curves, advice, audit, settings and cost",
+    "submit": "validate a run and queue it on Slurm; comma lists make a sweep",
+    "resume": "resume a stopped or failed run from its latest valid checkpoint",
+    "status": "list runs, or show one in detail",
+    "logs": "show the logs of a run's ranks, merged by time",
+    "cancel": "stop a run; it saves a checkpoint first",
+    "verify": "check every checkpoint of a run against its manifest",
+    "export": "write the tuned model as a Hugging Face folder",
+    "generate": "compare the base and the tuned model on a prompt",
+    "eval": "measure the tuned model against its base on the validation set",
+    "report": "write a page with curves, advice, data audit, settings and cost",
     "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
-    "doctor": "check this machine, or with cluster=SITE a site: tools, settings, nodes, network",
-    "sync": "send a run to W&B: what the live record could not send, or all of it",
+    "doctor": "check this machine, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
+    "sync": "upload to W&B what the live run missed, or the whole run",
+}
+_GROUPS = {
+    "Run": ("check", "prepare", "train", "submit", "resume"),
+    "Watch": ("status", "logs", "cancel", "verify", "report", "sync"),
+    "Use the model": ("export", "generate", "eval", "serve"),
+    "Set up": ("doctor",),
 }
 # A module named eval would hide the built-in.
 _MODULES = {"eval": "evaluate"}
@@ -42,8 +48,6 @@ _MODULES = {"eval": "evaluate"}
 class Verb(Protocol):
     """What a module in launcher/commands offers."""
 
-    HELP: str
-
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
@@ -51,11 +55,11 @@ class Verb(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     # For verbs that compute here, and for the ranks they start: see train/__main__.py.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        code = _dispatch(words)
+        code = _dispatch(argv)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -66,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitCode.BUG
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
-        return ExitCode.DONE if words else ExitCode.USER
-    if words[0] in ("-V", "--version"):
+        return ExitCode.DONE if argv else ExitCode.USER
+    if argv[0] in ("-V", "--version"):
         print(f"launcher {__version__}")
         return ExitCode.DONE
-    name, rest = words[0], words[1:]
+    name, rest = argv[0], argv[1:]
     if name not in VERBS:
         print(_unknown_verb(name), file=sys.stderr)
         return ExitCode.USER
@@ -110,9 +114,9 @@ def load_verb(name: str) -> Verb:
 
 def make_parser(name: str, verb: Verb) -> argparse.ArgumentParser:
     """The command line of one verb, with the options every verb has."""
-    parser = argparse.ArgumentParser(prog=f"launcher {name}", description=verb.HELP, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=f"launcher {name}", description=VERBS[name], allow_abbrev=False)
     verb.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="log more, and show where an error came from")
+    parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     return parser
 
 
@@ -121,12 +125,11 @@ def _overview() -> str:
     lines = [
         "usage: launcher VERB [options] [setting=value ...]",
         "",
-        "Fine-tune open language models on one box or a cluster.",
-        "",
-        *(f"  {name:<{width}}{text}" for name, text in VERBS.items()),
-        "",
-        "launcher VERB --help tells more. First steps: launcher check experiment=quickstart",
+        "Fine-tune open language models on one machine or a Slurm cluster.",
     ]
+    for title, names in _GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<{width}}{VERBS[name]}" for name in names)]
+    lines += ["", "Start with: launcher check experiment=quickstart", "Options:    launcher VERB --help"]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from launcher.checkpoint.commit import committed, verify
+from launcher.commands.options import add_json, add_runs_dir
 from launcher.errors import ExitCode, RunError
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events, words_of
@@ -21,8 +22,6 @@ from launcher.slurm.client.job_status import find_sweep, is_submitted, live_stat
 from launcher.slurm.client.query import Slurm, SlurmUnavailable
 from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
 
-HELP = "stop a run; it saves first"
-
 QUALITY = (
     "The quality of a cancelled model is not known: it was trained on part of what was planned. "
     "To stop earlier on purpose, start a new run with fewer epochs."
@@ -32,11 +31,13 @@ _POLL_S = 0.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run directory, its name, latest, or the name of a sweep")
-    parser.add_argument("--now", action="store_true", help="kill at once; what was not saved is lost")
-    parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="wait so long for the end (default: 60)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be stopped, and do nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    parser.add_argument("--now", action="store_true", help="kill at once; unsaved steps are lost")
+    parser.add_argument(
+        "--wait", type=float, default=60.0, metavar="S", help="seconds to wait for the run to stop (default: 60)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be stopped; change nothing")
+    add_json(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

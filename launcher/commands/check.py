@@ -7,11 +7,11 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
+from launcher.commands.options import add_json, add_settings
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.config.build import plain
 from launcher.config.cluster_schema import ClusterKind
@@ -28,16 +28,11 @@ from launcher.slurm.client.sbatch import sbatch_problems
 _NOT_HERE = "this machine cannot run it"
 _PLAIN_WIDTH = 120
 
-HELP = "say what a run would do and what is wrong with it, without starting anything"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
-    )
-    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    add_settings(parser)
     parser.add_argument("--cfg", action="store_true", help="print every setting of the run as YAML")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,25 +6,26 @@ import argparse
 import json
 from pathlib import Path
 
+from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.runs.run_dir import find_run
 
-HELP = "write the tuned model as one Hugging Face folder"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
-    parser.add_argument("--merge", action="store_true", help="add the adapter to the base and write all weights")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to export (default: the newest)")
+    add_run(parser)
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write; must be new or empty")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter into the base model and write all weights"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to export (default: the newest valid one)")
     parser.add_argument(
         "--dtype",
         choices=["fp32", "bf16", "fp16"],
-        help="of the weights (default: the base model's; fp32 for an adapter that is not merged)",
+        help="dtype of the weights (default: the base model's; fp32 for an unmerged adapter)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    parser.add_argument("--dry-run", action="store_true", help="run every check; write nothing")
+    add_json(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

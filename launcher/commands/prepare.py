@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.options import add_json, add_settings
 from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
 from launcher.data.audit import RULES, AuditFinding
@@ -26,8 +26,6 @@ from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
 from launcher.plan.run_plan import locate_model
 
-HELP = "read, mask, audit and pack the examples; show what the model will see"
-
 _DEFAULT_SHOWN = 3
 _SHOWN_CHARS = 1500
 _PROGRESS_EVERY_S = 5.0
@@ -35,15 +33,12 @@ _PLACES_SHOWN = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_settings(parser)
     parser.add_argument(
-        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
+        "--show", type=_count, metavar="N", help=f"examples to show (default: {_DEFAULT_SHOWN}; 0 with --json)"
     )
-    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
-    parser.add_argument(
-        "--show", type=_count, metavar="N", help=f"examples to show (default: {_DEFAULT_SHOWN}, with --json 0)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be prepared, and do nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be prepared; do nothing")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

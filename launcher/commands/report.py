@@ -8,19 +8,18 @@ import shutil
 import sys
 import webbrowser
 
+from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.report.report import Report, make_report
 from launcher.report.terminal_curve import terminal_curve
 from launcher.runs.run_dir import find_run
 
-HELP = "write one page with curves, advice, audit, settings and cost"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--open", action="store_true", help="show the page in a browser")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    add_run(parser)
+    add_json(parser)
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

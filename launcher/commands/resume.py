@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.commands.train import continue_run
-
-HELP = "go on with a run that was stopped or failed, from its newest good checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
-    parser.add_argument("--dry-run", action="store_true", help="say where it would go on, and start nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where RUN is looked for (default: runs)")
+    add_run(parser)
+    parser.add_argument("--dry-run", action="store_true", help="show where it would resume; start nothing")
+    add_json(parser, "print one JSON document at the end")
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launcher.commands.options import add_conf_dir, add_json, add_runs_dir
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
@@ -34,8 +35,6 @@ from launcher.slurm.submit.submit import (
 )
 from launcher.slurm.submit.sweep_submit import SweepPlan, plan_sweep, submit_sweep, sweep_requests
 
-HELP = "check a run and put it into Slurm's queue; comma lists make a sweep"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -45,20 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="experiment=NAME, group=OPTION or section.key=VALUE[,VALUE]",
     )
     parser.add_argument("--run", metavar="RUN", help="queue the next attempt of this run (directory, name, or latest)")
-    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    add_conf_dir(parser)
     parser.add_argument(
-        "--stages", default="train", metavar="LIST", help="jobs that follow each other: prepare,train,export,eval"
+        "--stages",
+        default="train",
+        metavar="LIST",
+        help="jobs to queue one after another: prepare,train,export,eval (default: train)",
     )
     parser.add_argument(
-        "--sweep", type=Path, metavar="FILE", help="YAML: settings and their values, or lists of settings"
+        "--sweep",
+        type=Path,
+        metavar="FILE",
+        help="YAML file that maps settings to lists of values, or lists the members",
     )
-    parser.add_argument("--throttle", type=int, default=0, metavar="N", help="members of a sweep that run at once")
-    parser.add_argument("--dry-run", action="store_true", help="show the job and the plan; create and queue nothing")
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="with --dry-run: show the script and the whole plan"
+        "--throttle", type=int, default=0, metavar="N", help="members of a sweep that may run at once (default: all)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where --run looks (default: runs)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the plan and the sbatch commands; create and queue nothing"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="with --dry-run: show the batch script and the full plan"
+    )
+    add_json(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from launcher.commands.options import add_conf_dir, add_json, add_runs_dir
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.commands.submit import submit_again
 from launcher.config.cluster_schema import ClusterKind
@@ -24,26 +25,24 @@ from launcher.runs.states import RunState, run_state
 from launcher.slurm.client.job_status import live_state
 from launcher.slurm.client.query import SlurmUnavailable
 
-HELP = "train on this machine, or continue a run"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
     )
     parser.add_argument("--run", metavar="RUN", help="continue this run (directory, name, or latest)")
-    parser.add_argument("--join", metavar="RUN", help="take part in a run over several machines (cluster.hosts)")
+    parser.add_argument("--join", metavar="RUN", help="join a run that spans several hosts (cluster.hosts)")
     parser.add_argument(
         "--ssh",
         action="store_true",
-        help="start the other machines of cluster.hosts through ssh (or $LAUNCHER_REMOTE_SHELL)",
+        help="start the other hosts of cluster.hosts over ssh (or $LAUNCHER_REMOTE_SHELL)",
     )
-    parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
+    add_conf_dir(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="plan and prepare the data, but create and start nothing"
+        "--dry-run", action="store_true", help="plan the run and prepare its data; create and start nothing"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document at the end")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="where --run looks (default: runs)")
+    add_json(parser, "print one JSON document at the end")
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

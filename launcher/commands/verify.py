@@ -12,19 +12,18 @@ from rich.text import Text
 
 from launcher.checkpoint.commit import Checkpoint, verify
 from launcher.checkpoint.manifest import read_manifest
+from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.config.frozen import load_config
 from launcher.errors import CheckpointError, ExitCode, RunError
 from launcher.paths import RunPaths
 from launcher.runs.events import written_manifests
 from launcher.runs.run_dir import find_run
 
-HELP = "compare every checkpoint of a run with its manifest"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, its name, or latest")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+    add_run(parser)
+    add_json(parser)
+    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def launcher(*words: str, cwd: Path | None = None) -> subprocess.CompletedProces
 @pytest.fixture
 def failing_verb(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A verb that raises what its `error` holds."""
-    verb = SimpleNamespace(HELP="fails", error=None)
+    verb = SimpleNamespace(error=None)
 
     def run(args: argparse.Namespace) -> int:
         raise verb.error
@@ -61,8 +61,9 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_every_verb_exists_and_says_of_itself_what_the_list_says(name: str) -> None:
     verb = cli.load_verb(name)
-    assert cli.VERBS[name] == verb.HELP
-    assert f"launcher {name}" in cli.make_parser(name, verb).format_help()
+    shown = cli.make_parser(name, verb).format_help()
+    assert f"launcher {name}" in shown
+    assert " ".join(cli.VERBS[name].split()) in " ".join(shown.split())
 
 
 def test_no_verb_loads_torch_before_it_runs() -> None:
@@ -179,7 +180,7 @@ def test_settings_and_options_may_come_in_any_order(monkeypatch: pytest.MonkeyPa
         seen.append(args)
         return 0
 
-    monkeypatch.setattr(cli, "load_verb", lambda name: SimpleNamespace(HELP="", add_arguments=add_arguments, run=run))
+    monkeypatch.setattr(cli, "load_verb", lambda name: SimpleNamespace(add_arguments=add_arguments, run=run))
     assert cli.main(["check", "a=1", "--json", "b=2"]) == 0
     assert (seen[0].overrides, seen[0].json) == (["a=1", "b=2"], True)
 
