@@ -144,12 +144,12 @@ def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]
 
 def _make_run(args: argparse.Namespace, world_size: int) -> Path:
     """Plans and creates a run for the ranks that are here. Ranks: 0."""
-    from launcher.plan.create import create_planned, plan_run
+    from launcher.plan.create import create_planned, plan_overrides
 
     per_node = _ranks_per_node(world_size)
     cluster = [f"cluster.devices_per_node={per_node}", f"cluster.nodes={world_size // per_node}"]
     adopted = [] if _plans_a_place(args) else cluster
-    planned = plan_run([*args.overrides, *adopted], conf_dir=args.conf_dir)
+    planned = plan_overrides([*args.overrides, *adopted], conf_dir=args.conf_dir)
     if planned.derived.world_size != world_size:
         raise UserError(
             f"{world_size} ranks were started but the settings plan {planned.derived.world_size} "

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from launcher.plan.cost import Bill
+from launcher.plan.cost import CostEstimate
 from launcher.plan.plan import Batch, DataFacts, MemoryPlan, Plan
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _learning(plan: Plan, config: RunConfig) -> str:
     return f"peak {batch.peak_lr:.3g} ({origin}), {warmup} of warm-up, {config.optim.schedule.value}"
 
 
-def _time(bill: Bill) -> str:
+def _time(bill: CostEstimate) -> str:
     device_hours = f"{bill.device_hours:,.3g}" if bill.device_hours >= 0.01 else "under 0.01"
     return (
         f"about {duration(bill.hours)}, {device_hours} device-hours: {bill.total_tokens:,} tokens at "

@@ -18,7 +18,7 @@ from launcher.errors import ExitCode, RunError, UserError
 from launcher.local.multi_host import join
 from launcher.local.start import start_run
 from launcher.paths import RunPaths
-from launcher.plan.create import create_planned, plan_run
+from launcher.plan.create import create_planned, plan_overrides
 from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run
 from launcher.runs.states import RunState, run_state
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _new(args: argparse.Namespace) -> int:
-    planned = plan_run(args.overrides, conf_dir=args.conf_dir)
+    planned = plan_overrides(args.overrides, conf_dir=args.conf_dir)
     if args.dry_run:
         if args.json:
             print(json.dumps({"dry_run": True, "plan": planned.plan.as_dict()}, indent=2))

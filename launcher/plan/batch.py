@@ -13,7 +13,9 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import usable_cores
 from launcher.config.model_files import architecture
 from launcher.config.schema import Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
+from launcher.config.topology import Topology
 from launcher.plan.parameters import count_parameters
+from launcher.plan.plan import DataFacts
 
 # Reference point of the computed learning rate: full tuning of a 135M model (measured on the next-number task).
 _REFERENCE_LR = 1e-4
@@ -93,50 +95,43 @@ def warmup_steps(optim: OptimConfig, total_steps: int) -> int:
 
 def derive(
     config: RunConfig,
+    facts: DataFacts,
+    topology: Topology,
     *,
     run_id: str,
-    model_dir: str,
-    data_dir: str,
-    data_key: str,
-    num_packs: int,
-    mean_pack_tokens: float,
-    max_tokens: int,
-    device: str,
-    devices_per_node: int,
+    model_dir: str = "",
+    data_dir: str = "",
+    data_key: str = "",
 ) -> Derived:
-    """Everything ranks need to know that is not a setting.
-
-    Args:
-        num_packs: training sequences after packing (examples when packing is off).
-        mean_pack_tokens, max_tokens: average and largest length of those sequences.
-        device: cpu or cuda.
-        devices_per_node: processes per machine.
-    """
-    world_size = config.cluster.nodes * devices_per_node
+    """Everything ranks need to know that is not a setting."""
     batch = plan_batch(
-        config, world_size=world_size, num_packs=num_packs, mean_pack_tokens=mean_pack_tokens, max_tokens=max_tokens
+        config,
+        world_size=topology.world_size,
+        num_packs=facts.num_packs,
+        mean_pack_tokens=facts.mean_pack_tokens,
+        max_tokens=facts.max_pack_tokens,
     )
     steps_per_epoch, total_steps = step_counts(
-        config.optim, num_packs=num_packs, global_sequences=batch.global_sequences
+        config.optim, num_packs=facts.num_packs, global_sequences=batch.global_sequences
     )
     return Derived(
         run_id=run_id,
         model_dir=model_dir,
         data_dir=data_dir,
         data_key=data_key,
-        device=device,
-        world_size=world_size,
-        devices_per_node=devices_per_node,
-        threads_per_process=_threads(config, devices_per_node),
-        num_packs=num_packs,
+        device=topology.device,
+        world_size=topology.world_size,
+        devices_per_node=topology.devices_per_node,
+        threads_per_process=_threads(config, topology.devices_per_node),
+        num_packs=facts.num_packs,
         global_sequences=batch.global_sequences,
         micro_sequences=batch.micro_sequences,
         grad_accum_steps=batch.grad_accum_steps,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        peak_lr=peak_lr(config, epoch_tokens=num_packs * mean_pack_tokens, model_dir=model_dir),
+        peak_lr=peak_lr(config, epoch_tokens=facts.num_packs * facts.mean_pack_tokens, model_dir=model_dir),
         warmup_steps=warmup_steps(config.optim, total_steps),
-        attention=_attention(config, device),
+        attention=_attention(config, topology.device),
     )
 
 

@@ -34,7 +34,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Bill:
+class CostEstimate:
     """Time and price of a run, training alone (evaluation and saving come on top)."""
 
     total_tokens: int
@@ -112,11 +112,11 @@ def _core(precision: Precision) -> tuple[float, str, float]:
     return _CORE_OTHER, f"no fast {precision.value}", UTILISATION
 
 
-def expected_bill(config: RunConfig, speed: Speed, *, total_tokens: int, world_size: int) -> Bill:
+def estimate_cost(config: RunConfig, speed: Speed, *, total_tokens: int, world_size: int) -> CostEstimate:
     """Hours, device-hours and price of training on `total_tokens`."""
     hours = total_tokens / (speed.tokens_per_s * world_size) / 3600
     price = config.cluster.price_per_device_hour
-    return Bill(
+    return CostEstimate(
         total_tokens=total_tokens,
         tokens_per_s=speed.tokens_per_s * world_size,
         speed_source=speed.source,

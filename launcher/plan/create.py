@@ -14,14 +14,13 @@ from launcher.config.path_checks import machine_problems
 from launcher.config.schema import FrozenRun
 from launcher.errors import ConfigErrors
 from launcher.paths import RunPaths
-from launcher.plan.run_plan import PlannedRun, allow_problems
-from launcher.plan.run_plan import plan_run as plan_composed
+from launcher.plan.run_plan import PlannedRun, allow_problems, plan_run
 from launcher.runs.run_dir import create_run, link_data, refuse_taken_name
 
 logger = logging.getLogger(__name__)
 
 
-def plan_run(overrides: list[str], *, conf_dir: Path | None = None) -> PlannedRun:
+def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> PlannedRun:
     """Everything a run needs before it starts; cheap checks come first, so that a typo never waits for data.
 
     Only the model and the prepared data in the cache are on disk afterwards.
@@ -34,7 +33,7 @@ def plan_run(overrides: list[str], *, conf_dir: Path | None = None) -> PlannedRu
     if problems := [*machine_problems(config, visible_gpus()), *allow_problems(config)]:
         raise ConfigErrors(problems)
     refuse_taken_name(config)
-    planned = plan_composed(config, progress=_PreparationLog())
+    planned = plan_run(config, progress=_PreparationLog())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     return planned
@@ -54,13 +53,13 @@ def complete_run(run_dir: Path) -> bool:
     Returns:
         Whether there was anything to do.
     Raises:
-        ConfigErrors: the plan made of the real data has problems. ModelError, DataError: as plan_run.
+        ConfigErrors: the plan made of the real data has problems. ModelError, DataError: as plan_overrides.
     """
     paths = RunPaths(run_dir)
     frozen = load_config(paths.config)
     if frozen.derived is not None:
         return False
-    planned = plan_composed(frozen.config, progress=_PreparationLog())
+    planned = plan_run(frozen.config, progress=_PreparationLog())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     draft = paths.plan.with_name(f".{paths.plan.name}.draft")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from launcher.config.deepspeed import LIVE_ELEMENTS, bucket_elements, zero_stage
 from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, RunConfig
+from launcher.config.topology import Topology
 from launcher.plan.parameters import (
     adapter_inputs,
     count_parameters,
@@ -37,15 +38,6 @@ class Load:
 
     tokens: int
     supervised_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Ranks, and how they sit on machines."""
-
-    device: str
-    world_size: int
-    devices_per_node: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +68,13 @@ class _State:
     step_temporaries: float
 
 
-def estimate(config: RunConfig, figures: ArchitectureConfig, place: Place, load: Load) -> MemoryEstimate:
+def estimate(config: RunConfig, figures: ArchitectureConfig, topology: Topology, load: Load) -> MemoryEstimate:
     """Peak memory per device and machine, and the size of one checkpoint."""
     rank_state = _zero_state if zero_stage(config.strategy) else _replicated_state
-    state = rank_state(config, figures, place)
+    state = rank_state(config, figures, topology)
     stored, transient = _activations(config, figures, load)
     logits = _logits(config, figures, load)
-    # Between steps activations are gone, and the optimizer's temporaries take their place.
+    # Between steps activations are gone, and the optimizer's temporaries need memory instead.
     activations = stored + max(0.0, transient - logits)
     activations = max(activations, state.step_temporaries - logits)
     device = {
@@ -100,11 +92,11 @@ def estimate(config: RunConfig, figures: ArchitectureConfig, place: Place, load:
     if config.strategy.offload_params:
         offloaded += device["weights"]
         device["weights"] = 0.0
-    host = _host(config, figures, place, offloaded)
-    if place.device == "cuda":
+    host = _host(config, figures, topology, offloaded)
+    if topology.device == "cuda":
         device["reserve"] = _GPU_RESERVE
     else:
-        host["training"] = place.devices_per_node * sum(device.values())
+        host["training"] = topology.devices_per_node * sum(device.values())
     return MemoryEstimate(device=device, host=host, checkpoint=_checkpoint(config, figures))
 
 
@@ -123,7 +115,7 @@ def base_bytes(config: RunConfig, figures: ArchitectureConfig) -> float:
     return linear * (_NF4 + constants) + (total - linear) * compute_bytes(config)
 
 
-def _replicated_state(config: RunConfig, figures: ArchitectureConfig, place: Place) -> _State:
+def _replicated_state(config: RunConfig, figures: ArchitectureConfig, topology: Topology) -> _State:
     """single and ddp: every rank holds everything."""
     trained = trained_parameters(figures, config.method)
     is_full = config.method.kind is MethodKind.full
@@ -134,18 +126,18 @@ def _replicated_state(config: RunConfig, figures: ArchitectureConfig, place: Pla
         gradients=_FP32 * trained,
         optimizer=_ADAM_STATE * trained,
         # autocast keeps a 16-bit copy of every fp32 weight until backward is done; DDP keeps flat gradient buckets
-        buffers=(2.0 * trained if is_full and is_half else 0.0) + (_FP32 * trained if place.world_size > 1 else 0.0),
-        step_temporaries=_FP32 * trained if place.device == "cuda" else 0.0,
+        buffers=(2.0 * trained if is_full and is_half else 0.0) + (_FP32 * trained if topology.world_size > 1 else 0.0),
+        step_temporaries=_FP32 * trained if topology.device == "cuda" else 0.0,
     )
 
 
-def _zero_state(config: RunConfig, figures: ArchitectureConfig, place: Place) -> _State:
+def _zero_state(config: RunConfig, figures: ArchitectureConfig, topology: Topology) -> _State:
     """zero1 to zero3: what is trained has an fp32 master and Adam moments, divided among ranks."""
-    stage, ranks, width = zero_stage(config.strategy), place.world_size, compute_bytes(config)
+    stage, ranks, width = zero_stage(config.strategy), topology.world_size, compute_bytes(config)
     trained, total = trained_parameters(figures, config.method), count_parameters(figures)
     is_full = config.method.kind is MethodKind.full
     weights = float(width * total) if is_full else base_bytes(config, figures) + width * trained
-    bucket = min(bucket_elements(place.device), trained)
+    bucket = min(bucket_elements(topology.device), trained)
     buffers = 2.0 * bucket * (width + _FP32)  # two buckets in flight, each with its fp32 copy for the reduction
     if stage == 3:
         weights /= ranks
@@ -156,7 +148,7 @@ def _zero_state(config: RunConfig, figures: ArchitectureConfig, place: Place) ->
         gradients=width * trained + _FP32 * share if stage == 1 else _FP32 * share,
         optimizer=(_FP32 + _ADAM_STATE) * share,
         buffers=buffers,
-        step_temporaries=_FP32 * share if place.device == "cuda" and not config.strategy.offload_optimizer else 0.0,
+        step_temporaries=_FP32 * share if topology.device == "cuda" and not config.strategy.offload_optimizer else 0.0,
     )
 
 
@@ -195,11 +187,11 @@ def _logits(config: RunConfig, figures: ArchitectureConfig, load: Load) -> float
     return float(rows * figures.vocab_size * 2 * compute_bytes(config) + chunk)
 
 
-def _host(config: RunConfig, figures: ArchitectureConfig, place: Place, offloaded: float) -> dict[str, float]:
+def _host(config: RunConfig, figures: ArchitectureConfig, topology: Topology, offloaded: float) -> dict[str, float]:
     """One machine: processes, offloaded state, and the weights on their way to the GPUs."""
-    ranks = place.devices_per_node
-    host = {"processes": _PROCESS[place.device] * ranks, "offloaded": offloaded * ranks}
-    if place.device == "cuda":
+    ranks = topology.devices_per_node
+    host = {"processes": _PROCESS[topology.device] * ranks, "offloaded": offloaded * ranks}
+    if topology.device == "cuda":
         full_fp32 = zero_stage(config.strategy) == 0 and config.method.kind is MethodKind.full
         copy = float(count_parameters(figures) * (_FP32 if full_fp32 else compute_bytes(config)))
         in_shards = zero_stage(config.strategy) == 3 or config.method.kind is MethodKind.qlora

@@ -11,10 +11,11 @@ from launcher.config.cluster_schema import ClusterConfig, ClusterKind
 from launcher.config.devices import host_memory_gib, visible_gpus
 from launcher.config.model_files import architecture, has_usual_modules
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
+from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
 from launcher.errors import Problem
-from launcher.plan.cost import Bill, expected_bill, expected_speed
-from launcher.plan.memory import GIB, Load, MemoryEstimate, Place, estimate, with_settings
+from launcher.plan.cost import CostEstimate, estimate_cost, expected_speed
+from launcher.plan.memory import GIB, Load, MemoryEstimate, estimate, with_settings
 from launcher.plan.parameters import count_parameters, matching, module_shapes, trained_parameters
 
 # An estimate can be wrong by about this much, so only a miss by more stops a run.
@@ -101,7 +102,7 @@ class Plan:
     batch: Batch
     memory: MemoryPlan | None
     disk: Disk | None
-    bill: Bill | None
+    bill: CostEstimate | None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -128,7 +129,7 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
         batch=_batch(config, derived, facts),
         memory=memory,
         disk=_disk(config, derived, figures) if figures is not None else None,
-        bill=expected_bill(config, speed, total_tokens=tokens, world_size=derived.world_size)
+        bill=estimate_cost(config, speed, total_tokens=tokens, world_size=derived.world_size)
         if speed is not None
         else None,
     )
@@ -165,8 +166,8 @@ def _batch(config: RunConfig, derived: Derived, facts: DataFacts) -> Batch:
     )
 
 
-def _place(derived: Derived) -> Place:
-    return Place(derived.device, derived.world_size, derived.devices_per_node)
+def _topology(derived: Derived) -> Topology:
+    return Topology(derived.device, derived.devices_per_node, derived.world_size // derived.devices_per_node)
 
 
 def _load(micro_sequences: int, facts: DataFacts) -> Load:
@@ -174,7 +175,7 @@ def _load(micro_sequences: int, facts: DataFacts) -> Load:
 
 
 def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, figures: ArchitectureConfig) -> MemoryPlan:
-    need = estimate(config, figures, _place(derived), _load(derived.micro_sequences, facts))
+    need = estimate(config, figures, _topology(derived), _load(derived.micro_sequences, facts))
     limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
     host_limit = config.cluster.host_memory_gib
     runs_here = config.cluster.kind is ClusterKind.local and (derived.device == "cpu" or bool(visible_gpus()))
@@ -204,7 +205,7 @@ def _advice(
 
     def need(candidate: RunConfig) -> MemoryEstimate:
         sequences = min(micro, candidate.batch.micro_sequences or micro)
-        return estimate(candidate, figures, _place(derived), _load(sequences, facts))
+        return estimate(candidate, figures, _topology(derived), _load(sequences, facts))
 
     steps: list[tuple[str, dict[str, object]]] = []
     current = need(config).device_total
@@ -253,7 +254,7 @@ _OFFLOAD: dict[str, object] = {
 
 
 def _disk(config: RunConfig, derived: Derived, figures: ArchitectureConfig) -> Disk:
-    size = estimate(config, figures, _place(derived), Load(1, 1)).checkpoint / GIB
+    size = estimate(config, figures, _topology(derived), Load(1, 1)).checkpoint / GIB
     kept = config.checkpoint.keep_last + 1
     if config.checkpoint.keep_best and has_validation(config):
         kept += 1

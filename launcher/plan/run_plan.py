@@ -206,18 +206,14 @@ def _local_bytes(config: RunConfig) -> int | None:
 
 
 def _planned(config: RunConfig, model_dir: str, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
-    world = resolve_topology(config, visible_gpus())
     derived = derive(
         config,
+        facts,
+        resolve_topology(config, visible_gpus()),
         run_id=secrets.token_hex(8),
         model_dir=model_dir,
         data_dir=str(prepared.folder) if prepared is not None else "",
         data_key=prepared.key if prepared is not None else "",
-        num_packs=facts.num_packs,
-        mean_pack_tokens=facts.mean_pack_tokens,
-        max_tokens=facts.max_pack_tokens,
-        device=world.device,
-        devices_per_node=world.devices_per_node,
     )
     plan = make_plan(config, derived, facts)
     plan.warnings.extend(_undivided(config))

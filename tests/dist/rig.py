@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from launcher.config.topology import Topology
 from launcher.plan.batch import derive
+from tests.facts import facts_of
 from launcher.config.compose import compose_config
 from launcher.config.frozen import save_config
 from launcher.paths import RunPaths
@@ -65,15 +67,16 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str, world_size: i
     config = compose_config([d for d in defaults if d.partition("=")[0] not in given] + list(overrides))
     derived = derive(
         config,
+        facts_of(
+            split.num_packs,
+            pack_tokens=float(split.pack_lengths.mean()),
+            longest=int(split.pack_lengths.max()),
+        ),
+        Topology("cpu", world_size, config.cluster.nodes),
         run_id="0123456789abcdef",
         model_dir=str(model),
         data_dir=str(data),
         data_key="key",
-        num_packs=split.num_packs,
-        mean_pack_tokens=float(split.pack_lengths.mean()),
-        max_tokens=int(split.pack_lengths.max()),
-        device="cpu",
-        devices_per_node=world_size,
     )
     root.mkdir(parents=True)
     paths = RunPaths(root)

@@ -14,7 +14,7 @@ from launcher.config.compose import compose_with_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import RunError, WorldError
 from launcher.paths import RunPaths
-from launcher.plan.create import create_planned, plan_run
+from launcher.plan.create import create_planned, plan_overrides
 from launcher.runs.run_dir import find_run
 from launcher.slurm.client.sweep import member_dir
 from launcher.slurm.job.allocation import Allocation
@@ -49,7 +49,7 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     if allocation.restart and (made := _made_before(note, asked)) is not None:
         return made
     note.unlink(missing_ok=True)  # of another job: numbers come again when a cluster is set up anew
-    planned = plan_run([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
+    planned = plan_overrides([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
     # Before there is a run: where the ranks cannot be placed, none is made.
     check_world(planned.config, planned.derived, allocation)
     run_dir = create_planned(planned).resolve()

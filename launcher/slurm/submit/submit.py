@@ -23,8 +23,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
 from launcher.errors import ConfigErrors, Problem, RunError, UserError
 from launcher.paths import RunPaths
-from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, prepares_quickly
-from launcher.plan.run_plan import plan_run as plan_composed
+from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, plan_run, prepares_quickly
 from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now, utc_text
 from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_name, write_state
@@ -126,10 +125,10 @@ def plan_checked(
     """The plan of a configuration in which nothing is wrong.
 
     Raises:
-        ConfigErrors: the plan has problems. ModelError, DataError: as planning.plan_run.
+        ConfigErrors: the plan has problems. ModelError, DataError: as plan_run.
     """
     in_job = _prepares_in_job(config, stages, dry_run=dry_run)
-    planned = plan_cheaply(config) if in_job or dry_run else plan_composed(config)
+    planned = plan_cheaply(config) if in_job or dry_run else plan_run(config)
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     if in_job and "prepare" not in stages:

@@ -10,7 +10,7 @@ import pytest
 from launcher import cli
 from launcher.config.frozen import load_config
 from launcher.paths import RunPaths
-from launcher.plan.create import create_planned, plan_run
+from launcher.plan.create import create_planned, plan_overrides
 from launcher.runs.run_dir import write_state
 
 
@@ -57,7 +57,7 @@ def test_refused_data_stops_before_a_run_is_made(settings: list[str], capsys: py
 
 
 def test_a_planned_run_freezes_what_was_asked_and_what_follows(settings: list[str]) -> None:
-    run_dir = create_planned(plan_run([*settings, "name=one", "optim.epochs=2"]))
+    run_dir = create_planned(plan_overrides([*settings, "name=one", "optim.epochs=2"]))
     frozen = load_config(RunPaths(run_dir).config)
     assert frozen.derived is not None
     assert frozen.config.optim.epochs == 2
@@ -67,7 +67,7 @@ def test_a_planned_run_freezes_what_was_asked_and_what_follows(settings: list[st
 
 
 def test_a_taken_name_is_refused_before_data_is_read(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    create_planned(plan_run([*settings, "name=one"]))
+    create_planned(plan_overrides([*settings, "name=one"]))
     Path("train.jsonl").write_text("broken\n")
     assert cli.main(["train", *settings, "name=one"]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -80,7 +80,7 @@ CONTINUE = pytest.mark.parametrize("words", [["train", "--run", "one"], ["resume
 def test_a_finished_run_is_left_alone(
     settings: list[str], capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    run_dir = create_planned(plan_run([*settings, "name=one"]))
+    run_dir = create_planned(plan_overrides([*settings, "name=one"]))
     write_state(run_dir, "succeeded", attempt=1)
     before = RunPaths(run_dir).events.read_text()
     assert cli.main(words) == 0
@@ -89,7 +89,7 @@ def test_a_finished_run_is_left_alone(
 
 
 def test_settings_of_a_run_cannot_be_changed(settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    create_planned(plan_run([*settings, "name=one"]))
+    create_planned(plan_overrides([*settings, "name=one"]))
     assert cli.main(["train", "--run", "one", "optim.lr=1"]) == 2
     assert "frozen when it is created and cannot be changed by optim.lr=1" in capsys.readouterr().err
 
@@ -98,6 +98,6 @@ def test_settings_of_a_run_cannot_be_changed(settings: list[str], capsys: pytest
 def test_continuing_without_a_checkpoint_would_begin_at_the_beginning(
     settings: list[str], capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    create_planned(plan_run([*settings, "name=one"]))
+    create_planned(plan_overrides([*settings, "name=one"]))
     assert cli.main([*words, "--dry-run"]) == 0
     assert "it would go on from the beginning" in capsys.readouterr().out

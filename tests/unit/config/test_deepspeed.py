@@ -10,8 +10,10 @@ import pytest
 
 from launcher.config.compose import compose_config
 from launcher.config.deepspeed import deepspeed_config
+from launcher.config.topology import Topology
 from launcher.errors import LauncherError
 from launcher.plan.batch import derive
+from tests.facts import facts_of
 
 STRATEGIES = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
@@ -20,15 +22,9 @@ def dict_of(*overrides: str, device: str = "cpu") -> dict[str, object]:
     config = compose_config(["experiment=quickstart", "cluster=slurm", *overrides])
     derived = derive(
         config,
+        facts_of(600, pack_tokens=40.0, longest=64),
+        Topology(device, 2, config.cluster.nodes),
         run_id="a",
-        model_dir="m",
-        data_dir="d",
-        data_key="k",
-        num_packs=600,
-        mean_pack_tokens=40.0,
-        max_tokens=64,
-        device=device,
-        devices_per_node=2,
     )
     return deepspeed_config(config, derived)
 

@@ -16,12 +16,14 @@ from launcher.checkpoint.manifest import Manifest, TrainState, seal_file
 from launcher.config.compose import compose_config
 from launcher.config.frozen import save_config
 from launcher.config.schema import FrozenRun, MethodKind, RunConfig
+from launcher.config.topology import Topology
 from launcher.data.prepared import SplitWriter, TokenBatch
 from launcher.data.template import ChatFormat
 from launcher.paths import RunPaths
 from launcher.plan.batch import derive
 from launcher.runs.events import EventWriter
 from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord
+from tests.facts import facts_of
 
 RUN_ID = "0123456789abcdef"
 
@@ -62,15 +64,12 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str) -> RunPaths:
     config = compose_config([text for text in defaults if text.partition("=")[0] not in given] + list(overrides))
     derived = derive(
         config,
+        facts_of(4, pack_tokens=6.5, longest=8),
+        Topology("cpu", 1, config.cluster.nodes),
         run_id=RUN_ID,
         model_dir=str(model),
         data_dir=str(data),
         data_key="0f" * 32,
-        num_packs=4,
-        mean_pack_tokens=6.5,
-        max_tokens=8,
-        device="cpu",
-        devices_per_node=1,
     )
     root.mkdir(parents=True)
     paths = RunPaths(root)

@@ -10,22 +10,15 @@ from hypothesis import strategies as st
 
 from launcher.config.compose import compose_config
 from launcher.config.schema import BatchConfig, Derived, MethodKind, OptimConfig, RunConfig
+from launcher.config.topology import Topology
 from launcher.plan.batch import computed_lr, derive, plan_batch, step_counts, warmup_steps
+from tests.facts import facts_of
 
 
 def derived(*overrides: str, packs: int = 600, longest: int = 64, ranks: int = 1, device: str = "cpu") -> Derived:
-    return derive(
-        compose_config(["experiment=quickstart", *overrides]),
-        run_id="a",
-        model_dir="m",
-        data_dir="d",
-        data_key="k",
-        num_packs=packs,
-        mean_pack_tokens=40.0,
-        max_tokens=longest,
-        device=device,
-        devices_per_node=ranks,
-    )
+    config = compose_config(["experiment=quickstart", *overrides])
+    facts = facts_of(packs, pack_tokens=40.0, longest=longest)
+    return derive(config, facts, Topology(device, ranks, config.cluster.nodes), run_id="a", model_dir="m")
 
 
 def test_the_quickstart_takes_38_steps_an_epoch_at_1e_4() -> None:

@@ -11,11 +11,12 @@ import pytest
 from launcher.config.compose import compose_config
 from launcher.config.model_files import architecture, read_architecture
 from launcher.config.schema import ArchitectureConfig, MethodConfig, MethodKind, ModelConfig, Precision, RunConfig
-from launcher.plan.memory import GIB, Load, Place, estimate, layer_bytes_per_token
+from launcher.config.topology import Topology
+from launcher.plan.memory import GIB, Load, estimate, layer_bytes_per_token
 from launcher.plan.parameters import adapter_parameters, count_parameters, trained_parameters
 
-ONE_GPU = Place("cuda", world_size=1, devices_per_node=1)
-EIGHT_GPUS = Place("cuda", world_size=8, devices_per_node=8)
+ONE_GPU = Topology("cuda", devices_per_node=1, nodes=1)
+EIGHT_GPUS = Topology("cuda", devices_per_node=8, nodes=1)
 
 
 def figures_of(model: str) -> ArchitectureConfig:
@@ -135,11 +136,11 @@ def run(*overrides: str) -> RunConfig:
     return compose_config(["model=llama3_1_8b", "data=next_number", "cluster=slurm", *overrides])
 
 
-def need(*overrides: str, place: Place = EIGHT_GPUS, tokens: int = 8192) -> dict[str, float]:
+def need(*overrides: str, topology: Topology = EIGHT_GPUS, tokens: int = 8192) -> dict[str, float]:
     config = run(*overrides)
     figures = architecture(config.model)
     assert figures is not None
-    made = estimate(config, figures, place, Load(tokens, tokens // 2))
+    made = estimate(config, figures, topology, Load(tokens, tokens // 2))
     return {name: size / GIB for name, size in made.device.items()} | {"total": made.device_total / GIB}
 
 
@@ -156,7 +157,7 @@ def test_each_stage_needs_less_than_the_one_before() -> None:
 
 
 def test_each_method_needs_less_than_the_one_before() -> None:
-    totals = [need("strategy=ddp", f"method={kind}", place=EIGHT_GPUS)["total"] for kind in ("full", "lora", "qlora")]
+    totals = [need("strategy=ddp", f"method={kind}")["total"] for kind in ("full", "lora", "qlora")]
     assert totals == sorted(totals, reverse=True)
 
 

@@ -11,6 +11,7 @@ import pytest
 from launcher.config.compose import compose_config
 from launcher.config.model_files import _USUAL_MODULES, architecture
 from launcher.config.schema import ArchitectureConfig
+from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
 from launcher.plan.batch import derive
 from launcher.plan.cost import expected_speed
@@ -30,18 +31,7 @@ FACTS = DataFacts(
 
 def plan(*overrides: str, facts: DataFacts = FACTS, device: str = "cuda", ranks: int = 8) -> Plan:
     config = compose_config(["data=next_number", "data.seq_len_tokens=4096", "cluster=slurm", *overrides])
-    derived = derive(
-        config,
-        run_id="a",
-        model_dir="",
-        data_dir="d",
-        data_key="k",
-        num_packs=facts.num_packs,
-        mean_pack_tokens=facts.mean_pack_tokens,
-        max_tokens=facts.max_pack_tokens,
-        device=device,
-        devices_per_node=ranks,
-    )
+    derived = derive(config, facts, Topology(device, ranks, config.cluster.nodes), run_id="a")
     return make_plan(config, derived, facts)
 
 
