@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from launcher.checkpoint.commit import committed, verify
 from launcher.commands.options import add_json, add_runs_dir
 from launcher.errors import ExitCode, RunError
+from launcher.local.cancel import stop_local
 from launcher.paths import RunPaths
-from launcher.runs.events import read_events, words_of
-from launcher.runs.run_dir import find_run, last_attempt, write_state
-from launcher.runs.states import RunProcess, RunState, is_alive, run_process, run_state
-from launcher.runs.status import FINAL_STATES, read_status
+from launcher.runs.run_dir import find_run
+from launcher.runs.states import RunState
+from launcher.runs.status import FINAL_STATES
 from launcher.slurm.client.job_status import find_sweep, is_submitted, live_state, live_states, members_of
 from launcher.slurm.client.query import Slurm, SlurmUnavailable
 from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
@@ -26,7 +22,6 @@ QUALITY = (
     "The quality of a cancelled model is not known: it was trained on part of what was planned. "
     "To stop earlier on purpose, start a new run with fewer epochs."
 )
-_POLL_S = 0.2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     elif not args.dry_run:
         _stop_jobs([run_dir], [before], args)
     if not slurm and not args.dry_run:
-        _stop(run_dir, now=args.now, wait_s=args.wait)
+        stop_local(run_dir, now=args.now, wait_s=args.wait)
     after = live_state(run_dir)
     good_step = _last_good_step(run_dir)
     if args.json:
@@ -111,42 +106,6 @@ def _cancel_sweep(sweep: Path, args: argparse.Namespace) -> int:
     if not args.dry_run and any(step is not None for step in good):
         print(QUALITY)
     return ExitCode.DONE
-
-
-def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
-    """Leaves the mark that tells a cancellation from a preemption, then signals; waits for the end."""
-    RunPaths(run_dir).cancel.touch()
-    process = run_process(run_dir)
-    _signal(run_dir, process, now=now)
-    deadline = time.monotonic() + wait_s
-    while is_alive(run_dir):
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"{run_dir.name} has not ended {wait_s:.0f} s after it was told to; it may be in a long step or save. "
-                f"Look again with launcher status {run_dir.name}, or lose what is unsaved with launcher cancel --now"
-            )
-        time.sleep(_POLL_S)
-    # A run that nobody ran, or that was killed, could not write its end itself.
-    if "cancelled" not in _states_written(run_dir) and run_state(run_dir).state != "succeeded":
-        write_state(run_dir, "cancelled", attempt=last_attempt(run_dir), reason="cancelled by the user")
-
-
-def _states_written(run_dir: Path) -> list[str]:
-    states = words_of(read_events(RunPaths(run_dir).events), "state")
-    return [str(event.fields.get("state")) for event in states[-1:]]
-
-
-def _signal(run_dir: Path, process: RunProcess | None, *, now: bool) -> None:
-    with suppress(ProcessLookupError):
-        if process is None:
-            status = read_status(RunPaths(run_dir).status)
-            if status is not None and status.pid is not None and is_alive(run_dir, status):
-                os.kill(status.pid, signal.SIGKILL if now else signal.SIGTERM)
-        elif now:
-            for pid in process.ranks:
-                os.kill(pid, signal.SIGKILL)
-        else:
-            os.kill(process.pid, signal.SIGTERM)
 
 
 def _last_good_step(run_dir: Path) -> int | None:
