@@ -10,6 +10,7 @@ from torch import Tensor
 
 from launcher.checkpoint.manifest import damage, read_manifest
 from launcher.checkpoint.shards import ZERO_TAG, read_replicated_weights
+from launcher.config.sharding import StrategyKind
 from launcher.errors import CheckpointError
 
 
@@ -23,10 +24,8 @@ def full_state(checkpoint_dir: Path) -> dict[str, Tensor]:
     problems = damage(checkpoint_dir, manifest)
     if problems:
         raise CheckpointError(f"{checkpoint_dir} is damaged: {'; '.join(problems[:3])}")
-    if manifest.strategy.startswith("zero"):
-        state = _zero_state(checkpoint_dir)
-    else:
-        state = read_replicated_weights(checkpoint_dir)
+    is_replicated = StrategyKind(manifest.strategy).sharding.is_replicated
+    state = read_replicated_weights(checkpoint_dir) if is_replicated else _zero_state(checkpoint_dir)
     return {hugging_face_name(name): tensor for name, tensor in state.items()}
 
 

@@ -23,7 +23,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CODE = re.compile(r"[a-z][a-z0-9_]*")
 # Names and addresses; never what a remote shell would take for an option or a user.
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
-_ZERO = (StrategyKind.zero1, StrategyKind.zero2, StrategyKind.zero3)
 
 
 def config_problems(config: RunConfig) -> list[Problem]:
@@ -146,10 +145,10 @@ def _method_problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("method.target_modules", names, "is empty", hint)
     elif "all-linear" in names and len(names) > 1:
         yield Problem("method.target_modules", names, "all-linear already includes the others", "Give it alone")
-    if method.kind is MethodKind.qlora and strategy.kind is StrategyKind.zero3:
+    if method.kind is MethodKind.qlora and strategy.kind.sharding.weights:
         why = "ZeRO-3 cannot partition a 4-bit base"
         yield Problem("method.kind", "qlora", why, "Use strategy=ddp or strategy=zero2, or method=lora")
-    if method.kind is MethodKind.dora and strategy.kind is StrategyKind.zero3:
+    if method.kind is MethodKind.dora and strategy.kind.sharding.weights:
         why = (
             "DoRA needs whole weight matrices in every layer, and ZeRO-3 partitions them (peft fails in the first step)"
         )
@@ -179,13 +178,13 @@ def _batch_problems(config: RunConfig) -> Iterator[Problem]:
 
 def _strategy_problems(config: RunConfig) -> Iterator[Problem]:
     strategy = config.strategy
-    if strategy.offload_optimizer and strategy.kind not in _ZERO:
+    if strategy.offload_optimizer and not strategy.kind.sharding.optimizer:
         hint = "Use strategy=zero2_offload, or leave it out"
         yield Problem("strategy.offload_optimizer", True, f"{strategy.kind.value} cannot offload", hint)
-    if strategy.offload_params and strategy.kind is not StrategyKind.zero3:
+    if strategy.offload_params and not strategy.kind.sharding.weights:
         hint = "Use strategy=zero3_offload, or leave it out"
         yield Problem("strategy.offload_params", True, f"{strategy.kind.value} cannot offload parameters", hint)
-    if strategy.compile and (strategy.kind is StrategyKind.zero3 or strategy.offload_optimizer):
+    if strategy.compile and (strategy.kind.sharding.weights or strategy.offload_optimizer):
         why = "torch.compile does not work with the hooks that fetch partitioned or offloaded state"
         yield Problem("strategy.compile", True, why, "Use ddp, zero1 or zero2 without offload, or leave it out")
 

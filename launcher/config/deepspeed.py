@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.config.schema import Derived, Precision, RunConfig, StrategyConfig, StrategyKind
+from launcher.config.schema import Derived, Precision, RunConfig, StrategyConfig
+from launcher.config.sharding import EngineKind
 from launcher.errors import LauncherError
 
-ZERO_STAGES = {StrategyKind.zero1: 1, StrategyKind.zero2: 2, StrategyKind.zero3: 3}
 # Elements, not bytes. DeepSpeed's own 5e8 is 2 GB of fp32 for each of several buffers.
 GPU_BUCKET_ELEMENTS = 50_000_000
 CPU_BUCKET_ELEMENTS = 5_000_000
@@ -21,8 +21,10 @@ _SUB_GROUP_ELEMENTS = 100_000_000
 
 
 def zero_stage(strategy: StrategyConfig) -> int:
-    """1, 2 or 3; 0 when every rank holds everything."""
-    return ZERO_STAGES.get(strategy.kind, 0)
+    """1, 2 or 3; 0 where DeepSpeed does not train."""
+    sharding = strategy.kind.sharding
+    is_zero = sharding.engine is EngineKind.zero
+    return sharding.optimizer + sharding.gradients + sharding.weights if is_zero else 0
 
 
 def bucket_elements(device: str) -> int:

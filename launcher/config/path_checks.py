@@ -14,7 +14,8 @@ from launcher.config.build import one_of
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import Gpu
 from launcher.config.model_files import EMBEDDED, ModelSource, model_source
-from launcher.config.schema import Attention, MethodKind, RunConfig, StrategyKind, WandbMode
+from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
+from launcher.config.sharding import EngineKind
 from launcher.config.topology import resolve_topology
 from launcher.errors import Problem
 
@@ -119,7 +120,7 @@ def _runs_dir(config: RunConfig) -> Iterator[Problem]:
 
 def _missing_packages(config: RunConfig) -> Iterator[Problem]:
     needed = [(name, "train", "cluster.kind=local") for name in _TRAINING_PACKAGES]
-    if config.strategy.kind not in (StrategyKind.single, StrategyKind.ddp):
+    if config.strategy.kind.sharding.engine is EngineKind.zero:
         needed.append(("deepspeed", "train", f"strategy.kind={config.strategy.kind.value}"))
     if config.method.kind is MethodKind.qlora:
         needed.append(("bitsandbytes", "qlora", "method.kind=qlora"))

@@ -23,6 +23,7 @@ from launcher.config.limits import (
     RatioBelowOne,
     Seed,
 )
+from launcher.config.sharding import StrategyKind as StrategyKind
 
 SCHEMA_VERSION = 2
 
@@ -31,14 +32,6 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
-
-
-class StrategyKind(Enum):
-    single = "single"
-    ddp = "ddp"
-    zero1 = "zero1"
-    zero2 = "zero2"
-    zero3 = "zero3"
 
 
 class MethodKind(Enum):

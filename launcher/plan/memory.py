@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from launcher.config.deepspeed import LIVE_ELEMENTS, bucket_elements, zero_stage
+from launcher.config.deepspeed import LIVE_ELEMENTS, bucket_elements
 from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, RunConfig
 from launcher.config.topology import Topology
 from launcher.plan.parameters import (
@@ -70,7 +70,7 @@ class _State:
 
 def estimate(config: RunConfig, figures: ArchitectureConfig, topology: Topology, load: Load) -> MemoryEstimate:
     """Peak memory per device and machine, and the size of one checkpoint."""
-    rank_state = _zero_state if zero_stage(config.strategy) else _replicated_state
+    rank_state = _replicated_state if config.strategy.kind.sharding.is_replicated else _zero_state
     state = rank_state(config, figures, topology)
     stored, transient = _activations(config, figures, load)
     logits = _logits(config, figures, load)
@@ -133,19 +133,19 @@ def _replicated_state(config: RunConfig, figures: ArchitectureConfig, topology: 
 
 def _zero_state(config: RunConfig, figures: ArchitectureConfig, topology: Topology) -> _State:
     """zero1 to zero3: what is trained has an fp32 master and Adam moments, divided among ranks."""
-    stage, ranks, width = zero_stage(config.strategy), topology.world_size, compute_bytes(config)
+    sharding, ranks, width = config.strategy.kind.sharding, topology.world_size, compute_bytes(config)
     trained, total = trained_parameters(figures, config.method), count_parameters(figures)
     is_full = config.method.kind is MethodKind.full
     weights = float(width * total) if is_full else base_bytes(config, figures) + width * trained
     bucket = min(bucket_elements(topology.device), trained)
     buffers = 2.0 * bucket * (width + _FP32)  # two buckets in flight, each with its fp32 copy for the reduction
-    if stage == 3:
+    if sharding.weights:
         weights /= ranks
         buffers += width * min(total, LIVE_ELEMENTS)  # weights gathered for the layers at work
     share = trained / ranks
     return _State(
         weights=weights,
-        gradients=width * trained + _FP32 * share if stage == 1 else _FP32 * share,
+        gradients=width * trained + _FP32 * share if not sharding.gradients else _FP32 * share,
         optimizer=(_FP32 + _ADAM_STATE) * share,
         buffers=buffers,
         step_temporaries=_FP32 * share if topology.device == "cuda" and not config.strategy.offload_optimizer else 0.0,
@@ -156,7 +156,7 @@ def layer_bytes_per_token(config: RunConfig, figures: ArchitectureConfig) -> flo
     """Saved for backward by one decoder layer, per token; a test counts saved tensors against it."""
     hidden, inner = figures.hidden_size, figures.intermediate_size
     query, key_value = figures.num_heads * head_dim(figures), figures.num_kv_heads * head_dim(figures)
-    replicated = zero_stage(config.strategy) == 0
+    replicated = config.strategy.kind.sharding.is_replicated
     if config.strategy.precision is Precision.fp32:
         return 24.0 * hidden + 4 * (3 * query + 2 * key_value) + 16 * inner
     attention_and_mlp = 2 * (3 * query + 2 * key_value) + 8 * inner
@@ -175,7 +175,7 @@ def _activations(config: RunConfig, figures: ArchitectureConfig, load: Load) -> 
     ends = load.tokens * 12.0 * figures.hidden_size  # embedding and last norm
     if not config.strategy.activation_checkpointing:
         return figures.num_layers * layer + ends, 0.0
-    in_fp32 = zero_stage(config.strategy) == 0 and config.method.kind is MethodKind.full
+    in_fp32 = config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full
     width = _FP32 if in_fp32 else compute_bytes(config)
     return figures.num_layers * load.tokens * width * figures.hidden_size + ends, layer
 
@@ -192,9 +192,9 @@ def _host(config: RunConfig, figures: ArchitectureConfig, topology: Topology, of
     ranks = topology.devices_per_node
     host = {"processes": _PROCESS[topology.device] * ranks, "offloaded": offloaded * ranks}
     if topology.device == "cuda":
-        full_fp32 = zero_stage(config.strategy) == 0 and config.method.kind is MethodKind.full
+        full_fp32 = config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full
         copy = float(count_parameters(figures) * (_FP32 if full_fp32 else compute_bytes(config)))
-        in_shards = zero_stage(config.strategy) == 3 or config.method.kind is MethodKind.qlora
+        in_shards = config.strategy.kind.sharding.weights or config.method.kind is MethodKind.qlora
         loading = ranks * (min(copy, _LARGEST_SHARD) if in_shards else copy)
         # Optimizer state is offloaded after loading; parameters while loading.
         host["loading"] = max(0.0, loading - (0.0 if config.strategy.offload_params else host["offloaded"]))
@@ -204,7 +204,7 @@ def _host(config: RunConfig, figures: ArchitectureConfig, topology: Topology, of
 def _checkpoint(config: RunConfig, figures: ArchitectureConfig) -> float:
     """Trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
     trained = trained_parameters(figures, config.method)
-    extra = compute_bytes(config) if zero_stage(config.strategy) else 0
+    extra = 0 if config.strategy.kind.sharding.is_replicated else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))
 
 

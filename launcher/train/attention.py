@@ -1,8 +1,7 @@
 """Attention over a row of concatenated examples that never looks across an example boundary.
 
-Two kernels are registered with transformers under our own names; both read `cu_seq_lens_q` that the loop passes
-through the
-model's forward, the same argument flash-attention takes. A model that does not hand it on fails here, loudly.
+Two kernels are registered with transformers under our own names; both read `cu_seq_lens_q`, the argument of
+flash-attention, which the loop passes through the model's forward. A model that does not hand it on fails here.
 """
 
 from __future__ import annotations

@@ -47,9 +47,8 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [rows, vocab], any float dtype; only supervised positions.
         labels: [rows] int64.
     Returns: scalar fp32. Divided by the step's global count of supervised tokens and summed over ranks and
-    micro-steps it is the
-        mean loss of the step. DDP and DeepSpeed average gradients over ranks, DeepSpeed over micro-steps too, so the
-        caller multiplies back (tests/dist/test_gradients.py).
+        micro-steps it is the mean loss of the step. DDP and DeepSpeed average gradients over ranks, DeepSpeed over
+        micro-steps too, so the engine multiplies back (tests/dist/test_gradients.py).
     Ranks: each its own rows.
     """
     return _CrossEntropySum.apply(logits, labels)

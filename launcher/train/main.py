@@ -20,7 +20,7 @@ from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
 from launcher.tracking.replay import start as start_wandb
 from launcher.train.deadline import Deadline, end_time_from_environment
-from launcher.train.engines import make_accelerator, make_engine
+from launcher.train.engines.build import make_accelerator, make_engine
 from launcher.train.loop import train_loop
 from launcher.train.model import load_model
 from launcher.train.preflight import rehearse
@@ -96,7 +96,7 @@ def prepare_run(
     accelerator = make_accelerator(config, derived, world)
     started = time.perf_counter()
     model = load_model(config, derived, world)
-    engine = make_engine(accelerator, model, config, derived, world)
+    engine = make_engine(accelerator, model, config, world)
     engine.set_training(True)
     # Adapters were initialised alike on all ranks; from here on dropout must differ between them.
     set_seed(config.seed + 7919 * (world.rank + 1))

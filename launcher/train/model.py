@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from launcher.config.schema import Derived, MethodConfig, MethodKind, Precision, RunConfig, StrategyKind
+from launcher.config.schema import Derived, MethodConfig, MethodKind, Precision, RunConfig
 from launcher.errors import ModelError
 from launcher.train.attention import implementation, register_attention
 from launcher.train.optimizer import trained_parameters
@@ -25,8 +25,7 @@ def load_dtype(config: RunConfig) -> torch.dtype:
 
     Under ZeRO DeepSpeed keeps its own fp32 master of what is trained; a frozen base needs none.
     """
-    replicated = config.strategy.kind in (StrategyKind.single, StrategyKind.ddp)
-    if replicated and config.method.kind is MethodKind.full:
+    if config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full:
         return torch.float32
     return DTYPES[config.strategy.precision]
 

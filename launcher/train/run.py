@@ -11,7 +11,7 @@ from launcher.data.order import Order, Slots, step_slots
 from launcher.data.prepared import Prepared
 from launcher.paths import RunPaths
 from launcher.train.deadline import Deadline
-from launcher.train.engines import Engine
+from launcher.train.engines.base import Engine
 from launcher.train.recorder import Recorder
 from launcher.train.world import World
 

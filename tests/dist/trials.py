@@ -36,7 +36,8 @@ def gradients(run_dir: str, out: str) -> float:
     from launcher.checkpoint.consolidate import hugging_face_name
     from launcher.config.frozen import load_config
     from launcher.paths import RunPaths
-    from launcher.train.engines import ReplicatedEngine, StepResult
+    from launcher.train.engines.base import StepResult
+    from launcher.train.engines.replicated import ReplicatedEngine
     from launcher.train.main import prepare_run
     from launcher.train.step import optimizer_step
     from launcher.train.world import join_world
@@ -70,7 +71,7 @@ def train_and_keep_weights(run_dir: str, out: str) -> str:
     from safetensors.torch import save_file
 
     import launcher.train.main as main
-    from launcher.train.engines import ReplicatedEngine
+    from launcher.train.engines.replicated import ReplicatedEngine
 
     original = main.train_loop
 
@@ -135,7 +136,7 @@ def train_on_full_disk(run_dir: str, full_after: int, free_after: int) -> str:
 
 def train_leaking(run_dir: str) -> str:
     """Trains a model whose logits carry something of every position along the row."""
-    import launcher.train.engines as engine_module
+    import launcher.train.engines.replicated as engine_module
     from launcher.train.main import train as train_run
 
     original = engine_module.ReplicatedEngine.forward

@@ -20,7 +20,7 @@ from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.metrics import read_metrics
 from launcher.train.attention import _segments, _varlen
-from launcher.train.engines import ReplicatedEngine
+from launcher.train.engines.replicated import ReplicatedEngine
 from launcher.train.loop import train_loop
 from launcher.train.main import prepare_run, start_or_resume
 from launcher.train.recorder import Recorder

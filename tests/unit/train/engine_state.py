@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from launcher.train.engines import ReplicatedEngine
+from launcher.train.engines.replicated import ReplicatedEngine
 from launcher.train.run import Run
 
 

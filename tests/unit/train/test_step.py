@@ -11,7 +11,7 @@ from torch import Tensor
 import launcher.train.step as step_module
 from launcher.config.schema import Precision
 from launcher.train.batch import make_micro_batch
-from launcher.train.engines import ReplicatedEngine
+from launcher.train.engines.replicated import ReplicatedEngine
 from launcher.train.loop import handle_nonfinite
 from launcher.train.loss import cross_entropy_sum
 from launcher.train.preflight import rehearse

@@ -1,0 +1,1 @@
+"""One engine a way of sharding: backward, step, save and load."""
