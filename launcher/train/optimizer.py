@@ -41,7 +41,8 @@ def _exact_cpu_adam(
     """DeepSpeed's CPU Adam, made a function of its saved state alone.
 
     Its C++ part multiplies up beta^step from step to step, but computes it afresh after a restart; the two differ
-    in the last bits, and a resumed run with them. A new C++ object for each step (a few numbers) always computes it afresh.
+    in the last bits, and a resumed run with them. A new C++ object for each step (a few numbers) always computes it
+    afresh.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

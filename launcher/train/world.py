@@ -107,7 +107,8 @@ def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s)
     """Meets the other ranks and compares them with the plan.
 
     The process group is never destroyed: gloo's worker thread may still want the GIL to free the last collective's
-    tensors, and a destructor that holds it then waits for ever (seen with DDP on gloo). The process ends by `os._exit` instead.
+    tensors, and a destructor that holds it then waits for ever (seen with DDP on gloo). The process
+    ends by `os._exit` instead.
 
     Raises: WorldError if another number of ranks came than planned (training with it would silently change the batch),
     or one did not come within `limit_s`. Ranks: all.
