@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from launcher.errors import ConfigErrors, DataError, LauncherError, Problem
+from launcher.errors import ConfigErrors, DataError, LauncherError, Problem, public_name
 
 
 def show_error(error: LauncherError, *, as_json: bool) -> None:
@@ -13,7 +13,7 @@ def show_error(error: LauncherError, *, as_json: bool) -> None:
     problems = error.problems if isinstance(error, ConfigErrors | DataError) else []
     if as_json:
         document = {
-            "error": type(error).__name__,
+            "error": public_name(error),
             "message": str(error),
             "problems": [_problem_fields(problem) for problem in problems],
             "exit_code": int(error.exit_code),

@@ -1,27 +1,44 @@
-"""Every error a user can meet, and the exit code each one maps to.
+"""Every error of the project: its fields, its exit code and the class of failure that the verdict takes from it.
 
 LauncherError                 exit 1   a bug or an unexpected failure
 |-- UserError                 exit 2   the user must change something
 |   |-- ConfigErrors          exit 2   one or more configuration problems, all reported at once
 |   |-- DataError             exit 2   the examples cannot be used as they are
+|   |   `-- NotFetched        exit 2   a Hub data set is not in the cache yet
 |   |-- ModelError            exit 2   the model cannot be found or used
-|   `-- RunError              exit 2   the run directory is missing, finished, busy or from another configuration
+|   |-- RunError              exit 2   the run directory is missing, finished, busy or from another configuration
+|   |-- MicroBatchTooLarge    exit 2   the heaviest micro-batch does not fit into GPU memory
+|   `-- NothingQueued         exit 2   sbatch refused, and no job of the run was ever in the queue
 |-- CheckpointError           exit 3   no checkpoint that can be trusted, or a save that failed
+|   |-- SaveFailed            exit 3   a rank could not write its files of a checkpoint
+|   |-- ConfigMismatch        exit 3   the checkpoint is of other settings than config.yaml
 |   `-- SupersededError       exit 6   a newer attempt of the run exists; this one may not publish
 |-- WorldError                exit 4   the ranks that met are not the ranks that were planned
+|   |-- RanksMissing          exit 4   ranks did not come to the rendezvous, or left it
+|   |-- RendezvousFailed      exit 4   the ranks cannot reach each other; none of them is to blame
+|   |-- HostNotStarted        exit 4   the remote shell to a host of the run ended before it joined
+|   |-- HostLost              exit 4   a host of the run went silent, or its ranks failed
 |   `-- DeviceError           exit 4   a rank finds no GPU of its own on its node
 |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
-|-- SlurmError                exit 8   the cluster did not answer, or refused to (slurm/client/query.py)
-`-- Preempted                 exit 75  saved at a step edge; start me again
+|-- RankHung                  exit 7   a rank made no progress and ended itself
+|-- SlurmError                exit 8   Slurm refused what was asked of it
+|   `-- SlurmUnavailable      exit 8   Slurm cannot be asked at the moment
+|       `-- SlurmMissing      exit 2   this machine has no Slurm
+|-- Preempted                 exit 75  saved at a step edge; start me again
+`-- ErrorOnMain               (as on rank 0)  what rank 0 raised, on the other ranks
 
-A rank that hangs raises nothing: whoever watches it ends the run with exit 7. A job that stops because its attempts won
-nothing, or were too many, exits with 9.
+ExampleError, BrokenJson and ProbeError are no LauncherErrors: `data` catches them and turns them into findings.
+
+Under a starter that watches the ranks, one that hangs raises nothing: the starter ends the run with exit 7. A job that
+stops because its attempts made no progress, or were too many, exits with 9.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import ClassVar
 
 
 class ExitCode(IntEnum):
@@ -41,16 +58,60 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+class VerdictClass(Enum):
+    """Why an attempt ended."""
+
+    done = "done"
+    preempted = "preempted"
+    timeout = "timeout"
+    cancelled = "cancelled"
+    node_failure = "node_failure"
+    rendezvous = "rendezvous"
+    hang = "hang"
+    out_of_memory_host = "out_of_memory_host"
+    out_of_memory_gpu = "out_of_memory_gpu"
+    non_finite = "non_finite"
+    configuration = "configuration"
+    data = "data"
+    disk = "disk"
+    checkpoint = "checkpoint"
+    superseded = "superseded"
+    bug = "bug"
+
+
 class LauncherError(Exception):
-    """Base of all errors this program raises on purpose."""
+    """Base of all errors this program raises on purpose.
+
+    The message is for people and may be reworded at any time; what a decision hangs on is the class and `data`.
+    """
 
     exit_code = ExitCode.BUG
+    failure: ClassVar[VerdictClass | None] = None
+    """What an attempt died of when a rank raises this; None: its cause may tell."""
+    public_name: ClassVar[str] = ""
+    """The name in JSON output and events, where a class is narrower than the one that scripts know; empty: its own."""
+
+    def __init__(self, message: str, **data: object) -> None:
+        super().__init__(message)
+        self.data: dict[str, object] = data
+        """The fields, as JSON: they travel in the record that a rank leaves behind."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the class; stable, because records hold it."""
+        return type(self).__name__
+
+
+def public_name(error: BaseException) -> str:
+    """The class of an error as users see it in JSON output, events and records."""
+    return (isinstance(error, LauncherError) and type(error).public_name) or type(error).__name__
 
 
 class UserError(LauncherError):
     """What the user gave cannot work; the message says what to change."""
 
     exit_code = ExitCode.USER
+    failure = VerdictClass.configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +133,23 @@ class ConfigErrors(UserError):
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__(
+            "\n".join(str(problem) for problem in problems), settings=[problem.key for problem in problems]
+        )
 
 
 class DataError(UserError):
     """The data cannot be used; `problems` lists every finding with its place."""
 
+    failure = VerdictClass.data
+
     def __init__(self, message: str, problems: list[Problem] | None = None) -> None:
         self.problems = problems or []
         super().__init__("\n".join([message, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class NotFetched(DataError):
+    """A Hub data set is not in the cache, and fetching it was not asked for."""
 
 
 class ModelError(UserError):
@@ -91,40 +160,201 @@ class RunError(UserError):
     """The run directory cannot be used for what was asked."""
 
 
+class MicroBatchTooLarge(UserError):
+    """The heaviest micro-batch of an epoch does not fit into GPU memory."""
+
+    failure = VerdictClass.out_of_memory_gpu
+    public_name = "UserError"
+
+    def __init__(self, message: str, *, tokens: int) -> None:
+        super().__init__(message, tokens=tokens)
+
+
+class NothingQueued(UserError):
+    """sbatch refused, and no job of the run was ever in the queue."""
+
+
 class CheckpointError(LauncherError):
     """A checkpoint is missing, damaged, of another run, or could not be written."""
 
     exit_code = ExitCode.CHECKPOINT
+    failure = VerdictClass.checkpoint
+
+
+class SaveFailed(CheckpointError):
+    """Ranks could not write their files of a checkpoint; `rank` is the first of them, `errno` and `path` are its."""
+
+    failure = VerdictClass.disk
+    public_name = "CheckpointError"
+
+    def __init__(self, message: str, *, step: int, rank: int, errno: int | None, path: str) -> None:
+        super().__init__(message, step=step, rank=rank, errno=errno, path=path)
+
+
+class ConfigMismatch(CheckpointError):
+    """A checkpoint was written with other settings than the run has now; `differing` names them."""
+
+    failure = VerdictClass.configuration
+    public_name = "CheckpointError"
+
+    def __init__(self, message: str, *, path: str, differing: Sequence[str]) -> None:
+        super().__init__(message, path=path, differing=list(differing))
 
 
 class SupersededError(CheckpointError):
     """This attempt is no longer the newest of its run and may not publish a checkpoint."""
 
     exit_code = ExitCode.SUPERSEDED
+    failure = VerdictClass.superseded
 
 
 class WorldError(LauncherError):
     """The processes that met are not those that were planned."""
 
     exit_code = ExitCode.WORLD
+    failure = VerdictClass.rendezvous
+
+
+class RanksMissing(WorldError):
+    """Ranks did not come to the rendezvous, or left it; the first of them is to blame."""
+
+    public_name = "WorldError"
+
+    def __init__(self, message: str, *, ranks: Sequence[int]) -> None:
+        super().__init__(message, ranks=list(ranks))
+
+
+class RendezvousFailed(WorldError):
+    """This rank cannot reach the others, though nobody is known to be missing."""
+
+    public_name = "WorldError"
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message, rank=rank)
+
+
+class HostNotStarted(WorldError):
+    """The remote shell to a host ended before that host joined; `output` is what the shell printed last."""
+
+    public_name = "WorldError"
+
+    def __init__(self, message: str, *, node: str, output: str) -> None:
+        super().__init__(message, node=node, output=output)
+
+
+class HostLost(WorldError):
+    """Another host of the run went silent (`silent_s`), or its ranks ended badly (`exit_code` of that host)."""
+
+    public_name = "WorldError"
+
+    def __init__(self, message: str, *, node: str, silent_s: float | None = None, code: int | None = None) -> None:
+        super().__init__(message, node=node, silent_s=silent_s, code=code)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the host itself is gone, not only the ranks on it."""
+        return self.data["silent_s"] is not None
 
 
 class DeviceError(WorldError):
     """A rank finds fewer GPUs on its node than there are ranks."""
+
+    failure = VerdictClass.node_failure
 
 
 class NonFiniteError(LauncherError):
     """Loss or gradient is not finite; `sample_ids` are the examples of that optimizer step."""
 
     exit_code = ExitCode.NON_FINITE
+    failure = VerdictClass.non_finite
 
-    def __init__(self, message: str, *, step: int, sample_ids: list[int]) -> None:
-        self.step = step
-        self.sample_ids = sample_ids
-        super().__init__(message)
+    def __init__(self, message: str, *, step: int, sample_ids: Sequence[int]) -> None:
+        super().__init__(message, step=step, sample_ids=list(sample_ids))
+
+
+class RankHung(LauncherError):
+    """A rank made no progress for longer than its phase may take."""
+
+    exit_code = ExitCode.HANG
+    failure = VerdictClass.hang
+    public_name = "Hang"
+
+    def __init__(self, message: str, *, phase: str, silent_s: float, limit_s: float) -> None:
+        super().__init__(message, phase=phase, silent_s=silent_s, limit_s=limit_s)
+
+
+class SlurmError(LauncherError):
+    """Slurm refused what was asked of it; the message is Slurm's own."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
+class SlurmUnavailable(SlurmError):
+    """Slurm cannot be asked: a tool is missing here, or the controller does not answer."""
+
+
+class SlurmMissing(SlurmUnavailable):
+    """This machine has no such tool: asking again does not help."""
+
+    exit_code = ExitCode.USER
+
+
+TIME_LIMIT = "time limit"
+"""`stopped_by` where a rank stops because the job's time runs out; elsewhere it is the name of a signal, or empty."""
 
 
 class Preempted(LauncherError):
     """A stop was asked for and the state was saved at a step edge."""
 
     exit_code = ExitCode.PREEMPTED
+    failure = VerdictClass.preempted
+
+    def __init__(self, message: str, *, stopped_by: str | None = None) -> None:
+        super().__init__(message, stopped_by=stopped_by or "")
+
+
+class ErrorOnMain(LauncherError):
+    """What rank 0 ran into, on the other ranks: its class, fields and exit code, and nothing more to tell the user."""
+
+    def __init__(self, message: str, exit_code: ExitCode, kind: str, data: Mapping[str, object]) -> None:
+        super().__init__(message, **data)
+        self.exit_code = exit_code
+        self._kind = kind
+
+    @property
+    def kind(self) -> str:
+        return self._kind
+
+
+class ExampleError(Exception):
+    """One record cannot be used: the audit code, and why in words."""
+
+    def __init__(self, code: str, why: str) -> None:
+        self.code = code
+        self.why = why
+        super().__init__(code, why)
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.why}"
+
+
+class BrokenJson(Exception):
+    """Why a text is not JSON, and the line that shows it."""
+
+    def __init__(self, line: int, why: str) -> None:
+        self.line = line
+        super().__init__(why)
+
+
+class ProbeError(Exception):
+    """A chat template cannot be used for tuning; says why."""
+
+
+def _subclasses(base: type[LauncherError]) -> Iterator[type[LauncherError]]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _subclasses(child)
+
+
+OUR_ERRORS: Mapping[str, type[LauncherError]] = {error.__name__: error for error in _subclasses(LauncherError)}
+"""By the name that records hold. All of them: every class stands in this module."""

@@ -19,15 +19,14 @@ from pathlib import Path
 
 from launcher.config.frozen import load_config
 from launcher.error_output import show_error
-from launcher.errors import ExitCode, LauncherError, Preempted, UserError
+from launcher.errors import ErrorOnMain, ExitCode, LauncherError, Preempted, UserError
 from launcher.log import setup_logging
 from launcher.paths import RunPaths
-from launcher.runs.jsonl import utc_now
-from launcher.runs.rank_end import RankEnd, write_rank_end
+from launcher.runs.rank_end import end_of, write_rank_end
 from launcher.runs.redact import redacted_text
 from launcher.runs.run_dir import find_run, lock_run, new_attempt
 from launcher.runs.states import run_state
-from launcher.train.ranks import ErrorOnMain, rank_from_environment
+from launcher.train.ranks import rank_from_environment
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG, record_collectives
 
@@ -57,14 +56,7 @@ class _Part:
         if self.run_dir is None or not self.attempt:
             return
         message = "" if error is None else redacted_text(str(error), os.environ)[:_LONGEST_MESSAGE]
-        end = RankEnd(
-            rank=self.rank,
-            host=socket.gethostname(),
-            exit_code=int(code),
-            error="" if error is None else type(error).__name__,
-            message=message,
-            time=utc_now(),
-        )
+        end = end_of(self.rank, host=socket.gethostname(), exit_code=code, error=error, message=message)
         with suppress(OSError):
             write_rank_end(RunPaths(self.run_dir).rank_end(self.attempt, self.rank), end)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from launcher.checkpoint.commit import committed, verify
 from launcher.commands.options import add_json, add_runs_dir
-from launcher.errors import ExitCode, RunError
+from launcher.errors import ExitCode, RunError, SlurmUnavailable
 from launcher.local.cancel import stop_local
 from launcher.paths import RunPaths
 from launcher.runs.run_dir import find_run
 from launcher.runs.states import RunState
 from launcher.runs.status import FINAL_STATES
 from launcher.slurm.client.job_status import find_sweep, is_submitted, live_state, live_states, members_of
-from launcher.slurm.client.query import Slurm, SlurmUnavailable
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
 
 QUALITY = (

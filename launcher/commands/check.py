@@ -25,7 +25,6 @@ from launcher.plan.plan import Plan
 from launcher.plan.run_plan import allow_problems, plan_cheaply
 from launcher.slurm.client.sbatch import sbatch_problems
 
-_NOT_HERE = "this machine cannot run it"
 _PLAIN_WIDTH = 120
 
 
@@ -76,11 +75,14 @@ class _Seen:
     """Of the plan, of the data audit, of this machine."""
     unaudited: str = ""
     """As PlannedRun.unaudited."""
+    is_elsewhere: bool = False
+    """This machine cannot run it; another one may."""
 
 
 def _plan(config: RunConfig) -> _Seen:
     problems = allow_problems(config)
-    warnings = [f"{_NOT_HERE}: {problem}" for problem in machine_problems(config, visible_gpus())]
+    lacking = machine_problems(config, visible_gpus())
+    warnings = [f"this machine cannot run it: {problem}" for problem in lacking]
     try:
         planned = plan_cheaply(config)
     except DataError as error:
@@ -88,7 +90,7 @@ def _plan(config: RunConfig) -> _Seen:
         return _Seen(None, problems + found, warnings)
     audit = [in_short(finding) for finding in planned.findings if not finding.vetoes]
     plan = planned.plan
-    return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited)
+    return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
 
 
 def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
@@ -138,13 +140,12 @@ def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: l
 
 def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
     """What follows for a run in which nothing wrong was found, as rich markup."""
-    is_elsewhere = any(warning.startswith(_NOT_HERE) for warning in seen.warnings)
-    where = ", where its devices and packages are" if is_elsewhere else ""
-    so_far = f"[bold green]this plan holds[/]{where}" if is_elsewhere else "[bold green]nothing wrong was found[/]"
+    where = ", where its devices and packages are" if seen.is_elsewhere else ""
+    so_far = f"[bold green]this plan holds[/]{where}" if seen.is_elsewhere else "[bold green]nothing wrong was found[/]"
     if seen.unaudited:
         prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
         return f"{so_far}; the audit has not run on all of it: {escape(seen.unaudited)}. {prepare} does"
-    if is_elsewhere:
+    if seen.is_elsewhere:
         return so_far
     verb = "submit" if config.cluster.kind.value == "slurm" else "train"
     return "[bold green]this run can start[/]  " + escape(shlex.join(["launcher", verb, *overrides]))

@@ -14,7 +14,7 @@ from launcher.commands.plan_view import in_short, print_plan
 from launcher.commands.submit import submit_again
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.frozen import load_config
-from launcher.errors import ExitCode, RunError, UserError
+from launcher.errors import ExitCode, RunError, SlurmUnavailable, UserError
 from launcher.local.multi_host import join
 from launcher.local.start import start_run
 from launcher.paths import RunPaths
@@ -23,7 +23,6 @@ from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run
 from launcher.runs.states import RunState, run_state
 from launcher.slurm.client.job_status import live_state
-from launcher.slurm.client.query import SlurmUnavailable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

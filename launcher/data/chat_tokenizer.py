@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer, processors
 
-from launcher.data.example import ExampleError
 from launcher.data.mask import Turn
 from launcher.data.template import ChatFormat
-from launcher.errors import ModelError
+from launcher.errors import ExampleError, ModelError
 
 IntArray = npt.NDArray[np.int64]
 

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from launcher.config.schema import DataConfig, DataFormat
 from launcher.data.audit import RULES, Location, Severity, Tally
-from launcher.data.example import Example, ExampleError
+from launcher.data.example import Example
 from launcher.data.example_checks import check_example, check_text, digests
 from launcher.data.formats import to_example
 from launcher.data.prepared import TokenBatch
 from launcher.data.prompt_prefix import Opening, opening_of
 from launcher.data.readers import Chunk, Payload, parse
+from launcher.errors import ExampleError
 
 
 @dataclass(slots=True)

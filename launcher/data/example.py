@@ -9,18 +9,6 @@ from dataclasses import dataclass
 Json = Mapping[str, object]
 
 
-class ExampleError(Exception):
-    """A record cannot be used: its audit code and the reason."""
-
-    def __init__(self, code: str, why: str) -> None:
-        self.code = code
-        self.why = why
-        super().__init__(code, why)
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.why}"
-
-
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `train` says whether an assistant turn is supervised; it has no meaning for other roles."""

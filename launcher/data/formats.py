@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from launcher.config.schema import DataFormat
-from launcher.data.example import Example, ExampleError, Json, Message
+from launcher.data.example import Example, Json, Message
+from launcher.errors import ExampleError
 
 Record = Mapping[str, object]
 

@@ -10,17 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.data.content_hash import write_atomically
-from launcher.errors import DataError
+from launcher.errors import DataError, NotFetched
 from launcher.paths import cache_dir
 
 _TOKEN = "make a token with read access at https://huggingface.co/settings/tokens and set it: export HF_TOKEN=hf_..."
 
 # What huggingface_hub speaks HTTP with: another one in each of its major versions, and with other types of errors.
 _HTTP_LIBRARIES = ("httpx2", "httpx", "requests")
-
-
-class NotFetched(DataError):
-    """A Hub data set is not in the cache, and fetching it was not asked for."""
 
 
 def fetch_split(name: str, split: str, revision: str | None, *, download: bool = True) -> Path:

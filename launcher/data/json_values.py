@@ -6,19 +6,11 @@ import json
 import re
 from typing import IO
 
-from launcher.data.example import ExampleError
+from launcher.errors import BrokenJson, ExampleError
 
 READ_CHARS = 1 << 20
 # One value of a JSON array that is still incomplete after this much text is broken, not long.
 _MAX_VALUE_CHARS = 64 << 20
-
-
-class BrokenJson(Exception):
-    """Why a text is no JSON, and the line that shows it."""
-
-    def __init__(self, line: int, why: str) -> None:
-        self.line = line
-        super().__init__(why)
 
 
 class JsonWindow:

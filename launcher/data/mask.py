@@ -15,10 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.data.example import ExampleError
 from launcher.data.template import ChatFormat
 from launcher.data.template_markers import ANSWER_MARK
-from launcher.errors import DataError
+from launcher.errors import DataError, ExampleError
 
 Messages = Sequence[Mapping[str, object]]
 

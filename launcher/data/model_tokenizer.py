@@ -10,9 +10,10 @@ from launcher.config.schema import OverLength
 from launcher.data.audit import Location, Tally
 from launcher.data.chat_tokenizer import ChatTokenizer, MaskedTokens
 from launcher.data.encode import EncodedExample
-from launcher.data.example import Example, ExampleError
+from launcher.data.example import Example
 from launcher.data.mask import Rendered, Turn, render_with_turns
 from launcher.data.template import ChatFormat
+from launcher.errors import ExampleError
 
 
 class ModelTokenizer:

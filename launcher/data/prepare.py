@@ -17,7 +17,6 @@ from launcher.config.schema import DataConfig, DataFormat, RunConfig
 from launcher.data.audit import Audit, Tally
 from launcher.data.content_hash import file_sha256
 from launcher.data.encode import EncodedExample, Encoder
-from launcher.data.hub import NotFetched
 from launcher.data.model_tokenizer import ModelTokenizer
 from launcher.data.parallel import encode_all, num_processes
 from launcher.data.prepared import SplitFacts
@@ -25,7 +24,7 @@ from launcher.data.readers import Chunk, read_chunks, source_format
 from launcher.data.sources import Sources, find_sources
 from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
-from launcher.errors import DataError, Problem
+from launcher.errors import DataError, NotFetched, Problem
 from launcher.paths import cache_dir, new_cache_dir
 
 FORMAT_VERSION = 2

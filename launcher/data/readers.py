@@ -13,11 +13,10 @@ from typing import IO
 
 from launcher.config.schema import DataFormat
 from launcher.data.audit import Location, Tally
-from launcher.data.example import ExampleError
 from launcher.data.formats import describe_formats, detect
-from launcher.data.json_values import DECODER, READ_CHARS, BrokenJson, JsonWindow, json_why
+from launcher.data.json_values import DECODER, READ_CHARS, JsonWindow, json_why
 from launcher.data.sources import Source
-from launcher.errors import DataError
+from launcher.errors import BrokenJson, DataError, ExampleError
 
 CHUNK_RECORDS = 1000
 CHUNK_BYTES = 4 << 20

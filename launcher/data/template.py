@@ -18,8 +18,8 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from launcher.data.template_markers import ProbeError, TurnShape, learn_turn_shape
-from launcher.errors import DataError, ModelError
+from launcher.data.template_markers import TurnShape, learn_turn_shape
+from launcher.errors import DataError, ModelError, ProbeError
 
 FORMAT_FILE = "prompt_format.json"
 TEMPLATE_FILE = "chat_template.jinja"

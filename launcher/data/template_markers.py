@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from launcher.errors import DataError
+from launcher.errors import DataError, ProbeError
 
 Render = Callable[[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]] | None, bool], str]
 """(messages, tools, add_generation_prompt) -> text."""
@@ -14,10 +14,6 @@ Render = Callable[[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]
 # Letters and digits only: nothing a template strips, splits at or escapes.
 _QUESTION = "Qm7launcherQuestionQm7"
 ANSWER_MARK = "Am7launcherAnswerAm7"
-
-
-class ProbeError(Exception):
-    """The template cannot be used for tuning; says why."""
 
 
 @dataclass(frozen=True, slots=True)

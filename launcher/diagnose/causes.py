@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from dataclasses import dataclass, field, replace
 
-from launcher.diagnose.error_patterns import GPU_FAULT, OUR_ERRORS, class_of
+from launcher.diagnose.error_patterns import GPU_FAULT, class_of
 from launcher.diagnose.evidence import Evidence
-from launcher.diagnose.failed_ranks import OF_CODE, Failure, find_failures, rank_name
+from launcher.diagnose.failed_ranks import Failure, class_of_code, find_failures, kind_of, rank_name
 from launcher.diagnose.log_tail import error_block, exception_line, traceback_place
 from launcher.diagnose.srun_messages import Word
 from launcher.diagnose.stacks import find_hang
-from launcher.diagnose.verdict_class import VerdictClass
-from launcher.errors import ExitCode
+from launcher.errors import OUR_ERRORS, TIME_LIMIT, ExitCode, HostLost, HostNotStarted, LauncherError, VerdictClass
 from launcher.runs.jsonl import seconds_between
-
-_DID_NOT_COME = re.compile(r"\brank (\d+)\b(?= (?:on \S+ )?.*(?:did not answer|took no part|is gone))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,7 @@ def _finished(evidence: Evidence) -> Cause | None:
 
 
 def _superseded(failures: list[Failure]) -> Cause | None:
-    for failure in failures:
+    for failure in sorted(failures, key=lambda failure: failure.is_echo):
         if failure.verdict_class is VerdictClass.superseded:
             summary = "a newer attempt of the run has started; this one may not publish checkpoints any more"
             return _of_rank(failure, VerdictClass.superseded, summary)
@@ -80,17 +76,23 @@ def _cancelled(evidence: Evidence) -> Cause | None:
 
 
 def _node_lost(evidence: Evidence) -> Cause | None:
+    silent = evidence.starter_error
+    if isinstance(silent, HostLost) and silent.is_silent:
+        return _node_failure(evidence, str(silent.data["node"]), [f"launcher: {silent}"])
     facts = [fact for fact in evidence.words if fact.word is Word.node_failure]
     if not facts and evidence.slurm_state not in ("NODE_FAIL", "BOOT_FAIL"):
         return None
     node = next((fact.node for fact in facts if fact.node), "") or _node_without_ends(evidence)
-    rank = next((rank.rank for rank in evidence.ranks if rank.node == node), None) if node else None
+    return _node_failure(evidence, node, [fact.line for fact in facts][:4])
+
+
+def _node_failure(evidence: Evidence, node: str, lines: list[str]) -> Cause:
     return Cause(
         verdict_class=VerdictClass.node_failure,
         summary=f"node {node} failed" if node else "a node of the job failed",
-        rank=rank,
+        rank=next((rank.rank for rank in evidence.ranks if rank.node == node), None) if node else None,
         node=node,
-        lines=[fact.line for fact in facts][:4],
+        lines=lines,
     )
 
 
@@ -144,44 +146,49 @@ def _start_failed(evidence: Evidence) -> Cause | None:
 def _rank_failed(evidence: Evidence, failure: Failure) -> Cause:
     verdict_class = failure.verdict_class or VerdictClass.bug
     named = exception_line(failure.lines)
-    said = failure.rank.end.message.strip() if failure.rank.end is not None else ""
+    end = failure.rank.end
+    said = end.message.strip() if end is not None else ""
     error = said.splitlines()[0] if said else named.removeprefix("error: ")
-    name = failure.rank.end.error if failure.rank.end is not None else ""
+    is_ours = end is not None and kind_of(end) in OUR_ERRORS
     # Our own errors are sentences; those of others often mean little without their name.
-    if name and name not in OUR_ERRORS:
-        error = f"{name}: {error}"
+    if end is not None and end.error and not is_ours:
+        error = f"{end.error}: {error}"
     if verdict_class is VerdictClass.non_finite:
         # All ranks agree on it and say the same: what is to blame is the step, not a rank.
         return replace(_of_rank(failure, verdict_class, error[:500]), rank=None, node="", place="")
     cause = _of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}"[:500])
     if verdict_class is VerdictClass.rendezvous:
         return _rendezvous(evidence, failure, cause)
-    if verdict_class is VerdictClass.node_failure and GPU_FAULT.search("\n".join([error, *failure.lines])):
+    if (
+        verdict_class is VerdictClass.node_failure
+        and not is_ours
+        and GPU_FAULT.search("\n".join([error, *failure.lines]))
+    ):
         return replace(cause, summary=f"{rank_name(failure.rank)}: its GPU failed: {error}"[:500])
     return cause
 
 
 def _rendezvous(evidence: Evidence, failure: Failure, cause: Cause) -> Cause:
-    """Who reports that ranks did not meet is not to blame; the first rank that its message misses is."""
-    text = failure.rank.end.message if failure.rank.end is not None else "\n".join(failure.lines)
-    missed = _DID_NOT_COME.search(text)
-    blamed = next((rank for rank in evidence.ranks if missed is not None and rank.rank == int(missed[1])), None)
-    if blamed is None:
+    """A rank that reports missing ranks is not to blame; the first one that is missing is."""
+    end = failure.rank.end
+    missing = end.data.get("ranks") if end is not None else None
+    first = missing[0] if isinstance(missing, list) and missing else None
+    blamed = next((rank for rank in evidence.ranks if rank.rank == first), None)
+    if end is None or blamed is None:
         return replace(cause, node="")
-    return replace(cause, summary=text.splitlines()[0][:500], node=blamed.node, rank=blamed.rank)
+    return replace(cause, summary=end.message.partition("\n")[0][:500], node=blamed.node, rank=blamed.rank)
 
 
 def _stopped(evidence: Evidence) -> Cause | None:
     """Somebody asked the attempt to leave: the time limit, the scheduler, or a signal."""
     said = {fact.word for fact in evidence.words}
-    told = " ".join(
-        [evidence.stopped_by]
-        + [rank.end.message for rank in evidence.ranks if rank.end is not None and rank.end.error == "Preempted"]
-        + [str(value) for event in evidence.events if event.event == "preempted" for value in event.fields.values()]
-    ).lower()
+    asked = {evidence.stopped_by}
+    asked |= {str(rank.end.data.get("stopped_by", "")) for rank in evidence.ranks if rank.end is not None}
+    preempted = [event.fields for event in evidence.events if event.event == "preempted"]
+    asked |= {str(fields.get(name, "")) for fields in preempted for name in ("reason", "signal")}
     saved, how = _saved(evidence), _how_saved(evidence)
-    timed_out = Word.time_limit in said or evidence.slurm_state in ("TIMEOUT", "DEADLINE") or _warned(evidence, told)
-    if timed_out or "time limit" in told or "walltime" in told:
+    timed_out = Word.time_limit in said or evidence.slurm_state in ("TIMEOUT", "DEADLINE")
+    if timed_out or TIME_LIMIT in asked or (signal.SIGUSR2.name in asked and _near_time_limit(evidence)):
         return Cause(verdict_class=VerdictClass.timeout, summary=f"the time limit came, {how}")
     by_slurm = said & {Word.preempted, Word.requeued, Word.cancelled} or evidence.slurm_state in _QUEUED_AGAIN
     if by_slurm or evidence.stopped_by or saved or evidence.exit_code == ExitCode.PREEMPTED:
@@ -194,13 +201,12 @@ def _stopped(evidence: Evidence) -> Cause | None:
 _QUEUED_AGAIN = ("PREEMPTED", "PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
-def _warned(evidence: Evidence, told: str) -> bool:
-    """Whether the signal that stopped it is the one Slurm sends some time before the limit; anybody may send it."""
-    limit_min = evidence.config.cluster.walltime_min if evidence.config is not None else None
-    if limit_min is None or "sigusr2" not in told:
+def _near_time_limit(evidence: Evidence) -> bool:
+    """Whether a SIGUSR2 is the one that Slurm sends some time before the limit; anybody may send it."""
+    if evidence.config is None or (limit_min := evidence.config.cluster.walltime_min) is None:
         return False
     # Slurm looks at the clock twice a minute, and a job may have been given a little less than it asked for.
-    lead_s = evidence.config.cluster.signal_lead_s if evidence.config is not None else 0
+    lead_s = evidence.config.cluster.signal_lead_s
     return seconds_between(evidence.started, evidence.ended) >= 60 * limit_min - lead_s - 60
 
 
@@ -251,8 +257,9 @@ def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
         return _of_rank(failure, VerdictClass.out_of_memory_host, text)
     if code < 0:
         return _of_rank(failure, VerdictClass.bug, f"{name} was ended by {signal.Signals(-code).name}")
-    known = OF_CODE.get(ExitCode(code)) if code in set(ExitCode) else None
-    return _of_rank(failure, known or VerdictClass.bug, f"{name} ended with exit code {code} and left no message")
+    return _of_rank(
+        failure, class_of_code(code) or VerdictClass.bug, f"{name} ended with exit code {code} and left no message"
+    )
 
 
 def _lost_each_other(failures: list[Failure]) -> Cause | None:
@@ -272,14 +279,28 @@ def _unexplained(evidence: Evidence) -> Cause:
         where = f" on {node}" if node else ""
         text = f"the process that ran the attempt{where} is gone and left no word; most often its machine went down"
         return Cause(verdict_class=VerdictClass.node_failure, summary=text, node=node)
-    known = OF_CODE.get(ExitCode(code)) if code in set(ExitCode) else None
+    if evidence.starter_error is not None:
+        return _starter_failed(evidence.starter_error, code)
     lines = error_block(evidence.starter_log)
     return Cause(
-        verdict_class=class_of("", "\n".join(lines)) or known or VerdictClass.bug,
+        verdict_class=class_of("", {}, "\n".join(lines)) or class_of_code(code) or VerdictClass.bug,
         summary=exception_line(lines).removeprefix("error: ") or f"it ended with exit code {code} and no message",
         exit_code=code,
         lines=lines,
         error=exception_line(lines),
+    )
+
+
+def _starter_failed(error: LauncherError, code: int) -> Cause:
+    """The starter itself could not go on; what a remote shell printed is other people's text."""
+    output = str(error.data["output"]) if isinstance(error, HostNotStarted) else ""
+    lines = f"launcher: {error}".splitlines()
+    return Cause(
+        verdict_class=class_of("", {}, output) or error.failure or class_of_code(code) or VerdictClass.bug,
+        summary=lines[0].removeprefix("launcher: "),
+        exit_code=code,
+        lines=lines,
+        error=exception_line(output.splitlines()),
     )
 
 

@@ -1,16 +1,18 @@
-"""What an error message or a piece of a log points at."""
+"""What an error points at: ours by its class and fields; those of others by name, errno, and here alone by their text.
+
+No pattern here may match a message of our own (tests/unit/diagnose/test_reworded.py).
+"""
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Mapping
 
-from launcher.diagnose.verdict_class import VerdictClass
+from launcher.errors import OUR_ERRORS, VerdictClass
 
-_OF_ERROR = {
-    "ConfigErrors": VerdictClass.configuration,
-    "ModelError": VerdictClass.configuration,
-    "RunError": VerdictClass.configuration,
-    "UserError": VerdictClass.configuration,
+# Classes of other packages, by name: a verdict is made without importing them.
+_OF_FOREIGN = {
     "ModuleNotFoundError": VerdictClass.configuration,
     "ImportError": VerdictClass.configuration,
     "GatedRepoError": VerdictClass.configuration,
@@ -18,20 +20,16 @@ _OF_ERROR = {
     "RevisionNotFoundError": VerdictClass.configuration,
     "LocalEntryNotFoundError": VerdictClass.configuration,
     "OfflineModeIsEnabled": VerdictClass.configuration,
-    "DataError": VerdictClass.data,
-    "NonFiniteError": VerdictClass.non_finite,
-    "WorldError": VerdictClass.rendezvous,
-    "DeviceError": VerdictClass.node_failure,
-    "CheckpointError": VerdictClass.checkpoint,
-    "SupersededError": VerdictClass.superseded,
     "OutOfMemoryError": VerdictClass.out_of_memory_gpu,
     "MemoryError": VerdictClass.out_of_memory_host,
 }
 
-OUR_ERRORS = frozenset(
-    {"ConfigErrors", "ModelError", "RunError", "UserError", "DataError", "NonFiniteError"}
-    | {"WorldError", "DeviceError", "CheckpointError", "SupersededError", "Preempted", "Hang"}
-)
+_OF_ERRNO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG), VerdictClass.disk),
+    errno.ENOMEM: VerdictClass.out_of_memory_host,
+}
+# What the operating system said tells more than these: they wrap whatever went wrong below.
+_WRAPPERS = (None, VerdictClass.checkpoint, VerdictClass.configuration, VerdictClass.disk)
 
 GPU_FAULT = re.compile(
     r"uncorrectable (?:ECC|NVLink) error"
@@ -46,7 +44,6 @@ GPU_FAULT = re.compile(
     re.IGNORECASE,
 )
 WATCHDOG = re.compile(r"Watchdog caught collective operation timeout")
-OTHER_SETTINGS = re.compile(r"does not fit config\.yaml")
 
 # In this order: an error of the disk is often wrapped into one of the checkpoint, one of the GPU into one of NCCL.
 _OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
@@ -54,7 +51,7 @@ _OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
         VerdictClass.out_of_memory_gpu,
         re.compile(
             r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError"
-            r"|torch\.cuda\.OutOfMemoryError|micro-batch of the epoch .* does not fit into memory"
+            r"|torch\.cuda\.OutOfMemoryError"
         ),
     ),
     (VerdictClass.node_failure, GPU_FAULT),
@@ -70,15 +67,14 @@ _OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
         VerdictClass.disk,
         re.compile(
             r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle"
-            r"|\[Errno (?:5|28|30|116|122)\]|File too large|could not save step"
+            r"|\[Errno (?:5|28|30|116|122)\]|File too large"
         ),
     ),
     (
         VerdictClass.configuration,
         re.compile(
             r"^(?:\w+\.)*(?:ModuleNotFoundError|ImportError)\b|No module named|cannot open shared object file"
-            r"|(?:401|403) Client Error|GatedRepoError|RepositoryNotFoundError|Invalid user token"
-            r"|does not fit config\.yaml",
+            r"|(?:401|403) Client Error|GatedRepoError|RepositoryNotFoundError|Invalid user token",
             re.MULTILINE,
         ),
     ),
@@ -86,7 +82,7 @@ _OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
     (
         VerdictClass.rendezvous,
         re.compile(
-            r"could not meet the others|client socket has timed out|failed to connect to any of the given"
+            r"client socket has timed out|failed to connect to any of the given"
             r"|connectFullMesh failed|DistStoreError|DistNetworkError|[Aa]ddress already in use|EADDRINUSE"
             r"|Call to (?:connect|bind) .*(?:failed|returned)|No route to host|No socket interface found"
             r"|ncclInternalError.*[Bb]ootstrap|Unable to find address for"
@@ -101,35 +97,37 @@ _ECHO = re.compile(
     r"|Failed to check the .should dump. flag|NCCL communicator was aborted|[Ss]ocket [Cc]losed"
     r"|Read error \[|Write error \[|Application timeout caused pair closure|Timed out waiting \d+ms for (?:recv|send)"
 )
-_ECHO_ERRORS = ("ErrorOnMain",)
 
 
-def is_echo(error: str, text: str) -> bool:
+def is_echo(kind: str, text: str) -> bool:
     """Whether a rank failed only because another one had gone.
 
     Args:
-        error: class of its exception; empty where it left none.
+        kind: class of its exception; empty where it left none.
         text: its message, or the last lines of its log.
     """
-    if error in _ECHO_ERRORS:
-        return True
-    # Our own errors are raised for a reason of their own, whatever they quote.
-    return error not in _OF_ERROR and _ECHO.search(text) is not None
+    # An error that we know is raised for a reason of its own, whatever it quotes.
+    return kind not in OUR_ERRORS and kind not in _OF_FOREIGN and _ECHO.search(text) is not None
 
 
-def class_of(error: str, text: str) -> VerdictClass | None:
-    """The class an error points at; None where it says nothing known.
+def class_of(kind: str, data: Mapping[str, object], text: str) -> VerdictClass | None:
+    """The class of failure that an error points at; None where it says nothing known.
 
     Args:
-        error: class of the exception, without its module.
-        text: message, or the last lines of the log.
+        kind: class of the exception, without its module; empty where only a log is left.
+        data: its fields.
+        text: its message, or the last lines of the log; read only where the error is not one of ours.
     """
-    named = _OF_ERROR.get(error)
-    if named is VerdictClass.checkpoint and OTHER_SETTINGS.search(text):
-        return VerdictClass.configuration
-    # The message tells more than these: they wrap whatever went wrong below.
-    if named in (None, VerdictClass.checkpoint, VerdictClass.configuration):
-        for verdict_class, pattern in _OF_TEXT:
-            if pattern.search(text):
-                return verdict_class
-    return named
+    number = data.get("errno")
+    by_errno = _OF_ERRNO.get(number) if isinstance(number, int) else None
+    if kind in OUR_ERRORS:
+        failure = OUR_ERRORS[kind].failure
+        return by_errno or failure if failure in _WRAPPERS else failure
+    named = _OF_FOREIGN.get(kind)
+    if named not in (None, VerdictClass.configuration):
+        return named
+    return by_errno or _class_of_text(text) or named
+
+
+def _class_of_text(text: str) -> VerdictClass | None:
+    return next((verdict_class for verdict_class, pattern in _OF_TEXT if pattern.search(text)), None)

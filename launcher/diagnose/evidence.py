@@ -78,6 +78,8 @@ class Evidence:
     cancelled: bool = False
     """`launcher cancel` left its mark."""
     stall: Stall | None = None
+    starter_error: LauncherError | None = None
+    """What the starter itself ran into, such as another host of the run that went away."""
     ranks: list[RankEvidence] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     """Of this attempt."""
@@ -102,6 +104,7 @@ def collect(
     slurm_state: str = "",
     stopped_by: str = "",
     stall: Stall | None = None,
+    starter_error: LauncherError | None = None,
     exits: Sequence[tuple[int, int]] = (),
 ) -> Evidence:
     """Reads what an attempt left behind. A part that is missing or damaged is left out; nothing is written.
@@ -112,6 +115,7 @@ def collect(
         slurm_state: Slurm's word for the state of the job, such as PREEMPTED; empty where it cannot be asked.
         stopped_by: user, preemption, time limit, or the name of the signal the starter got; empty without one.
         stall: what the watcher saw, when it ended the attempt because of a hang.
+        starter_error: what the starter itself ran into.
         exits: (rank, exit code; -N when signal N ended it), in the order they ended, where the starter saw them.
     """
     paths = RunPaths(run_dir)
@@ -139,6 +143,7 @@ def collect(
         stopped_by=stopped_by,
         cancelled=paths.cancel.exists(),
         stall=stall,
+        starter_error=starter_error,
         ranks=ranks,
         events=mine,
         step_start=step_start,

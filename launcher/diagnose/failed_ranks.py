@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from launcher.diagnose.error_patterns import class_of, is_echo
 from launcher.diagnose.evidence import Evidence, RankEvidence
 from launcher.diagnose.log_tail import error_block
-from launcher.diagnose.verdict_class import VerdictClass
-from launcher.errors import ExitCode
+from launcher.errors import OUR_ERRORS, ErrorOnMain, ExitCode, VerdictClass
+from launcher.runs.rank_end import RankEnd
 
-OF_CODE = {
+_OF_CODE: dict[int, VerdictClass] = {
     ExitCode.USER: VerdictClass.configuration,
     ExitCode.CHECKPOINT: VerdictClass.checkpoint,
     ExitCode.WORLD: VerdictClass.rendezvous,
@@ -59,25 +59,53 @@ def _end_time(failure: Failure) -> str:
 
 
 def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
-    block = error_block(rank.log)
-    error = rank.end.error if rank.end is not None else ""
-    text = f"{rank.end.error}: {rank.end.message}" if rank.end is not None and rank.end.message else "\n".join(block)
-    verdict_class = class_of(error, text)
-    if verdict_class is None and rank.end is not None and error != "ErrorOnMain":
-        verdict_class = class_of(error, "\n".join(block))
-        known = OF_CODE.get(ExitCode(code)) if code in set(ExitCode) else None
-        verdict_class = verdict_class or known
-    spoke = rank.end is not None or verdict_class is not None or "Traceback (most recent call last)" in rank.log
-    lines = block if block or rank.end is None else rank.end.message.splitlines()[-10:]
+    block, end = error_block(rank.log), rank.end
+    logged = "\n".join(block)
+    if end is None:
+        verdict_class, echo = class_of("", {}, logged), is_echo("", logged)
+    else:
+        verdict_class, echo = _class_of_end(end, logged), _is_echo_end(end, logged)
     return Failure(
         rank=rank,
         code=code,
         verdict_class=verdict_class,
-        is_echo=is_echo(error, text) or (rank.end is None and is_echo("", "\n".join(block))),
-        spoke=spoke,
+        is_echo=echo,
+        spoke=end is not None or verdict_class is not None or "Traceback (most recent call last)" in rank.log,
         order=order,
-        lines=lines,
+        lines=block if block or end is None else end.message.splitlines()[-10:],
     )
+
+
+def _class_of_end(end: RankEnd, logged: str) -> VerdictClass | None:
+    """By the error's class and fields; of errors of other packages also by what they and the log say."""
+    said = _said(end) or logged
+    if not end.kind:  # written by an older version: the fields are only in its message
+        found = class_of("", {}, said) or class_of(end.error, {}, "")
+    else:
+        found = class_of(end.kind, end.data, said)
+    if found is not None or end.error == ErrorOnMain.__name__:
+        return found
+    if kind_of(end) not in OUR_ERRORS:
+        found = class_of("", {}, logged)
+    return found or class_of_code(end.exit_code)
+
+
+def _is_echo_end(end: RankEnd, logged: str) -> bool:
+    return end.error == ErrorOnMain.__name__ or is_echo(kind_of(end), _said(end) or logged)
+
+
+def _said(end: RankEnd) -> str:
+    return f"{end.error}: {end.message}" if end.message else ""
+
+
+def kind_of(end: RankEnd) -> str:
+    """Class of the error of a rank; records of older versions hold only the public name."""
+    return end.kind or end.error
+
+
+def class_of_code(code: int | None) -> VerdictClass | None:
+    """What an exit code of ours says by itself."""
+    return _OF_CODE.get(code) if code is not None else None
 
 
 def rank_name(rank: RankEvidence) -> str:

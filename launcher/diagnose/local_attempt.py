@@ -47,9 +47,9 @@ def end_attempt(run_dir: Path, record: AttemptRecord, outcome: Outcome) -> Verdi
         run_dir,
         record.attempt,
         exit_code=int(outcome.exit_code),
-        starter_log=f"launcher: {outcome.lost}" if outcome.lost else "",
         stopped_by="user" if outcome.killed else outcome.stopped_by,
         stall=outcome.stall,
+        starter_error=outcome.lost,
         exits=outcome.exits,
     )
     verdict = judge(evidence)

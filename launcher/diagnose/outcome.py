@@ -6,7 +6,7 @@ import dataclasses
 import signal
 from dataclasses import dataclass, field
 
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, WorldError
 from launcher.paths import RunPaths
 from launcher.runs.events import EventWriter, read_events
 from launcher.runs.hang_detector import Stall
@@ -36,8 +36,8 @@ class Outcome:
     """The rank that failed first."""
     failed_code: int = 0
     """Its exit code; -N when signal N ended it."""
-    lost: str = ""
-    """Which other machine of a run over several went, and how; empty when none did."""
+    lost: WorldError | None = None
+    """The other host of the run that went away, or did not come."""
     saved: bool = False
     """A rank said that it saved at a step edge because it was told to stop."""
     done: int = 0
@@ -60,7 +60,7 @@ class Outcome:
             self.saved = True
         elif stopping and code == -signal.SIGTERM:
             pass
-        elif self.failed_rank is None and not self.killed and not self.lost and self.stall is None:
+        elif self.failed_rank is None and not self.killed and self.lost is None and self.stall is None:
             self.failed_rank, self.failed_code = rank, code
 
     @property
@@ -88,7 +88,7 @@ class Outcome:
                 f"rank {self.stall.rank} made no progress for {self.stall.silent_s:.0f} s in phase {self.stall.phase}"
             )
         if self.lost and not self.saved:
-            return self.lost
+            return str(self.lost)
         if self.failed_rank is None:
             return f"stopped by {self.stopped_by}" if self.exit_code == ExitCode.PREEMPTED and self.stopped_by else ""
         rank = f"rank {self.failed_rank}"

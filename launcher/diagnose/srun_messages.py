@@ -92,8 +92,6 @@ _OTHER = (
     (Word.time_limit, re.compile(r"DUE TO TIME LIMIT")),
     (Word.node_failure, re.compile(r"srun: error: Node failure on (?P<node>[\w.\-]+)")),
     (Word.node_failure, re.compile(r"CANCELLED AT \S+ DUE TO NODE (?:(?P<node>[\w.\-]+) )?FAILURE")),
-    # Of a run over several machines without Slurm (box_notes.py).
-    (Word.node_failure, re.compile(r"launcher: (?P<node>\S+) has said nothing for ")),
     (Word.requeued, re.compile(r"DUE TO JOB REQUEUE")),
     (Word.out_of_memory, re.compile(r"(?:slurmstepd-(?P<node>[\w.\-]+): )?.*[Dd]etected \d+ oom[-_]kill event")),
     (Word.out_of_memory, re.compile(r"Exceeded (?:job|step) memory limit|exceeded memory limit \(")),
@@ -106,7 +104,7 @@ _OTHER = (
 
 
 def _other_fact(line: str) -> StarterFact | None:
-    if not line.startswith(("srun:", "slurmstepd", "slurmd", "launcher:")):
+    if not line.startswith(("srun:", "slurmstepd", "slurmd")):
         return None
     for word, pattern in _OTHER:
         match = pattern.search(line)

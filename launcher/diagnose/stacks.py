@@ -14,7 +14,7 @@ _COLLECTIVE = re.compile(r"torch/distributed/(?!elastic)|deepspeed/comm/")
 # Ranks also wait for each other inside a backward pass.
 _MAY_WAIT = re.compile(r"torch/autograd/|deepspeed/runtime/|torch/nn/parallel/|accelerate/")
 # Where a value is fetched from a GPU, which has to finish its collectives first; Python sees no more than the line.
-_FETCHES = re.compile(r"launcher/train/(?:step|engine|world|heldout|loss)\.py")
+_FETCHES = re.compile(r"launcher/train/(?:step|engines?|world|validation|loss)\.py")
 _WRAPPERS = re.compile(r"launcher/train/world\.py")
 
 

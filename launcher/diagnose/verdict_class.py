@@ -4,26 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-
-class VerdictClass(Enum):
-    """Why an attempt ended."""
-
-    done = "done"
-    preempted = "preempted"
-    timeout = "timeout"
-    cancelled = "cancelled"
-    node_failure = "node_failure"
-    rendezvous = "rendezvous"
-    hang = "hang"
-    out_of_memory_host = "out_of_memory_host"
-    out_of_memory_gpu = "out_of_memory_gpu"
-    non_finite = "non_finite"
-    configuration = "configuration"
-    data = "data"
-    disk = "disk"
-    checkpoint = "checkpoint"
-    superseded = "superseded"
-    bug = "bug"
+from launcher.errors import VerdictClass as VerdictClass
 
 
 class Action(Enum):

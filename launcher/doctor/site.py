@@ -18,10 +18,10 @@ from launcher.config.topology import resolve_topology
 from launcher.doctor.findings import Finding, fail, has_failed, of_problem, ok, warn
 from launcher.doctor.job import write_site
 from launcher.doctor.judge import Report, judge_nodes, judge_sum
-from launcher.errors import Problem
+from launcher.errors import Problem, SlurmError, SlurmMissing
 from launcher.runs.run_dir import versions
 from launcher.slurm.client.parse import JobInfo, Partition
-from launcher.slurm.client.query import Slurm, SlurmError, SlurmMissing, run_tool
+from launcher.slurm.client.query import Slurm, run_tool
 from launcher.slurm.client.sbatch import (
     JobRequest,
     comment,

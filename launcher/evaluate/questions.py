@@ -8,13 +8,13 @@ from pathlib import Path
 
 from launcher.config.schema import DataConfig, DataFormat
 from launcher.data.audit import Audit
-from launcher.data.example import Example, ExampleError, Message
+from launcher.data.example import Example, Message
 from launcher.data.formats import to_example
 from launcher.data.prepared import Prepared
 from launcher.data.readers import Payload, parse, read_chunks
 from launcher.data.sources import find_sources
 from launcher.data.template import ChatFormat
-from launcher.errors import DataError
+from launcher.errors import DataError, ExampleError
 
 MessageDict = dict[str, object]
 

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, HostLost
 from launcher.paths import RunPaths
 from launcher.runs.jsonl import utc_now
 
@@ -138,24 +138,27 @@ class OtherBoxes:
     def note(self, box: int) -> BoxNote | None:
         return read_note(self._files[box])
 
-    def lost(self) -> str:
-        """Which machine has gone, and how we know; empty while all are there or have ended well. Cheap to ask often."""
+    def lost(self) -> HostLost | None:
+        """The host that has gone; None while all are there or have ended well. Cheap to ask often."""
         now = time.monotonic()
         if now - self._asked < BEAT_S / 2:
-            return ""
+            return None
         self._asked = now
-        return next((text for box in self._files if (text := self._lost(box, now))), "")
+        return next((lost for box in self._files if (lost := self._lost(box, now)) is not None), None)
 
-    def _lost(self, box: int, now: float) -> str:
+    def _lost(self, box: int, now: float) -> HostLost | None:
         note = read_note(self._files[box])
         host = self._hosts[box]
         if note is not None and note.state is BoxState.ended:
-            well = note.exit_code in (ExitCode.DONE, ExitCode.PREEMPTED)
+            if note.exit_code in (ExitCode.DONE, ExitCode.PREEMPTED):
+                return None
             reason = f" ({note.error})" if note.error else ""
-            return "" if well else f"{host} ended with exit code {note.exit_code}{reason}"
+            return HostLost(f"{host} ended with exit code {note.exit_code}{reason}", node=host, code=note.exit_code)
         beat, since = self._seen.get(box, (-1, now))
         if note is not None and note.beat != beat:
             beat, since = note.beat, now
         self._seen[box] = (beat, since)
         silent_s = now - since
-        return f"{host} has said nothing for {silent_s:.0f} s" if silent_s > self._silent_s else ""
+        if silent_s <= self._silent_s:
+            return None
+        return HostLost(f"{host} has said nothing for {silent_s:.0f} s", node=host, silent_s=silent_s)

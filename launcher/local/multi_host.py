@@ -108,7 +108,7 @@ def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote
         try:
             _wait_for_others(part, attempt, note.token, started)
         except WorldError as error:
-            outcome = Outcome(lost=str(error))
+            outcome = Outcome(lost=error)
             record_end(part.paths, attempt, outcome)
             end_attempt(part.paths.root, begin_attempt(part.paths.root, attempt, part.derived), outcome)
             raise
@@ -138,8 +138,8 @@ def _wait_for_others(part: _Part, attempt: int, token: str, started: RemoteBoxes
                 raise WorldError(f"{part.hosts[box]} cannot take part: {note.error}")
             logger.info("%s has joined", part.hosts[box])
             missing.remove(box)
-        if started is not None and (failed := started.failed(missing)):
-            raise WorldError(failed)
+        if started is not None:
+            started.refuse_failed(missing)
         if missing and time.monotonic() > deadline:
             names = ", ".join(part.hosts[box] for box in missing)
             raise WorldError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from launcher.errors import HostNotStarted
 from launcher.paths import RunPaths
 
 SHELL_VARIABLE = "LAUNCHER_REMOTE_SHELL"
@@ -70,12 +71,15 @@ class RemoteBoxes:
             except subprocess.TimeoutExpired:
                 shell.terminate()
 
-    def failed(self, boxes: list[int]) -> str:
-        """Of machines that have not joined: one whose remote shell has ended, and its last words; else empty."""
+    def refuse_failed(self, boxes: list[int]) -> None:
+        """Raises: HostNotStarted if the remote shell of one of these hosts, which have not joined, has ended."""
         for box in boxes:
             code = self._shells[box].poll()
             if code is not None:
                 lines = self._logs[box].read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
                 said = "\n".join(f"  | {line}" for line in lines)
-                return f"{self._hosts[box]} could not be started: the remote shell ended with {code}\n{said}"
-        return ""
+                raise HostNotStarted(
+                    f"{self._hosts[box]} could not be started: the remote shell ended with {code}\n{said}",
+                    node=self._hosts[box],
+                    output="\n".join(lines),
+                )

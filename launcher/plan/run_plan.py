@@ -13,12 +13,11 @@ from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder
 from launcher.config.schema import Derived, ModelConfig, RunConfig
 from launcher.config.topology import resolve_topology
 from launcher.data.audit import RULES, AuditFinding
-from launcher.data.hub import NotFetched
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
 from launcher.data.sources import HUB, find_sources
 from launcher.demo.embedded_model import ensure_embedded
-from launcher.errors import ModelError, Problem
+from launcher.errors import ModelError, NotFetched, Problem
 from launcher.plan.batch import derive
 from launcher.plan.estimate_data import READ_BYTES, estimate_data
 from launcher.plan.plan import DataFacts, Plan, make_plan

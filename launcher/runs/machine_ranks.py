@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launcher.errors import HostLost
 
-def nobody_else() -> str:
-    """What a run on one machine answers when asked whether another machine was lost."""
-    return ""
+
+def nobody_else() -> None:
+    """Stands for `OtherBoxes.lost` in a run on one host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +22,8 @@ class Place:
     master_port: int
     interface: str = ""
     """Network interface that leads to the other machines; empty when there are none."""
-    lost: Callable[[], str] = nobody_else
-    """Asked a few times a second: which other machine has gone and how, or an empty text."""
+    lost: Callable[[], HostLost | None] = nobody_else
+    """Asked a few times a second: the other host that has gone."""
 
     @property
     def leads(self) -> bool:

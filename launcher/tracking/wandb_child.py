@@ -93,7 +93,7 @@ def _open(run_dir: Path, mode: str, parent: Parent, events: EventWriter, *, is_t
             refused = _refused(error)
             if refused:
                 # This process keeps the key it began with, so another try would be refused as well.
-                _warn(events, refused)
+                _warn(events, refused, key_refused=True)
                 return None
             if not is_warned:
                 again = f"; tried again every {RETRY_S:.0f} s while training goes on" if is_training else ""
@@ -130,10 +130,10 @@ def _run_failed(run_dir: Path) -> bool:
     return bool(states) and states[-1].fields.get("state") == "failed"
 
 
-def _warn(events: EventWriter, message: str) -> None:
+def _warn(events: EventWriter, message: str, **fields: object) -> None:
     text = redacted_text(message, os.environ)
     logger.warning("%s", text)
-    events.write("warning", source="wandb", message=text)
+    events.write("warning", source="wandb", message=text, **fields)
 
 
 def _brief(error: Exception) -> str:

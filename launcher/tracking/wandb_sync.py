@@ -42,13 +42,14 @@ def sync(run_dir: Path, *, timeout_s: float) -> Synced:
     if is_complete and told:
         rows = told[-1].get("rows")
         return Synced(rows=rows if isinstance(rows, int) else 0, url=str(told[-1].get("url")))
-    why = [str(event.fields.get("message")) for event in said if event.event == "warning"]
+    warnings = [event.fields for event in said if event.event == "warning"]
+    why = str(warnings[-1].get("message")) if warnings else "The sending process died"
     server = server_of(os.environ)
     check = f" Check that this machine reaches {server}, and that WANDB_API_KEY is a key of it ({login_page(server)})."
-    if why and "WANDB_API_KEY" in why[-1]:
+    if warnings and warnings[-1].get("key_refused"):  # its message says what to do
         check = ""
     raise UserError(
-        f"W&B did not take the run. {why[-1] if why else 'The sending process died'}.{check} Details are in "
+        f"W&B did not take the run. {why}.{check} Details are in "
         f"{paths.wandb / 'replay.log'}. A new `launcher sync {run_dir.name}` goes on where this one stopped"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from launcher.checkpoint.manifest import TrainState
 from launcher.config.schema import NonFinite
-from launcher.errors import CheckpointError, ExitCode, NonFiniteError, Preempted
+from launcher.errors import CheckpointError, ErrorOnMain, ExitCode, NonFiniteError, Preempted
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import StepRecord
 from launcher.train.run import Run
@@ -16,7 +16,6 @@ from launcher.train.step import StepOutcome, optimizer_step, searches_loss_scale
 from launcher.train.stop import STOP
 from launcher.train.validation import evaluate
 from launcher.train.watchdog import WATCHDOG
-from launcher.train.world import ErrorOnMain
 
 MAX_FP16_SKIPS_IN_A_ROW = 30
 
@@ -54,7 +53,7 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
         if stop or last or run.save_due(state.step):
             save_or_warn(run, state, required=stop or last)
         if stop and not last:
-            raise Preempted(f"stopped by {STOP.reason or 'a signal to another rank'} after step {state.step}, saved")
+            raise STOP.preempted(f"after step {state.step}, saved")
     if run.evaluation_due(state):  # stopped in the very last step, or in its evaluation: saved already
         state = evaluate(run, state)
     return state

@@ -14,7 +14,7 @@ from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order
 from launcher.data.prepared import Prepared
-from launcher.errors import ExitCode, LauncherError, Preempted, RunError
+from launcher.errors import ExitCode, LauncherError, Preempted, RunError, public_name
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
@@ -170,7 +170,7 @@ def finish(recorder: Recorder, state: TrainState) -> None:
 def record_end(recorder: Recorder, paths: RunPaths, error: BaseException) -> None:
     """Records why this attempt ended. Ranks: 0."""
     exit_code = error.exit_code if isinstance(error, LauncherError) else ExitCode.BUG
-    recorder.event("attempt_end", exit_code=int(exit_code), reason=type(error).__name__, message=str(error)[:2000])
+    recorder.event("attempt_end", exit_code=int(exit_code), reason=public_name(error), message=str(error)[:2000])
     if isinstance(error, Preempted):
         recorder.event("preempted", signal=STOP.signal_name, reason=STOP.reason or "a signal to another rank")
         if paths.cancel.exists():

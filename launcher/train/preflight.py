@@ -9,7 +9,7 @@ import torch
 
 from launcher.checkpoint.manifest import TrainState
 from launcher.data.order import heaviest_step
-from launcher.errors import ModelError, NonFiniteError, UserError
+from launcher.errors import MicroBatchTooLarge, ModelError, NonFiniteError
 from launcher.train.batch import make_micro_batch
 from launcher.train.run import Run
 from launcher.train.saving import save
@@ -25,7 +25,7 @@ def rehearse(run: Run) -> None:
 
     Loading restores weights, optimizer and generators, so the run that follows is bitwise the run without a rehearsal
     (tests/dist/test_resume.py).
-    Raises: UserError naming the batch setting when memory runs out; Preempted when a stop signal comes.
+    Raises: MicroBatchTooLarge naming the batch setting when memory runs out; Preempted when a stop signal comes.
     """
     with WATCHDOG.phase("rehearse"):
         _rehearse(run)
@@ -54,10 +54,11 @@ def _rehearse(run: Run) -> None:
         if run.heldout_data is not None:
             heldout_loss(run)
     except torch.OutOfMemoryError as error:
-        raise UserError(
+        raise MicroBatchTooLarge(
             f"the heaviest micro-batch of the epoch ({tokens} tokens on one device) does not fit into memory: {error}. "
             f"Lower batch.micro_tokens below {tokens}, lower data.seq_len_tokens, "
-            "or set strategy.activation_checkpointing=true"
+            "or set strategy.activation_checkpointing=true",
+            tokens=tokens,
         ) from error
     run.engine.load(checkpoint.path)
     seconds = time.perf_counter() - started

@@ -5,16 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from launcher.errors import ExitCode, LauncherError
-
-
-class ErrorOnMain(LauncherError):
-    """What rank 0 ran into, on the other ranks: the same exit code, and nothing more to tell the user."""
-
-    def __init__(self, message: str, exit_code: ExitCode) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
 
 def rank_from_environment() -> tuple[int, int, int]:
     """(rank, local rank, world size) as torchrun, accelerate or srun tell them; (0, 0, 1) without any."""

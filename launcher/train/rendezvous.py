@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from launcher.errors import Preempted, WorldError
+from launcher.errors import Preempted, RanksMissing, RendezvousFailed
 from launcher.train.ranks import name_of
 from launcher.train.stop import STOP
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 def find_all(rank: int, size: int, *, limit_s: float) -> Store:
     """A store that every rank is connected to; all of them have come. Ranks: all, more than one.
 
-    Raises: WorldError naming who did not come within `limit_s`; Preempted when any rank was told to stop meanwhile.
+    Raises: RanksMissing naming who did not come within `limit_s`; Preempted when any rank was told to stop meanwhile.
     """
     deadline = time.monotonic() + limit_s
     store = _connect(rank, size, deadline, limit_s)
@@ -51,14 +51,16 @@ def find_all(rank: int, size: int, *, limit_s: float) -> Store:
         raise _preempted()
     if decision != _GO:
         missing = [int(number) for number in decision.split()[1:]]
-        raise WorldError(f"{_named(missing)} did not answer within {limit_s:.0f} s (rendezvous {_where()})")
+        raise RanksMissing(
+            f"{_named(missing)} did not answer within {limit_s:.0f} s (rendezvous {_where()})", ranks=missing
+        )
     return store
 
 
 def first_collective(store: Store, rank: int, size: int, collective: Callable[[], None]) -> None:
     """Runs what makes the ranks talk to each other directly, under the short time limit it was given. Ranks: all.
 
-    Raises: WorldError naming who did not take part.
+    Raises: RanksMissing naming who did not take part; RendezvousFailed.
     """
     try:
         collective()
@@ -66,12 +68,13 @@ def first_collective(store: Store, rank: int, size: int, collective: Callable[[]
         text = str(error).splitlines()[0]
         silent = _asked(lambda: _silent_ranks(store, rank, size))
         if silent:
-            raise WorldError(
-                f"{_named(silent)} reached {_where()} but took no part in the first collective: {text}"
+            raise RanksMissing(
+                f"{_named(silent)} reached {_where()} but took no part in the first collective: {text}", ranks=silent
             ) from error
-        raise WorldError(
+        raise RendezvousFailed(
             f"{name_of(rank, os.environ)}: every rank reached {_where()}, but not each other: {text}. Between the "
-            f"nodes another network may be needed: {_other_network()}"
+            f"nodes another network may be needed: {_other_network()}",
+            rank=rank,
         ) from error
     _asked(lambda: store.set(f"talked/{rank}", ""))
 
@@ -94,7 +97,9 @@ def _connect(rank: int, size: int, deadline: float, limit_s: float) -> Store:
             host, port, size, hosts_it, timeout=timedelta(seconds=max(limit_s, 1.0)), wait_for_workers=False
         )
     except (dist.DistError, RuntimeError, OSError) as error:
-        raise WorldError(f"rank {rank} of {size} could not meet the others at {_where()}: {error}") from error
+        raise RendezvousFailed(
+            f"rank {rank} of {size} could not meet the others at {_where()}: {error}", rank=rank
+        ) from error
     return PrefixStore(f"launcher/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
@@ -113,8 +118,9 @@ def _await_port(host: str, port: int, deadline: float, limit_s: float) -> None:
             if now > stop_by:
                 raise _preempted()
         if now > deadline:
-            raise WorldError(
-                f"{name_of(0, os.environ)} did not answer within {limit_s:.0f} s (rendezvous {_where()}): {why}"
+            raise RanksMissing(
+                f"{name_of(0, os.environ)} did not answer within {limit_s:.0f} s (rendezvous {_where()}): {why}",
+                ranks=[0],
             )
         time.sleep(0.2)
 
@@ -162,8 +168,8 @@ def _await_decision(store: Store, rank: int, deadline: float) -> str:
         if now > stop_by:
             raise _preempted()
         if now > deadline:
-            raise WorldError(
-                f"{name_of(0, os.environ)}, which says who has come, did not answer (rendezvous {_where()})"
+            raise RanksMissing(
+                f"{name_of(0, os.environ)}, which says who has come, did not answer (rendezvous {_where()})", ranks=[0]
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
@@ -192,15 +198,15 @@ def _asked(ask: Callable[[], T]) -> T:
     except (dist.DistError, RuntimeError) as error:
         if STOP.requested:
             raise _preempted() from error
-        raise WorldError(
+        raise RanksMissing(
             f"{name_of(0, os.environ)}, where all ranks meet, is gone (rendezvous {_where()}): "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).splitlines()[0]}",
+            ranks=[0],
         ) from error
 
 
 def _preempted() -> Preempted:
-    by = STOP.reason or "a signal to another rank"
-    return Preempted(f"stopped by {by} while the ranks met; nothing was trained yet in this attempt")
+    return STOP.preempted("while the ranks met; nothing was trained yet in this attempt")
 
 
 def _named(ranks: list[int]) -> str:

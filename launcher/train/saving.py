@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, begin, committed, fence, newest_verified, prune, publish
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
 from launcher.checkpoint.retention import steps_to_keep
 from launcher.config.frozen import config_hash
-from launcher.errors import CheckpointError
+from launcher.errors import ConfigMismatch, SaveFailed
 from launcher.runs.events import written_manifests
 from launcher.runs.jsonl import utc_now
 from launcher.train.run import Run
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 def save(run: Run, state: TrainState) -> Checkpoint:
     """Commits the state after `state.step` steps, then prunes. Ranks: all, at a step edge.
 
-    Raises: CheckpointError on every rank if any rank could not write; earlier checkpoints are untouched then.
+    Raises: SaveFailed on every rank if any rank could not write; earlier checkpoints are untouched then.
     """
     with WATCHDOG.phase("save"):
         return _save(run, state)
@@ -33,23 +34,39 @@ def save(run: Run, state: TrainState) -> Checkpoint:
 def _save(run: Run, state: TrainState) -> Checkpoint:
     started = time.perf_counter()
     staging = on_main(run.world, lambda: begin(run.paths, state.step, run.attempt))
-    entries, problem = _write_share(run, staging)
-    shares = run.world.gather((entries, problem))
-    problems = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(shares) if text]
+    shares = run.world.gather(_write_share(run, staging))
+    problems = [(rank, problem) for rank, (_, problem) in enumerate(shares) if problem is not None]
     if problems:
         if run.world.is_main:
             shutil.rmtree(staging, ignore_errors=True)
-        raise CheckpointError(f"could not save step {state.step}: {'; '.join(problems)}")
+        said = "; ".join(f"rank {rank}: {problem.message}" for rank, problem in problems)
+        first, problem = problems[0]
+        raise SaveFailed(
+            f"could not save step {state.step}: {said}",
+            step=state.step,
+            rank=first,
+            errno=problem.errno,
+            path=problem.path,
+        )
     files = sorted((entry for share, _ in shares for entry in share), key=lambda entry: entry.name)
     checkpoint = on_main(run.world, lambda: _publish(run, state, staging, files, started))
     return checkpoint
 
 
-def _write_share(run: Run, staging: Path) -> tuple[list[FileEntry], str | None]:
+@dataclass(frozen=True, slots=True)
+class _WriteProblem:
+    """Why a rank could not write its files."""
+
+    message: str
+    errno: int | None
+    path: str
+
+
+def _write_share(run: Run, staging: Path) -> tuple[list[FileEntry], _WriteProblem | None]:
     try:
         return [seal_file(staging, path) for path in run.engine.save(staging)], None
     except OSError as error:
-        return [], str(error)
+        return [], _WriteProblem(str(error), error.errno, str(error.filename or staging))
 
 
 def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry], started: float) -> Checkpoint:
@@ -120,8 +137,10 @@ def find_checkpoint(run: Run) -> Checkpoint | None:
     }
     wrong = [f"{what}: checkpoint has {old}, run has {new}" for what, (old, new) in planned.items() if old != new]
     if wrong:
-        raise CheckpointError(
+        raise ConfigMismatch(
             f"{checkpoint.path} does not fit config.yaml, which must not change after the start:\n  - "
-            + "\n  - ".join(wrong)
+            + "\n  - ".join(wrong),
+            path=str(checkpoint.path),
+            differing=[what for what, (old, new) in planned.items() if old != new],
         )
     return checkpoint

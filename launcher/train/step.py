@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from launcher.config.schema import Precision
+from launcher.errors import TIME_LIMIT
 from launcher.train.batch import make_micro_batch
 from launcher.train.loss import cross_entropy_sum
 from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
-from launcher.train.stop import STOP, TIME_LIMIT
+from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG
 
 

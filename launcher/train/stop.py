@@ -6,10 +6,10 @@ import signal
 import threading
 from types import FrameType
 
+from launcher.errors import Preempted
+
 # USR2, not USR1: NCCL may catch USR1. Slurm sends TERM on preemption and USR2 where the job script asks for a lead.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-TIME_LIMIT = "time limit"
 
 
 class StopFlag:
@@ -34,6 +34,11 @@ class StopFlag:
     def ask(self, reason: str) -> None:
         """Sets the flag without a signal."""
         self.reason = self.reason or reason
+
+    def preempted(self, doing: str) -> Preempted:
+        """The error to leave with; `doing` says when the stop came and what became of the work."""
+        by = self.reason or "a signal to another rank"
+        return Preempted(f"stopped by {by} {doing}", stopped_by=self.reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Once more changes nothing: whoever wants the ranks gone without a save kills them.

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from launcher.checkpoint.manifest import TrainState
-from launcher.errors import NonFiniteError, Preempted
+from launcher.errors import TIME_LIMIT, NonFiniteError
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import EvalRecord
 from launcher.train.batch import make_micro_batch
 from launcher.train.loss import cross_entropy_sum
 from launcher.train.run import Run
-from launcher.train.stop import STOP, TIME_LIMIT
+from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG
 
 ASK_EVERY_S = 2.0
@@ -63,9 +63,7 @@ def leave_or_go_on(run: Run, *, batches_s: float, batches: int) -> int:
     stop, per_batch_s = run.world.sum_(asked).tolist()
     if stop:
         run.engine.set_training(True)
-        raise Preempted(
-            f"stopped by {STOP.reason or 'a signal to another rank'} during an evaluation; it is done again"
-        )
+        raise STOP.preempted("during an evaluation; it is done again")
     return min(max(1, int(ASK_EVERY_S / per_batch_s)), _ASK_EVERY_BATCHES) if per_batch_s else 1
 
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import IO
 
 from launcher.config.cluster_schema import FaultConfig
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, RankHung
 from launcher.paths import RunPaths
 from launcher.runs.heartbeat import Heart
-from launcher.runs.jsonl import utc_now
-from launcher.runs.rank_end import RankEnd, write_rank_end
+from launcher.runs.rank_end import end_of, write_rank_end
 
 logger = logging.getLogger(__name__)
 
@@ -180,9 +179,8 @@ class _Guard:
         message = f"no sign of life for {silent_s:.0f} s in phase {phase!r} (limit {limit_s:.0f} s)"
         stacks = self._paths.stacks(self._attempt, self._rank)
         logger.error("rank %d hangs: %s; its stacks: %s", self._rank, message, stacks)
-        end = RankEnd(
-            rank=self._rank, host=self._host, exit_code=ExitCode.HANG, error="Hang", message=message, time=utc_now()
-        )
+        error = RankHung(message, phase=phase, silent_s=round(silent_s, 1), limit_s=limit_s)
+        end = end_of(self._rank, host=self._host, exit_code=ExitCode.HANG, error=error, message=message)
         with suppress(OSError):
             write_rank_end(self._paths.rank_end(self._attempt, self._rank), end)
         os._exit(ExitCode.HANG)

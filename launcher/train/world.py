@@ -16,8 +16,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from launcher.config.cluster_schema import FaultConfig
 from launcher.config.schema import Derived
-from launcher.errors import CheckpointError, DeviceError, LauncherError, Preempted, WorldError
-from launcher.train.ranks import ErrorOnMain as ErrorOnMain
+from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, LauncherError, WorldError
+from launcher.runs.rank_end import fields_of
 from launcher.train.ranks import rank_from_environment as rank_from_environment
 from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
@@ -82,15 +82,16 @@ def on_main(world: World, act: Callable[[], T]) -> T:
         try:
             value = act()
         except OSError as failure:
-            error = CheckpointError(f"{type(failure).__name__}: {failure}")
+            error = CheckpointError(f"{type(failure).__name__}: {failure}", **fields_of(failure))
         except LauncherError as failure:
             error = failure
-    told = world.from_main((value, None if error is None else (str(error), error.exit_code)))
+    failed = None if error is None else (str(error), error.exit_code, error.kind, fields_of(error))
+    shared, failed_on_main = world.from_main((value, failed))
     if error is not None:
         raise error
-    if told[1] is not None:
-        raise ErrorOnMain(*told[1])
-    return told[0]  # type: ignore[return-value]
+    if failed_on_main is not None:
+        raise ErrorOnMain(*failed_on_main)
+    return shared  # type: ignore[return-value]
 
 
 def leave_if_stopped(world: World, doing: str) -> None:
@@ -99,8 +100,7 @@ def leave_if_stopped(world: World, doing: str) -> None:
     Raises: Preempted.
     """
     if world.any(STOP.requested):
-        by = STOP.reason or "a signal to another rank"
-        raise Preempted(f"stopped by {by} while {doing}; nothing was trained yet in this attempt")
+        raise STOP.preempted(f"while {doing}; nothing was trained yet in this attempt")
 
 
 def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s) -> World:

@@ -14,8 +14,17 @@ from types import SimpleNamespace
 import pytest
 
 from launcher import __version__, cli
-from launcher.errors import CheckpointError, ConfigErrors, DataError, LauncherError, Problem, RunError
-from launcher.slurm.client.query import SlurmError, SlurmMissing, SlurmUnavailable
+from launcher.errors import (
+    CheckpointError,
+    ConfigErrors,
+    DataError,
+    LauncherError,
+    Problem,
+    RunError,
+    SlurmError,
+    SlurmMissing,
+    SlurmUnavailable,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from launcher.errors import RunError
+from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempts
 from launcher.runs.events import read_events
@@ -17,7 +17,7 @@ from launcher.runs.run_dir import SWEEP_FILE
 from launcher.runs.states import JobPhase, JobWord, RunState, is_on_slurm, run_state
 from launcher.runs.status import FINAL_STATES, read_status
 from launcher.slurm.client.parse import JobInfo
-from launcher.slurm.client.query import Slurm, SlurmError
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.submission import Submission, read_submission
 from launcher.slurm.client.sweep import read_sweep
 from launcher.slurm.client.unacknowledged_jobs import lost_job

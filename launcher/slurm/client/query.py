@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from launcher.errors import ExitCode, LauncherError
+from launcher.errors import SlurmError, SlurmMissing, SlurmUnavailable
 from launcher.slurm.client.parse import (
     SACCT_FORMAT,
     SINFO_FORMAT,
@@ -30,9 +30,6 @@ __all__ = [
     "NodeKind",
     "Partition",
     "Slurm",
-    "SlurmError",
-    "SlurmMissing",
-    "SlurmUnavailable",
     "hostnames",
     "run_tool",
 ]
@@ -57,16 +54,6 @@ _PASSING = (
 _UNKNOWN_JOB = "invalid job id"
 # Settings of these tools in the user's shell would filter, format or confirm behind our back.
 _DROPPED = ("SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
-
-
-class SlurmError(LauncherError):
-    """Slurm refused what was asked of it; the message is Slurm's own."""
-
-    exit_code = ExitCode.UNAVAILABLE
-
-
-class SlurmUnavailable(SlurmError):
-    """Slurm cannot be asked: a tool is missing here, or the controller does not answer."""
 
 
 class Slurm:
@@ -248,12 +235,6 @@ class Slurm:
                     raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-class SlurmMissing(SlurmUnavailable):
-    """There is no such tool on this machine: asking again does not help."""
-
-    exit_code = ExitCode.USER
 
 
 def run_tool(words: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:

@@ -17,7 +17,7 @@ from launcher.diagnose.evidence import Evidence, collect
 from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.srun_messages import Word
 from launcher.diagnose.verdict import Verdict, judge, read_verdict, read_verdicts, write_verdict
-from launcher.errors import RunError
+from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
 from launcher.runs.events import EventWriter, read_events, words_of
@@ -25,7 +25,7 @@ from launcher.runs.jsonl import utc_now
 from launcher.runs.run_dir import last_attempt
 from launcher.runs.status import read_status, write_status
 from launcher.slurm.client.parse import JobInfo
-from launcher.slurm.client.query import Slurm, SlurmError
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.job.allocation import Allocation
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from launcher.errors import SlurmError, SlurmUnavailable
 from launcher.slurm.client.parse import JobInfo, Partition
-from launcher.slurm.client.query import SlurmError, SlurmUnavailable
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.errors import SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.hang_detector import Stall, Watch
 from launcher.runs.run_dir import last_attempt
 from launcher.runs.stop_requests import StopRequests
-from launcher.slurm.client.query import Slurm, SlurmError
+from launcher.slurm.client.query import Slurm
 
 logger = logging.getLogger(__name__)
 

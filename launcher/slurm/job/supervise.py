@@ -15,7 +15,7 @@ from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.evidence import Evidence, collect
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
-from launcher.errors import ExitCode, RunError
+from launcher.errors import ExitCode, RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.jsonl import utc_now
@@ -23,7 +23,7 @@ from launcher.runs.rank_environment import write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
 from launcher.runs.stop_requests import StopRequests
 from launcher.slurm.client.parse import JobInfo
-from launcher.slurm.client.query import Slurm, SlurmError
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.rendezvous import free_meeting_port, interface_to

@@ -21,14 +21,23 @@ from launcher.config.compose import compose_with_problems
 from launcher.config.frozen import load_config
 from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
-from launcher.errors import ConfigErrors, Problem, RunError, UserError
+from launcher.errors import (
+    ConfigErrors,
+    NothingQueued,
+    Problem,
+    RunError,
+    SlurmError,
+    SlurmMissing,
+    SlurmUnavailable,
+    UserError,
+)
 from launcher.paths import RunPaths
 from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, plan_run, prepares_quickly
 from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now, utc_text
 from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_name, write_state
 from launcher.runs.states import run_state
-from launcher.slurm.client.query import Slurm, SlurmError, SlurmMissing, SlurmUnavailable
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import (
     STAGES,
     JobRequest,
@@ -166,10 +175,6 @@ def create(plan: SubmitPlan) -> Path:
     key = secrets.token_hex(8) if plan.in_job else planned.derived.run_id
     write_submission(run_dir, Submission(key=key))
     return run_dir.absolute()
-
-
-class NothingQueued(UserError):
-    """sbatch refused, and no job of the run was ever in the queue."""
 
 
 def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Queued:

@@ -15,11 +15,11 @@ from pathlib import Path
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
 from launcher.config.unused_settings import ineffective_overrides
-from launcher.errors import ConfigErrors, LauncherError, Problem, UserError
+from launcher.errors import ConfigErrors, LauncherError, Problem, SlurmUnavailable, UserError
 from launcher.plan.run_plan import allow_problems
 from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import make_folder, refuse_taken_name, write_state
-from launcher.slurm.client.query import Slurm, SlurmUnavailable
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, job_variables, sbatch_argv, sbatch_environment, sbatch_problems
 from launcher.slurm.client.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.sweep import Member, Sweep, differences, idle_apart, member_problems, write_sweep

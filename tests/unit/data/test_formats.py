@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import DataFormat
 from launcher.data.audit import RULES
-from launcher.data.example import Example, ExampleError
+from launcher.data.example import Example
 from launcher.data.formats import FIELDS, detect, to_example
+from launcher.errors import ExampleError
 
 DOC = Path(__file__).parents[3] / "docs" / "data.md"
 FORMATS = [kind for kind in DataFormat if kind is not DataFormat.auto]

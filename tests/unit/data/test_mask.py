@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from launcher.config.schema import DataConfig, DataFormat, OverLength
 from launcher.data.audit import Tally
 from launcher.data.encode import EncodedExample, Encoder
-from launcher.data.example import ExampleError
 from launcher.data.mask import render_with_turns
 from launcher.data.model_tokenizer import ModelTokenizer
 from launcher.data.readers import Chunk
 from launcher.data.template import ChatFormat
+from launcher.errors import ExampleError
 from tests.unit.data.chat_models import FAMILIES, LLAMA2, SPACE_PROMPT, TOOLS, ZEPHYR, Family, make_folder
 
 Turns = list[dict[str, object]]

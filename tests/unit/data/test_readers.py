@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.data import json_values, readers
-from launcher.data.example import ExampleError
 from launcher.data.readers import first_records, parse, read_chunks
 from launcher.data.sources import Source
-from launcher.errors import DataError
+from launcher.errors import DataError, ExampleError
 
 RECORDS: list[dict[str, object]] = [
     {"text_input": "one, two", "output": 'say "hi"'},

@@ -15,9 +15,9 @@ import pytest
 
 from launcher.config.schema import DataConfig, DataFormat, SourceConfig
 from launcher.data.content_hash import file_sha256, write_atomically
-from launcher.data.hub import NotFetched, fetch_split
+from launcher.data.hub import fetch_split
 from launcher.data.sources import find_sources
-from launcher.errors import DataError, ExitCode
+from launcher.errors import DataError, ExitCode, NotFetched
 from launcher.paths import cache_dir
 from tests.unit.data.chat_models import CHATML, make_folder
 

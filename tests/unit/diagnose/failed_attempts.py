@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from launcher.config.frozen import save_config
 from launcher.config.schema import Derived, FrozenRun, RunConfig
+from launcher.errors import ExitCode, LauncherError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import parse_event
 from launcher.runs.jsonl import AppendLog, utc_text
 from launcher.runs.metrics import MetricsWriter, StepRecord
-from launcher.runs.rank_end import RankEnd, write_rank_end
+from launcher.runs.rank_end import RankEnd, end_of, write_rank_end
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 
@@ -68,12 +70,34 @@ class Attempt:
     def log(self, rank: int, text: str) -> None:
         self.paths.rank_log(self.number, rank).write_text(text)
 
-    def end(self, rank: int, exit_code: int, error: str = "", message: str = "", *, seconds: float = 3590) -> None:
-        node = self.record.node_of(rank)
+    def end(
+        self,
+        rank: int,
+        exit_code: int,
+        error: str = "",
+        message: str = "",
+        *,
+        kind: str | None = None,
+        seconds: float = 3590,
+    ) -> None:
+        """The record of a rank that ended well, or with an error of another package."""
         end = RankEnd(
-            rank=rank, host=node, exit_code=exit_code, error=error, message=message, time=at(seconds + rank / 1000)
+            rank=rank,
+            host=self.record.node_of(rank),
+            exit_code=exit_code,
+            error=error,
+            message=message,
+            time=at(seconds + rank / 1000),
+            kind=error if kind is None else kind,
         )
         write_rank_end(self.paths.rank_end(self.number, rank), end)
+
+    def end_with(self, rank: int, error: BaseException, message: str | None = None, *, seconds: float = 3590) -> None:
+        """The record that a rank writes when it ends with `error`."""
+        code = error.exit_code if isinstance(error, LauncherError) else ExitCode.BUG
+        text = str(error) if message is None else message
+        end = end_of(rank, host=self.record.node_of(rank), exit_code=code, error=error, message=text)
+        write_rank_end(self.paths.rank_end(self.number, rank), dataclasses.replace(end, time=at(seconds + rank / 1000)))
 
     def beat(self, rank: int, *, phase: str = "step", step: int = 7) -> None:
         beat = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,22 @@ from launcher.config.schema import RunConfig
 from launcher.diagnose.evidence import collect
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, read_verdict, read_verdicts, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
+from launcher.errors import (
+    CheckpointError,
+    ConfigMismatch,
+    DataError,
+    DeviceError,
+    ErrorOnMain,
+    ExitCode,
+    MicroBatchTooLarge,
+    ModelError,
+    NonFiniteError,
+    Preempted,
+    RanksMissing,
+    RendezvousFailed,
+    SaveFailed,
+    SupersededError,
+)
 from launcher.runs.attempts import write_attempt
 from launcher.runs.hang_detector import Stall
 from tests.unit.diagnose.failed_attempts import Attempt, at
@@ -132,45 +149,56 @@ def test_an_error_of_our_code_is_a_bug_with_its_place(attempt: Attempt) -> None:
     [
         ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "out_of_memory_gpu"),
         ("RuntimeError", "CUDA error: out of memory", "out_of_memory_gpu"),
-        ("UserError", "the heaviest micro-batch of the epoch (8192 tokens on one device) does not fit into memory: x",
-         "out_of_memory_gpu"),
         ("RuntimeError", "CUDA error: uncorrectable ECC error encountered", "node_failure"),
         ("RuntimeError", "No CUDA GPUs are available: no CUDA-capable device is detected", "node_failure"),
         ("MemoryError", "", "out_of_memory_host"),
         ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", "out_of_memory_host"),
-        ("NonFiniteError", "step 3: loss is nan or a gradient is not finite", "non_finite"),
         ("ModuleNotFoundError", "No module named 'deepspeed'", "configuration"),
         ("ImportError", "libcudart.so.12: cannot open shared object file: No such file", "configuration"),
-        ("ModelError", "this model lets examples in one row see each other", "configuration"),
         ("GatedRepoError", "401 Client Error. Cannot access gated repo", "configuration"),
         ("HfHubHTTPError", "403 Client Error: Forbidden for url", "configuration"),
-        ("DataError", "train.jsonl:3: no messages", "data"),
-        ("WorldError", "rank 0 of 4 could not meet the others at n1:29500", "rendezvous"),
-        ("DeviceError", "rank 3 on n2 is the node's rank 1, and no GPU is visible there", "node_failure"),
         ("RuntimeError", "The client socket has timed out after 300000ms while trying to connect", "rendezvous"),
         ("OSError", "[Errno 28] No space left on device: '/runs/r/metrics.jsonl'", "disk"),
-        ("CheckpointError", "could not save step 20: rank 1: [Errno 122] Disk quota exceeded", "disk"),
-        ("CheckpointError", "could not save step 20: rank 1: [Errno 5] Input/output error", "disk"),
-        ("CheckpointError", "no checkpoint can be trusted: step-000010: model: sha256 differs", "checkpoint"),
-        ("CheckpointError", "step-10 does not fit config.yaml, which must not change", "configuration"),
-        ("SupersededError", "attempt 1 was superseded by attempt 2", "superseded"),
         ("DistBackendError", "NCCL watchdog: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3)", "hang"),
     ],
 )  # fmt: skip
-def test_errors_of_a_rank_are_told_apart(attempt: Attempt, error: str, message: str, kind: str) -> None:
+def test_errors_of_other_packages_are_told_apart_by_their_text(
+    attempt: Attempt, error: str, message: str, kind: str
+) -> None:
     others_lose_the_connection(attempt, 0, 1, 2)
     attempt.end(3, 1, error, message)
     found = verdict_of(attempt)
     assert found.verdict_class is VerdictClass(kind)
-    if found.verdict_class not in (VerdictClass.rendezvous, VerdictClass.non_finite):
+    if found.verdict_class is not VerdictClass.rendezvous:
         assert (found.rank, found.node) == (3, "n2")
-    if found.verdict_class is not VerdictClass.superseded:
-        assert message.split("\n")[0][:40] in found.summary
+    assert message.split("\n")[0][:40] in found.summary
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MicroBatchTooLarge("too large", tokens=8192), "out_of_memory_gpu"),
+        (ModelError("leaks"), "configuration"),
+        (DataError("train.jsonl:3: no messages"), "data"),
+        (DeviceError("no GPU"), "node_failure"),
+        (OSError(errno.EDQUOT, "full"), "disk"),
+        (SaveFailed("not saved", step=20, rank=3, errno=errno.EIO, path="x"), "disk"),
+        (ConfigMismatch("other settings", path="step-10", differing=["method.kind"]), "configuration"),
+        (CheckpointError("none can be trusted"), "checkpoint"),
+    ],
+)
+def test_an_error_of_ours_is_told_by_its_class_and_fields(attempt: Attempt, error: Exception, kind: str) -> None:
+    others_lose_the_connection(attempt, 0, 1, 2)
+    attempt.end_with(3, error)
+    found = verdict_of(attempt)
+    assert (found.verdict_class, found.rank, found.node) == (VerdictClass(kind), 3, "n2")
+    assert str(error) in found.summary
 
 
 def test_what_all_ranks_agree_on_blames_none_of_them(attempt: Attempt) -> None:
     for rank in range(4):
-        attempt.end(rank, 5, "NonFiniteError", "step 3: loss is nan; no weight was changed\n  examples: a.jsonl:3")
+        message = "step 3: loss is nan; no weight was changed\n  examples: a.jsonl:3"
+        attempt.end_with(rank, NonFiniteError(message, step=3, sample_ids=[3]))
     found = verdict_of(attempt, 5)
     assert (found.verdict_class, found.rank, found.node) == (VerdictClass.non_finite, None, "")
     assert found.summary == "step 3: loss is nan; no weight was changed"
@@ -322,7 +350,7 @@ def test_a_supervisor_that_vanished_means_its_machine_did(attempt: Attempt) -> N
 def test_a_stop_that_was_saved_is_a_preemption(attempt: Attempt) -> None:
     attempt.trained(17, saved=17)
     for rank in range(4):
-        attempt.end(rank, 75, "Preempted", "stopped by SIGTERM after step 17, saved")
+        attempt.end_with(rank, Preempted("saved", stopped_by="SIGTERM"))
     found = verdict_of(attempt, 75, "srun: error: n2: tasks 2-3: Exited with exit code 75\n", stopped="SIGTERM")
     assert (found.verdict_class, found.action) == (VerdictClass.preempted, Action.requeue)
     assert found.summary == "stopped by SIGTERM, saved at step 17"
@@ -331,7 +359,7 @@ def test_a_stop_that_was_saved_is_a_preemption(attempt: Attempt) -> None:
 
 def test_a_stop_while_loading_lost_nothing(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "run")
-    attempt.end(0, 75, "Preempted", "stopped by SIGTERM while loading; nothing was trained yet in this attempt")
+    attempt.end_with(0, Preempted("nothing was trained", stopped_by="SIGTERM"))
     found = verdict_of(attempt, 75, stopped="SIGTERM")
     assert found.summary == "stopped by SIGTERM, before it had trained"
 
@@ -341,7 +369,7 @@ def test_a_warning_of_slurm_near_the_limit_is_a_time_limit(tmp_path: Path) -> No
         config = slurm_config()
         config.cluster.walltime_min = limit_min
         attempt = Attempt(tmp_path / kind, config=config)
-        attempt.end(0, 75, "Preempted", "stopped by SIGUSR2 after step 17, saved")
+        attempt.end_with(0, Preempted("saved", stopped_by="SIGUSR2"))
         assert verdict_of(attempt, 75).verdict_class is VerdictClass(kind)
 
 
@@ -352,7 +380,7 @@ def test_a_preemption_that_left_no_time_to_save_is_none_the_less_one(attempt: At
     assert found.device_hours_lost > 0
 
 
-@pytest.mark.parametrize("how", ["state", "words", "message", "starter"])
+@pytest.mark.parametrize("how", ["state", "words", "field", "starter"])
 def test_a_time_limit_is_recognised_however_it_is_told(attempt: Attempt, how: str) -> None:
     srun = state = stopped = ""
     if how == "state":
@@ -362,8 +390,8 @@ def test_a_time_limit_is_recognised_however_it_is_told(attempt: Attempt, how: st
             0, "slurmstepd-n1: error: *** STEP 1.0 ON n1 CANCELLED AT 2026-11-24T02:23:27 DUE TO TIME LIMIT ***\n"
         )
         srun = "srun: error: n1: task 0: Terminated\n"
-    elif how == "message":
-        attempt.end(0, 75, "Preempted", "stopped before the time limit after step 17, saved")
+    elif how == "field":
+        attempt.end_with(0, Preempted("saved", stopped_by="time limit"))
     else:
         stopped = "time limit"
     found = verdict_of(attempt, 143, srun, state, stopped)
@@ -387,45 +415,45 @@ def test_a_time_limit_before_the_first_steps_asks_for_more_time(tmp_path: Path) 
 
 
 def test_a_full_disk_counts_also_while_a_stop_was_under_way(attempt: Attempt) -> None:
-    attempt.end(0, 3, "CheckpointError", "could not save step 17: rank 0: [Errno 28] No space left on device")
-    attempt.end(1, 3, "ErrorOnMain", "could not save step 17: rank 0: [Errno 28] No space left on device")
+    error = SaveFailed("not saved", step=17, rank=0, errno=errno.ENOSPC, path="x")
+    attempt.end_with(0, error)
+    attempt.end_with(1, ErrorOnMain(str(error), ExitCode.CHECKPOINT, error.kind, error.data))
     found = verdict_of(attempt, 3, state="PREEMPTED")
     assert (found.verdict_class, found.rank) == (VerdictClass.disk, 0)
 
 
 def test_what_the_user_cancelled_is_cancelled(attempt: Attempt) -> None:
     attempt.paths.cancel.touch()
-    attempt.end(0, 75, "Preempted", "saved")
+    attempt.end_with(0, Preempted("saved"))
     found = verdict_of(attempt, 75)
     assert (found.verdict_class, found.action) == (VerdictClass.cancelled, Action.stop)
     assert verdict_of(attempt, 143, state="CANCELLED by 0").verdict_class is VerdictClass.cancelled
 
 
 def test_a_superseded_rank_outranks_the_rest(attempt: Attempt) -> None:
-    attempt.end(0, 6, "SupersededError", "attempt 1 was superseded by attempt 2")
-    attempt.end(1, 6, "ErrorOnMain", "attempt 1 was superseded by attempt 2")
+    attempt.end_with(0, SupersededError("older"))
+    attempt.end_with(1, ErrorOnMain("older", ExitCode.SUPERSEDED, "SupersededError", {}))
     found = verdict_of(attempt, 6, state="PREEMPTED")
     assert (found.verdict_class, found.action) == (VerdictClass.superseded, Action.stop)
 
 
 def test_the_node_that_did_not_answer_is_blamed_and_not_who_says_so(attempt: Attempt) -> None:
     for rank in (0, 1):
-        text = "rank 2 on n2, rank 3 on n2 did not answer within 300 s (rendezvous n1:29500)"
-        attempt.end(rank, 4, "WorldError", text)
+        attempt.end_with(rank, RanksMissing("two did not come", ranks=[2, 3]))
     found = verdict_of(attempt, 4)
     assert (found.verdict_class, found.rank, found.node) == (VerdictClass.rendezvous, 2, "n2")
     assert found.action is Action.requeue_without_node
 
 
 def test_a_rank_that_is_killed_while_the_ranks_meet_is_the_cause(attempt: Attempt) -> None:
-    attempt.end(1, 4, "WorldError", "rank 0 on n1, where all ranks meet, is gone (rendezvous n1:29500): Broken pipe")
+    attempt.end_with(1, RanksMissing("rank 0 is gone: Broken pipe", ranks=[0]))
     srun = "srun: error: n1: task 0: Killed\nsrun: error: n1: task 1: Exited with exit code 4\n"
     found = verdict_of(attempt, 137, srun)
     assert (found.verdict_class, found.rank) == (VerdictClass.out_of_memory_host, 0)
 
 
 def test_ranks_that_met_but_cannot_talk_blame_no_node(attempt: Attempt) -> None:
-    attempt.end(1, 4, "WorldError", "rank 1 on n1: every rank reached n1:29500, but not each other: timed out")
+    attempt.end_with(1, RendezvousFailed("they cannot talk: timed out", rank=1))
     found = verdict_of(attempt, 4)
     assert (found.verdict_class, found.node) == (VerdictClass.rendezvous, "")
     assert found.setting == "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}"
@@ -433,7 +461,7 @@ def test_ranks_that_met_but_cannot_talk_blame_no_node(attempt: Attempt) -> None:
 
 def test_no_setting_is_advised_that_a_run_without_slurm_refuses(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "run", config=RunConfig(), starter="local")
-    attempt.end(1, 4, "WorldError", "rank 1 on n1: every rank reached n1:29500, but not each other: timed out")
+    attempt.end_with(1, RendezvousFailed("they cannot talk: timed out", rank=1))
     found = verdict_of(attempt, 4)
     assert (found.verdict_class, found.setting) == (VerdictClass.rendezvous, "")
 
@@ -507,7 +535,7 @@ def test_a_verdict_comes_back_as_it_was_written(attempt: Attempt) -> None:
 
 def test_an_attempt_without_a_record_is_judged_too(attempt: Attempt) -> None:
     attempt.paths.attempt_record(1).unlink()
-    attempt.end(1, 2, "DataError", "train.jsonl:3: no messages")
+    attempt.end_with(1, DataError("train.jsonl:3: no messages"))
     found = verdict_of(attempt)
     assert (found.verdict_class, found.node, found.started) == (VerdictClass.data, "n1", at(60))
 

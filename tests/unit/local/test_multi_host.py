@@ -115,10 +115,11 @@ def test_a_machine_that_ended_well_is_not_lost_and_one_that_failed_is(tmp_path: 
     others = OtherBoxes(paths, 1, ["boxa", "boxb"], 0)
     with OwnNote(paths.box(1, 1), note(1)) as own:
         own.end(75)
-    assert others.lost() == ""
+    assert others.lost() is None
     with OwnNote(paths.box(1, 1), note(1)) as own:
         own.end(5)
-    assert OtherBoxes(paths, 1, ["boxa", "boxb"], 0).lost() == "boxb ended with exit code 5"
+    lost = OtherBoxes(paths, 1, ["boxa", "boxb"], 0).lost()
+    assert lost is not None and not lost.is_silent and lost.data["code"] == 5
 
 
 def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_
     with OwnNote(paths.box(1, 1), note(1)):
         until = time.monotonic() + 4
         while time.monotonic() < until:
-            assert others.lost() == ""
+            assert others.lost() is None
             time.sleep(0.05)
     text = paths.box(1, 1).read_text().replace('"ended"', '"running"')
     paths.box(1, 1).write_text(text)  # as a machine that lost its power leaves it
@@ -135,7 +136,7 @@ def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_
     while not (lost := others.lost()):
         assert time.monotonic() - began < 60
         time.sleep(0.05)
-    assert lost.startswith("boxb has said nothing for") and time.monotonic() - began > 2.5
+    assert lost.is_silent and lost.data["node"] == "boxb" and time.monotonic() - began > 2.5
 
 
 HOSTILE = "runs/a b'$(touch pwned)`x`;&|\"\\"

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict, write_verdict
-from launcher.errors import RunError
+from launcher.errors import RunError, SlurmUnavailable
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
 from launcher.runs.events import read_events
 from launcher.runs.run_dir import new_attempt
 from launcher.slurm.client.parse import JobInfo
-from launcher.slurm.client.query import Slurm, SlurmUnavailable
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
 from launcher.slurm.job.allocation import Allocation
 from tests.unit.conftest import MakeRun, make_run

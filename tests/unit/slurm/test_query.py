@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.client.query import Slurm, SlurmError, SlurmUnavailable
+from launcher.errors import SlurmError, SlurmUnavailable
+from launcher.slurm.client.query import Slurm
 
 
 @pytest.fixture

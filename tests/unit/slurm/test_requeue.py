@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.errors import SlurmError, SlurmUnavailable
 from launcher.slurm.client.parse import JobInfo, NodeKind, Partition
-from launcher.slurm.client.query import SlurmError, SlurmUnavailable
 from launcher.slurm.job import requeue
 from launcher.slurm.job.requeue import Requeued, requeue_job
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import DataError, ExitCode, LauncherError, Preempted
+from launcher.errors import DataError, ErrorOnMain, ExitCode, LauncherError, Preempted
 from launcher.log import setup_logging
-from launcher.train.world import ErrorOnMain
 from launcher.worker import _guarded, _plans_a_place, _ranks_per_node, main
 
 NAMES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_NODES")
@@ -47,7 +46,7 @@ def test_what_cannot_be_run_is_told_without_a_traceback(tmp_path: Path, words: l
     [
         (DataError("bad"), ExitCode.USER),
         (Preempted("stopped"), ExitCode.PREEMPTED),
-        (ErrorOnMain("told already", ExitCode.CHECKPOINT), ExitCode.CHECKPOINT),
+        (ErrorOnMain("told already", ExitCode.CHECKPOINT, "SaveFailed", {}), ExitCode.CHECKPOINT),
         (LauncherError("odd"), ExitCode.BUG),
         (ValueError("a bug"), ExitCode.BUG),
         (MemoryError(), ExitCode.BUG),

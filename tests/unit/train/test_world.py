@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from launcher.config.frozen import load_config
-from launcher.errors import CheckpointError, DeviceError, ExitCode, RunError, WorldError
+from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, ExitCode, RunError, WorldError
 from launcher.paths import RunPaths
-from launcher.train.world import ErrorOnMain, World, gpu_of, join_world, meet, on_main, rank_from_environment
+from launcher.train.world import World, gpu_of, join_world, meet, on_main, rank_from_environment
 from tests.dist.rig import make_data, make_run
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -119,7 +119,8 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
 
 
 def test_the_other_ranks_end_with_the_same_exit_code() -> None:
-    assert ErrorOnMain("busy", ExitCode.USER).exit_code is ExitCode.USER
+    error = ErrorOnMain("busy", ExitCode.USER, "RunError", {"path": "x"})
+    assert (error.exit_code, error.kind, error.data) == (ExitCode.USER, "RunError", {"path": "x"})
 
 
 @pytest.mark.parametrize(("local_rank", "num_gpus", "gpu"), [(0, 1, 0), (3, 1, 0), (3, 4, 3), (7, 8, 7)])
