@@ -33,7 +33,7 @@ VERBS = {
     "report": "write a page with curves, advice, data audit, settings and cost",
     "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
     "doctor": "check this machine, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
-    "sync": "upload to W&B what the live run missed, or the whole run",
+    "sync": "upload to the run's trackers what the live run missed, or the whole run",
 }
 _GROUPS = {
     "Run": ("check", "prepare", "train", "submit", "resume"),

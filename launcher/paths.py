@@ -133,9 +133,9 @@ class RunPaths:
         """Result of an evaluation that looked at less than the one in eval.json did."""
         return self.root / "eval-partial.json"
 
-    @property
-    def wandb(self) -> Path:
-        return self.root / "wandb"
+    def tracker(self, name: str) -> Path:
+        """A tracker's own files, its cursor and the log of its replay."""
+        return self.root / name
 
     @property
     def export(self) -> Path:

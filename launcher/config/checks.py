@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +16,16 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import architecture
 from launcher.config.path_checks import path_problems
-from launcher.config.schema import Attention, MethodKind, Precision, RunConfig, Schedule, StrategyKind, WandbMode
+from launcher.config.schema import (
+    Attention,
+    MethodKind,
+    Precision,
+    RunConfig,
+    Schedule,
+    StrategyKind,
+    TrackerName,
+    WandbMode,
+)
 from launcher.config.topology import Topology, resolve_topology
 from launcher.errors import Problem
 
@@ -193,6 +203,13 @@ def _wandb_problems(config: RunConfig) -> Iterator[Problem]:
     if config.track.wandb is WandbMode.online and not os.environ.get("WANDB_API_KEY"):
         hint = "Set WANDB_API_KEY to the key from https://wandb.ai/authorize, or use track.wandb=offline"
         yield Problem("track.wandb", "online", "WANDB_API_KEY is not set", hint)
+    named = {tracker.value for tracker in config.track.trackers or []}
+    if config.track.wandb is WandbMode.disabled:
+        named.discard(TrackerName.wandb.value)
+    for name in sorted(named):
+        if importlib.util.find_spec(name) is None:
+            hint = f"Run: pip install 'tunelaunch[{name}]'"
+            yield Problem("track.trackers", name, f"the package {name} is not installed", hint)
 
 
 def _host_problems(config: RunConfig) -> Iterator[Problem]:

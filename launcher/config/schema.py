@@ -25,7 +25,7 @@ from launcher.config.limits import (
 )
 from launcher.config.sharding import StrategyKind as StrategyKind
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Precision(Enum):
@@ -83,6 +83,14 @@ class Attention(Enum):
     segments = "segments"
     varlen = "varlen"
     flash_attention_2 = "flash_attention_2"
+
+
+class TrackerName(Enum):
+    """Each has a file launcher/tracking/NAME_tracker.py, a package and an extra of its name."""
+
+    wandb = "wandb"
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
 
 
 class WandbMode(Enum):
@@ -315,6 +323,8 @@ class TrackConfig:
 
     eval_every_steps: NonNegativeInt = 0
     """Optimizer steps between evaluations on the validation set; 0 evaluates after each epoch only."""
+    trackers: list[TrackerName] | None = None
+    """Where metrics are shown, any of wandb, tensorboard and mlflow; left out: wandb, as track.wandb says."""
     wandb: WandbMode = WandbMode.auto
     """auto: online if WANDB_API_KEY is set, otherwise offline. disabled writes nothing for W&B."""
     wandb_project: str = "launcher"

@@ -26,7 +26,7 @@ from launcher.runs.events import Event, read_events
 from launcher.runs.metrics import Metrics, read_metrics
 from launcher.runs.redact import redacted_text
 from launcher.runs.untyped_json import Loose, read_loose
-from launcher.tracking.replay import wandb_warning
+from launcher.tracking.replay import incomplete_note, tracker_warnings
 
 MOST_SAMPLES = 8
 MOST_EVENTS = 120
@@ -93,10 +93,10 @@ class Facts:
         return verdict_of(self.result, *run_facts.last_state(self.events), self.paths.root.name)
 
     @property
-    def wandb_note(self) -> str:
-        """What W&B lacks and why; empty where it lacks nothing, or was not asked for."""
-        why = wandb_warning(self.events)
-        return f"W&B incomplete: launcher sync {self.paths.root.name} ({why})" if why else ""
+    def tracker_notes(self) -> list[str]:
+        """Trackers that lack something, and why."""
+        name = self.paths.root.name
+        return [incomplete_note(name, tracker, why) for tracker, why in tracker_warnings(self.events).items()]
 
     @property
     def missing(self) -> list[str]:
@@ -126,7 +126,7 @@ def make_report(run_dir: Path) -> Report:
         verdict=facts.verdict.text,
         metrics=facts.metrics,
         missing=facts.missing,
-        notes=[facts.wandb_note] if facts.wandb_note else [],
+        notes=facts.tracker_notes,
     )
 
 
@@ -199,7 +199,7 @@ def page_html(facts: Facts) -> str:
             derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(plain(derived)).items()},
             versions=read_loose(facts.paths.versions).entries,
             wandb_url=urls[-1] if urls else None,
-            wandb_note=facts.wandb_note,
+            tracker_notes=facts.tracker_notes,
             missing=facts.missing,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )

@@ -22,7 +22,7 @@ _PREFIXES = (
     "LC_", "XDG_", "PYTHON", "LAUNCHER_", "LMOD_",
     "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "FI_", "ROCR_", "HIP_", "HSA_", "MIOPEN_",
     "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "BNB_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_",
-    "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "WANDB_",
+    "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "WANDB_", "MLFLOW_",
 )
 # fmt: on
 

@@ -42,6 +42,8 @@ _PACKAGES = (
     "numpy",
     "hydra-core",
     "wandb",
+    "tensorboard",
+    "mlflow-skinny",
     "bitsandbytes",
 )
 

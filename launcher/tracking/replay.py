@@ -1,125 +1,123 @@
-"""W&B beside training: a separate process replays metrics.jsonl, so that nothing W&B does can slow or stop a step."""
+"""Sends a run to its trackers from processes of their own, so that nothing a tracker does can slow or stop a step."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 import launcher
-from launcher.config.schema import WandbMode
+from launcher.config.schema import TrackConfig, TrackerName
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, EventWriter, read_events
+from launcher.tracking.tracker import chosen_trackers, load_tracker
 
 logger = logging.getLogger(__name__)
 
-# The child is one process, not a rank: it must not find the variables by which ranks find each other.
+# The child is not a rank: it must not find the variables by which ranks find each other.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Reports about the user's work to third parties that nobody agreed to.
+NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    """The process of one tracker."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    pipe_fd: int
 
 
 class Replay:
-    """A running replay, or none (`process` is None)."""
+    """The running children of one attempt, or of a sync (attempt 0)."""
 
-    def __init__(self, run_dir: Path, attempt: int, process: subprocess.Popen[bytes] | None, pipe_fd: int) -> None:
+    def __init__(self, run_dir: Path, attempt: int) -> None:
         self._run_dir = run_dir
         self._attempt = attempt
-        self._process = process
-        self._pipe_fd = pipe_fd
+        self._children: list[_Child] = []
+
+    def add(self, name: str, destination: str) -> None:
+        """Starts the child of one tracker; a failure becomes a `warning` event."""
+        try:
+            self._children.append(_spawn(self._run_dir.absolute(), name, destination, self._attempt))
+        except OSError as error:
+            why = f"{load_tracker(name).title} did not start: {error}"
+            _record(self._run_dir, self._attempt, name, f"{why}; `launcher sync {self._run_dir.name}` sends the run")
 
     def finish(self, timeout_s: float = 10.0) -> bool:
-        """Whether W&B has everything. Returns within the time-out and never raises; what W&B still lacks stays in
-        metrics.jsonl for `launcher sync RUN`, and beside training that is said. May be called twice."""
-        process, self._process = self._process, None
-        if process is None:
-            return True
-        try:
-            is_complete = self._end(process, timeout_s)
-        except Exception:
-            logger.warning("W&B could not be ended", exc_info=True)
-            is_complete = False
+        """Whether the trackers have everything. Returns within the time-out, which all share, and never raises; what a
+        tracker lacks stays in metrics.jsonl for `launcher sync RUN`. May be called twice."""
+        children, self._children = self._children, []
+        deadline = time.monotonic() + timeout_s
+        for child in children:
+            # A child that is gone already has said why in events.jsonl.
+            with contextlib.suppress(OSError):
+                os.write(child.pipe_fd, b"finish\n")
+        complete = [self._end(child, deadline, timeout_s) for child in children]
         # `launcher sync` says itself how it went.
-        if not is_complete and self._attempt:
-            self._tell()
-        return is_complete
+        if not all(complete) and self._attempt:
+            self._report_incomplete([child.name for child, ok in zip(children, complete, strict=True) if not ok])
+        return all(complete)
 
-    def _tell(self) -> None:
-        """Why W&B lacks something, for the person watching: until now it stood in files only."""
+    def _report_incomplete(self, names: list[str]) -> None:
         try:
-            why = wandb_warning(read_events(RunPaths(self._run_dir).events), attempt=self._attempt)
+            whys = tracker_warnings(read_events(RunPaths(self._run_dir).events), attempt=self._attempt)
         except OSError:
-            why = ""
-        logger.warning("W&B incomplete: launcher sync %s%s", self._run_dir.name, f" ({why})" if why else "")
+            whys = {}
+        for name in names:
+            logger.warning("%s", incomplete_note(self._run_dir.name, name, whys.get(name, "")))
 
-    def _end(self, process: subprocess.Popen[bytes], timeout_s: float) -> bool:
-        # A child that is gone already has said why in events.jsonl.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._pipe_fd, b"finish\n")
+    def _end(self, child: _Child, deadline: float, timeout_s: float) -> bool:
         try:
-            return process.wait(timeout_s) == 0
+            return child.process.wait(max(0.0, deadline - time.monotonic())) == 0
         except subprocess.TimeoutExpired:
-            _kill_tree(process)
+            _kill_tree(child.process)
+            why = f"{load_tracker(child.name).title} took longer than {timeout_s:g} s to end"
             _record(
-                self._run_dir,
-                self._attempt,
-                f"W&B took longer than {timeout_s:g} s to end; `launcher sync {self._run_dir.name}` sends the rest",
+                self._run_dir, self._attempt, child.name, f"{why}; `launcher sync {self._run_dir.name}` sends the rest"
             )
-            return False
+        except Exception:
+            logger.warning("%s could not be ended", child.name, exc_info=True)
         finally:
-            os.close(self._pipe_fd)
+            os.close(child.pipe_fd)
+        return False
 
 
-def start(run_dir: Path, mode: WandbMode, *, attempt: int = 0) -> Replay:
-    """Starts the replay and returns at once; whatever goes wrong becomes a `warning` event. Ranks: 0 only."""
-    chosen = chosen_mode(mode, os.environ)
-    if chosen is WandbMode.disabled or (mode is WandbMode.auto and importlib.util.find_spec("wandb") is None):
-        return Replay(run_dir, attempt, None, -1)
-    try:
-        process, pipe_fd = _spawn(run_dir.absolute(), chosen, attempt)
-    except OSError as error:
-        _warn(run_dir, attempt, f"W&B did not start: {error}; `launcher sync {run_dir.name}` sends the run later")
-        return Replay(run_dir, attempt, None, -1)
-    return Replay(run_dir, attempt, process, pipe_fd)
+def start(run_dir: Path, track: TrackConfig, *, attempt: int) -> Replay:
+    """Starts the replay to the chosen trackers and returns at once; never raises into training. Ranks: 0 only."""
+    replay = Replay(run_dir, attempt)
+    for name in chosen_trackers(track):
+        try:
+            destination = load_tracker(name).destination(track, os.environ)
+            if destination is not None:
+                replay.add(name, destination)
+        except Exception:
+            logger.warning("%s could not be started", name, exc_info=True)
+    return replay
 
 
-def chosen_mode(mode: WandbMode, environment: Mapping[str, str]) -> WandbMode:
-    """What `auto` means here: WANDB_MODE where it is set, else online with WANDB_API_KEY, else offline."""
-    if mode is not WandbMode.auto:
-        return mode
-    asked = environment.get("WANDB_MODE")
-    if asked in ("online", "offline", "disabled"):
-        return WandbMode(asked)
-    return WandbMode.online if environment.get("WANDB_API_KEY") else WandbMode.offline
-
-
-def _spawn(run_dir: Path, mode: WandbMode, attempt: int) -> tuple[subprocess.Popen[bytes], int]:
+def _spawn(run_dir: Path, name: str, destination: str, attempt: int) -> _Child:
     # A plain process and not multiprocessing: that would import the training script, and torch, into the child.
-    paths = RunPaths(run_dir)
-    paths.wandb.mkdir(parents=True, exist_ok=True)
-    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    folder = RunPaths(run_dir).tracker(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES} | NO_TELEMETRY
     package_root = str(Path(launcher.__file__).parent.parent)
-    # Nobody agreed to crash reports to a third party.
-    environment["WANDB_ERROR_REPORTING"] = "false"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
     read_fd, write_fd = os.pipe()
+    argv = [sys.executable, "-m", "launcher.tracking.replay_process"]
     try:
-        with (paths.wandb / "replay.log").open("ab") as log:
+        with (folder / "replay.log").open("ab") as log:
             process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "launcher.tracking.wandb_child",
-                    str(run_dir),
-                    mode.value,
-                    str(attempt),
-                    str(read_fd),
-                ],
+                [*argv, str(run_dir), name, destination, str(attempt), str(read_fd)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -133,46 +131,46 @@ def _spawn(run_dir: Path, mode: WandbMode, attempt: int) -> tuple[subprocess.Pop
         raise
     finally:
         os.close(read_fd)
-    return process, write_fd
+    return _Child(name, process, write_fd)
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ends the child and W&B's own service below it, which runs in a session of its own."""
+    """Ends the child and the services below it: W&B's runs in a session of its own."""
     try:
         below = psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         below = []
     process.kill()
     for service in below:
-        try:
+        with contextlib.suppress(psutil.Error):
             service.kill()
-        except psutil.Error:
-            continue
     process.wait()
 
 
-def wandb_warning(events: Sequence[Event], *, attempt: int | None = None) -> str:
-    """Why W&B may lack something: the newest warning about it, unless it was complete after that; else empty."""
-    said = ""
+def tracker_warnings(events: Sequence[Event], *, attempt: int | None = None) -> dict[str, str]:
+    """For each incomplete tracker its newest warning; one that was complete after that is left out."""
+    names = {name.value for name in TrackerName}
+    warnings: dict[str, str] = {}
     for event in events:
         if attempt is not None and event.attempt != attempt:
             continue
-        if event.event == "warning" and event.fields.get("source") == "wandb":
-            said = str(event.fields.get("message") or "")
-        elif event.event == "wandb" and event.fields.get("complete") is True:
-            said = ""
-    return said
+        source = event.fields.get("source")
+        if event.event == "warning" and source in names:
+            warnings[str(source)] = str(event.fields.get("message") or "")
+        elif event.event in names and event.fields.get("complete") is True:
+            warnings.pop(event.event, None)
+    return warnings
 
 
-def _warn(run_dir: Path, attempt: int, message: str) -> None:
-    logger.warning("%s", message)
-    _record(run_dir, attempt, message)
+def incomplete_note(run_name: str, tracker: str, why: str) -> str:
+    """One line for the person watching."""
+    return f"{load_tracker(tracker).title} incomplete: launcher sync {run_name}{f' ({why})' if why else ''}"
 
 
-def _record(run_dir: Path, attempt: int, message: str) -> None:
+def _record(run_dir: Path, attempt: int, source: str, message: str) -> None:
     try:
         writer = EventWriter(RunPaths(run_dir).events, attempt, rank=0)
-        writer.write("warning", source="wandb", message=message)
+        writer.write("warning", source=source, message=message)
         writer.close()
     except OSError:
         logger.warning("the event could not be written", exc_info=True)

@@ -18,7 +18,7 @@ from launcher.errors import ExitCode, LauncherError, Preempted, RunError, public
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
-from launcher.tracking.replay import start as start_wandb
+from launcher.tracking.replay import start as start_replay
 from launcher.train.deadline import Deadline, end_time_from_environment
 from launcher.train.engines.build import make_accelerator, make_engine
 from launcher.train.loop import train_loop
@@ -34,7 +34,7 @@ from launcher.train.world import World, join_world, leave_if_stopped
 
 logger = logging.getLogger(__name__)
 
-WANDB_GRACE_S = 10.0
+TRACKERS_GRACE_S = 10.0
 
 
 def train(run_dir: Path, attempt: int) -> ExitCode:
@@ -55,7 +55,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     meet_s = time.perf_counter() - started
     WATCHDOG.enter("load")
     recorder = Recorder(paths, derived, attempt=attempt) if world.is_main else None
-    replay = start_wandb(run_dir, config.track.wandb, attempt=attempt) if world.is_main else None
+    replay = start_replay(run_dir, config.track, attempt=attempt) if world.is_main else None
     try:
         if recorder is not None:
             recorder.event("attempt_start", world_size=world.size, device=str(world.device))
@@ -81,7 +81,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
         if recorder is not None:
             recorder.close()
         if replay is not None:
-            replay.finish(WANDB_GRACE_S)
+            replay.finish(TRACKERS_GRACE_S)
 
 
 def prepare_run(

@@ -14,10 +14,10 @@ import pytest
 
 from launcher.paths import RunPaths
 from launcher.runs.metrics import read_metrics
-from launcher.tracking.wandb_files import history_rows
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import Goldens, SlurmRun
+from tests.wandb_files import history_rows
 
 TIMES_PREEMPTED = 10
 LONG = ("optim.max_steps=400", "checkpoint.save_every_steps=20", "fault.stop_margin_s=5")
@@ -143,8 +143,10 @@ def test_one_wandb_run_goes_through_five_requeues(cluster: Cluster, tiny_model: 
     run.wait_done()
     assert run.losses() == golden
     paths = RunPaths(run.run_dir)
-    assert {path.name for path in paths.wandb.glob("offline-run-*/*.wandb")} == {"run-0123456789abcdef.wandb"}
-    rows = [row for row in history_rows(paths.wandb) if "train/loss" in row]
+    assert {path.name for path in paths.tracker("wandb").glob("offline-run-*/*.wandb")} == {
+        "run-0123456789abcdef.wandb"
+    }
+    rows = [row for row in history_rows(paths.tracker("wandb")) if "train/loss" in row]
     sent = {int(str(row["train/global_step"])): float(str(row["train/loss"])).hex() for row in rows}
     assert sent == golden and len(rows) == len(golden)
     assert [record.step for record in read_metrics(paths.metrics).steps] == sorted(golden)

@@ -57,7 +57,7 @@ def test_a_canary_is_found_nowhere(cluster: Cluster, tmp_path: Path, tiny_model:
     run.wait_done()
     over.set()
     watcher.join()
-    assert run.num_attempts() == 2 and (RunPaths(run.run_dir).wandb).is_dir()
+    assert run.num_attempts() == 2 and (RunPaths(run.run_dir).tracker("wandb")).is_dir()
     told += [
         cluster.run([sys.executable, "-m", "launcher", verb, "one"], cwd=work, env=environment).stdout
         for verb in ("status", "report")

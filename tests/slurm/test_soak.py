@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.paths import RunPaths
-from launcher.tracking.wandb_files import history_rows
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster, start_cluster
 from tests.slurm.rig import Goldens, SlurmRun
+from tests.wandb_files import history_rows
 
 STEPS_PER_FAULT = 60
 STEPS_PER_FAULT_IN_SHORT = 30
@@ -80,7 +80,7 @@ def test_a_run_finishes_by_itself_through_random_faults(
     run.wait_done(timeout_s=3600)
     assert run.losses() == golden
     # However often it was interrupted, what went to W&B is one run, with each step once.
-    wandb_folder = RunPaths(run.run_dir).wandb
+    wandb_folder = RunPaths(run.run_dir).tracker("wandb")
     assert len({path.name for path in wandb_folder.glob("offline-run-*/*.wandb")}) == 1
     rows = [row for row in history_rows(wandb_folder) if "train/loss" in row]
     assert {int(str(row["train/global_step"])): float(str(row["train/loss"])).hex() for row in rows} == golden

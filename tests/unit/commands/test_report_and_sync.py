@@ -81,7 +81,7 @@ def test_sync_without_a_key_exits_2_and_says_where_to_get_one(story: RunPaths, t
 def test_a_dry_sync_says_what_is_there_and_sends_nothing(story: RunPaths, tmp_path: Path) -> None:
     document = json.loads(launcher("sync", "demo", "--dry-run", "--json", cwd=tmp_path).stdout)
     assert document == {"run": "demo", "rows_recorded": 154}
-    assert not story.wandb.exists()
+    assert not story.tracker("wandb").exists()
 
 
 HEAVY = "{'torch', 'transformers', 'accelerate', 'deepspeed', 'hydra', 'wandb'}"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.config.compose import compose_config
 from launcher.config.frozen import config_hash, load_config, save_config
-from launcher.config.schema import DataConfig, Derived, FrozenRun, MethodKind, RunConfig, TrackConfig
+from launcher.config.schema import SCHEMA_VERSION, DataConfig, Derived, FrozenRun, MethodKind, RunConfig, TrackConfig
 from launcher.errors import RunError
 
 DERIVED = Derived(
@@ -108,7 +108,7 @@ def edited(tmp_path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, "written with schema 99, but this launcher knows up to 2"),
+        ({"schema_version": 99}, f"written with schema 99, but this launcher knows up to {SCHEMA_VERSION}"),
         ({"schema_version": "one"}, "not a version number"),
         ({"schema_version": 0}, "not a version number"),
         ({"extra": 1}, "extra = 1: there is no such setting"),

@@ -17,20 +17,22 @@ from unittest import mock
 import psutil
 import pytest
 
-from launcher.config.schema import WandbMode
+from launcher.config.schema import TrackConfig, WandbMode
 from launcher.errors import UserError
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, EventWriter, read_events
 from launcher.runs.metrics import MetricsWriter, read_metrics
 from launcher.tracking import replay as replay_module
-from launcher.tracking import wandb_child
-from launcher.tracking.replay import Replay, chosen_mode, start, wandb_warning
-from launcher.tracking.wandb_child import _refused
-from launcher.tracking.wandb_files import history_rows
-from launcher.tracking.wandb_push import Cursor, read_cursor, write_cursor
-from launcher.tracking.wandb_sync import sync
+from launcher.tracking import replay_process
+from launcher.tracking.replay import Replay, start, tracker_warnings
+from launcher.tracking.replay_process import read_cursor, write_cursor
+from launcher.tracking.sync import Synced
+from launcher.tracking.sync import sync as sync_all
+from launcher.tracking.tracker import Cursor
+from launcher.tracking.wandb_tracker import WandbTracker, chosen_mode
 from tests.unit.report.made_runs import eval_record, make_run, step_record
 from tests.unit.tracking.wandb_server import FakeWandb, serve
+from tests.wandb_files import history_rows
 
 KEY = "c0ffee5eed" * 4
 
@@ -63,9 +65,8 @@ def events_of(paths: RunPaths, kind: str) -> list[Event]:
 
 
 def child_of(replay: Replay) -> int:
-    process = replay._process
-    assert process is not None
-    return process.pid
+    (child,) = replay._children
+    return child.process.pid
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -73,6 +74,11 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
+
+
+def sync(run_dir: Path, *, timeout_s: float) -> Synced:
+    (synced,) = sync_all(run_dir, timeout_s=timeout_s)
+    return synced
 
 
 @pytest.fixture
@@ -99,22 +105,22 @@ def black_hole(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_offline_files_hold_every_loss_once_over_two_attempts_with_a_rewind(paths: RunPaths) -> None:
     for attempt, (first, last) in enumerate([(1, 17), (11, 23)], start=1):
-        replay = start(paths.root, WandbMode.offline, attempt=attempt)
+        replay = start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=attempt)
         write_attempt(paths, attempt, first, last)
         assert replay.finish(20)
-    assert_holds_exactly(list(history_rows(paths.wandb)), paths)
-    names = {path.name for path in paths.wandb.glob("offline-run-*/*.wandb")}
+    assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
+    names = {path.name for path in paths.tracker("wandb").glob("offline-run-*/*.wandb")}
     assert names == {"run-3f9a1c07.wandb"}
 
 
-def test_after_a_killed_replay_the_files_are_counted_and_nothing_is_lost_or_doubled(paths: RunPaths) -> None:
+def test_after_a_killed_replay_offline_files_are_made_again_and_nothing_is_lost_or_doubled(paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 12)
-    assert start(paths.root, WandbMode.offline, attempt=1).finish(20)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=1).finish(20)
     # What a killed sender leaves: a cursor ahead of what W&B has on disk, not closed.
-    write_cursor(paths, "offline", Cursor(train_step=16, eval_step=15, closed=False))
+    write_cursor(paths.tracker("wandb") / "cursor-offline.json", Cursor(train_step=16, eval_step=15, closed=False))
     write_attempt(paths, 2, 11, 20)
-    assert start(paths.root, WandbMode.offline, attempt=2).finish(20)
-    assert_holds_exactly(list(history_rows(paths.wandb)), paths)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=2).finish(20)
+    assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
 
 
 def test_the_config_wandb_gets_has_no_secret(
@@ -123,7 +129,7 @@ def test_the_config_wandb_gets_has_no_secret(
     monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanary")
     text = paths.config.read_text().replace("builtin:next_number", "https://me:pa55word@host/hf_canarycanarycanary")
     paths.config.write_text(text)
-    assert start(paths.root, WandbMode.online, attempt=1).finish(20)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1).finish(20)
     sent = server.config["3f9a1c07"]
     assert "[secret]@host/[secret]" in sent
     assert b"pa55word" not in server.seen and b"hf_canary" not in server.seen
@@ -131,7 +137,7 @@ def test_the_config_wandb_gets_has_no_secret(
 
 def test_an_api_key_is_in_no_file(server: FakeWandb, paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 5)
-    assert start(paths.root, WandbMode.online, attempt=1).finish(20)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1).finish(20)
     files = [path for path in paths.root.rglob("*") if path.is_file()]
     assert len(files) > 4
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
@@ -139,7 +145,7 @@ def test_an_api_key_is_in_no_file(server: FakeWandb, paths: RunPaths) -> None:
 
 def test_a_server_gets_every_loss_once_over_two_attempts_with_a_rewind(server: FakeWandb, paths: RunPaths) -> None:
     for attempt, (first, last) in enumerate([(1, 12), (11, 20)], start=1):
-        replay = start(paths.root, WandbMode.online, attempt=attempt)
+        replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=attempt)
         write_attempt(paths, attempt, first, last)
         assert replay.finish(20)
     assert list(server.history) == ["3f9a1c07"]
@@ -148,16 +154,16 @@ def test_a_server_gets_every_loss_once_over_two_attempts_with_a_rewind(server: F
 
 def test_after_a_killed_replay_the_server_is_asked(server: FakeWandb, paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 12)
-    assert start(paths.root, WandbMode.online, attempt=1).finish(20)
-    write_cursor(paths, "online", Cursor(train_step=18, eval_step=15, closed=False))
+    assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1).finish(20)
+    write_cursor(paths.tracker("wandb") / "cursor-online.json", Cursor(train_step=18, eval_step=15, closed=False))
     write_attempt(paths, 2, 11, 20)
-    assert start(paths.root, WandbMode.online, attempt=2).finish(20)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=2).finish(20)
     assert_holds_exactly(server.history["3f9a1c07"], paths)
 
 
 def test_sync_sends_an_offline_run_and_a_second_sync_sends_nothing(server: FakeWandb, paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 10)
-    assert start(paths.root, WandbMode.offline, attempt=1).finish(20)
+    assert start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=1).finish(20)
     assert server.history == {}
     assert sync(paths.root, timeout_s=20).rows == 12
     assert sync(paths.root, timeout_s=20).rows == 0
@@ -168,7 +174,7 @@ def test_sync_sends_an_offline_run_and_a_second_sync_sends_nothing(server: FakeW
 def test_sync_fills_in_what_an_outage_kept_back(server: FakeWandb, paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 10)
     server.is_broken = True
-    replay = start(paths.root, WandbMode.online, attempt=1)
+    replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1)
     assert not replay.finish(2)
     server.is_broken = False
     sync(paths.root, timeout_s=30)
@@ -177,7 +183,7 @@ def test_sync_fills_in_what_an_outage_kept_back(server: FakeWandb, paths: RunPat
 
 def test_a_silent_server_costs_training_no_more_than_the_time_out(black_hole: None, paths: RunPaths) -> None:
     began = time.monotonic()
-    replay = start(paths.root, WandbMode.online, attempt=1)
+    replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1)
     started_s = time.monotonic() - began
     child = psutil.Process(child_of(replay))
     write_attempt(paths, 1, 1, 5)
@@ -211,7 +217,7 @@ def test_sync_without_a_key_says_where_to_get_one(
 
 def test_a_refused_key_becomes_a_warning_and_not_an_error(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "too-short-a-key")
-    replay = start(paths.root, WandbMode.online, attempt=1)
+    replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1)
     wait_for(lambda: bool(events_of(paths, "warning")))
     assert not replay.finish(10)
     (warning,) = events_of(paths, "warning")
@@ -230,7 +236,7 @@ def test_a_key_the_server_refuses_is_named_on_the_terminal_of_rank_0_at_the_end(
     server: FakeWandb, paths: RunPaths, status: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.refuses = status
-    replay = start(paths.root, WandbMode.online, attempt=1)
+    replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1)
     wait_for(lambda: bool(events_of(paths, "warning")))
     heard: list[str] = []
     monkeypatch.setattr(replay_module.logger, "warning", lambda text, *values: heard.append(text % values))
@@ -239,15 +245,15 @@ def test_a_key_the_server_refuses_is_named_on_the_terminal_of_rank_0_at_the_end(
     assert re.search(told, str(warning.fields["message"]))
     (said,) = heard
     assert said.startswith("W&B incomplete: launcher sync demo (W&B refused ")
-    everything = said + paths.events.read_text() + (paths.wandb / "replay.log").read_text()
+    everything = said + paths.events.read_text() + (paths.tracker("wandb") / "replay.log").read_text()
     assert KEY not in everything and "training goes on" not in everything
 
 
 def test_a_key_of_the_public_server_is_got_at_wandb_ai(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    text = _refused(RuntimeError("Failed to upsert bucket: returned error 401: {}"))
+    text = WandbTracker.refusal(RuntimeError("Failed to upsert bucket: returned error 401: {}"))
     assert "https://wandb.ai/authorize" in text and "set WANDB_BASE_URL" in text
-    assert _refused(RuntimeError("returned error 500: no run 401")) == ""
+    assert WandbTracker.refusal(RuntimeError("returned error 500: no run 401")) == ""
 
 
 def test_sync_with_a_refused_key_says_what_to_do_and_nothing_of_training(server: FakeWandb, paths: RunPaths) -> None:
@@ -262,11 +268,11 @@ def test_sync_with_a_refused_key_says_what_to_do_and_nothing_of_training(server:
 def test_a_sync_that_cannot_reach_the_server_says_nothing_of_training(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_child, "Pusher", mock.Mock(side_effect=RuntimeError("no route to host")))
+    monkeypatch.setattr(replay_process, "Sender", mock.Mock(side_effect=RuntimeError("no route to host")))
     for is_training, told in ((False, "no route to host)"), (True, "no route to host); tried again every 60 s while")):
         events = EventWriter(paths.events, 0, rank=-1)
         parent = mock.Mock()
-        assert wandb_child._open(paths.root, "online", parent, events, is_training=is_training) is None
+        assert replay_process._open(paths.root, "wandb", "online", parent, events, is_training=is_training) is None
         assert told in str(events_of(paths, "warning")[-1].fields["message"])
     assert "training" not in str(events_of(paths, "warning")[0].fields["message"])
 
@@ -275,37 +281,37 @@ def test_what_w_and_b_lacks_is_forgotten_once_it_has_everything(paths: RunPaths)
     events = EventWriter(paths.events, 1, rank=-1)
     events.write("warning", source="wandb", message="W&B did not open")
     events.write("warning", source="data", message="something else")
-    assert wandb_warning(read_events(paths.events)) == "W&B did not open"
-    assert wandb_warning(read_events(paths.events), attempt=2) == ""
+    assert tracker_warnings(read_events(paths.events)) == {"wandb": "W&B did not open"}
+    assert tracker_warnings(read_events(paths.events), attempt=2) == {}
     events.write("wandb", mode="online", complete=True)
-    assert wandb_warning(read_events(paths.events)) == ""
+    assert tracker_warnings(read_events(paths.events)) == {}
 
 
 def test_a_run_without_configuration_is_warned_about_and_nothing_raised(tmp_path: Path) -> None:
-    replay = start(tmp_path / "empty", WandbMode.offline, attempt=1)
+    replay = start(tmp_path / "empty", TrackConfig(wandb=WandbMode.offline), attempt=1)
     assert not replay.finish(10)
     (warning,) = events_of(RunPaths(tmp_path / "empty"), "warning")
     assert "config.yaml does not exist" in str(warning.fields["message"])
 
 
 def test_signals_for_the_training_group_do_not_reach_the_replay(paths: RunPaths) -> None:
-    replay = start(paths.root, WandbMode.offline, attempt=1)
+    replay = start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=1)
     wait_for(lambda: bool(events_of(paths, "wandb")))
     assert os.getpgid(child_of(replay)) != os.getpgid(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         os.kill(child_of(replay), number)
     write_attempt(paths, 1, 1, 5)
     assert replay.finish(20)
-    assert_holds_exactly(list(history_rows(paths.wandb)), paths)
+    assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
 
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from launcher.config.schema import WandbMode
+from launcher.config.schema import TrackConfig, WandbMode
 from launcher.tracking.replay import start
-replay = start(Path(sys.argv[1]), WandbMode.offline, attempt=1)
-print(replay._process.pid, flush=True)
+replay = start(Path(sys.argv[1]), TrackConfig(wandb=WandbMode.offline), attempt=1)
+print(replay._children[0].process.pid, flush=True)
 time.sleep(60)
 """
 
@@ -318,19 +324,19 @@ def test_the_replay_ends_by_itself_when_training_is_killed_and_keeps_what_was_re
         write_attempt(paths, 1, 1, 12)
         training.kill()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
-    assert_holds_exactly(list(history_rows(paths.wandb)), paths)
+    assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
 
 
 @pytest.mark.slow
 def test_two_senders_of_one_run_do_not_send_twice(paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 10)
-    replays = [start(paths.root, WandbMode.offline, attempt=1) for _ in range(2)]
+    replays = [start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=1) for _ in range(2)]
     threads = [threading.Thread(target=replay.finish, args=(30,)) for replay in replays]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert_holds_exactly(list(history_rows(paths.wandb)), paths)
+    assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
 
 
 @pytest.mark.parametrize(
@@ -352,12 +358,16 @@ def test_auto_follows_the_environment_and_a_named_mode_does_not(
 
 
 def test_disabled_starts_nothing_and_writes_nothing(paths: RunPaths) -> None:
-    assert start(paths.root, WandbMode.disabled, attempt=1).finish(0.1)
-    assert not paths.wandb.exists() and not paths.events.exists()
+    assert start(paths.root, TrackConfig(wandb=WandbMode.disabled), attempt=1).finish(0.1)
+    assert not paths.tracker("wandb").exists() and not paths.events.exists()
 
 
-def test_a_cursor_that_cannot_be_read_is_not_trusted(paths: RunPaths) -> None:
-    paths.wandb.mkdir()
-    (paths.wandb / "cursor-offline.json").write_text("{")
-    assert read_cursor(paths, "offline") == Cursor(closed=False)
-    assert read_cursor(paths, "online") == Cursor()
+def test_a_cursor_is_trusted_only_if_it_is_whole_and_its_sender_ended_cleanly(tmp_path: Path) -> None:
+    path = tmp_path / "cursor-offline.json"
+    assert read_cursor(path) is None
+    path.write_text("{")
+    assert read_cursor(path) is None
+    write_cursor(path, Cursor(3, 2, closed=False))
+    assert read_cursor(path) is None
+    write_cursor(path, Cursor(3, 2, closed=True))
+    assert read_cursor(path) == Cursor(3, 2, closed=True)

@@ -1,0 +1,108 @@
+"""What a tracker has to do. One file each: `NAME_tracker.py`, for every `TrackerName` of the settings."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from launcher.config.schema import TrackConfig, TrackerName
+from launcher.paths import RunPaths
+from launcher.runs.metrics import Record, StepRecord
+
+_NOT_SHOWN = ("step", "attempt", "time", "epoch_end")
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a tracker has been sent a run."""
+
+    train_step: int = 0
+    eval_step: int = 0
+    closed: bool = False
+    """True after a clean end only: a sender that was killed may have sent more or less than it noted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """The run that a tracker opens."""
+
+    paths: RunPaths
+    folder: Path
+    """The tracker's own folder in the run directory."""
+    run_id: str
+    track: TrackConfig
+    settings: Mapping[str, object]
+    """Configuration and derived values, without secrets."""
+    destination: str
+    training_pid: int | None
+    """The process that trains; None for `launcher sync`."""
+
+
+class Tracker(Protocol):
+    """One open run in a tracker: the same one for every attempt. Only the replay process makes one."""
+
+    title: ClassVar[str]
+
+    def __init__(self, run: TrackedRun) -> None:
+        """Opens the run, or makes it; ImportError without the package."""
+        ...
+
+    @classmethod
+    def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
+        """Short name of where the run is sent, one cursor each; None sends nothing.
+
+        Raises: UserError if `launcher sync` cannot reach it from here.
+        """
+        ...
+
+    @classmethod
+    def refusal(cls, error: Exception) -> str:
+        """How to fix an error for which another try is pointless; empty for any other error."""
+        return ""
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page, if it has one."""
+        return None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it held nothing of this run when it was opened."""
+        ...
+
+    def recover(self) -> Cursor:
+        """How far the tracker really got, asked when no cursor can be trusted. It may drop its files and start over."""
+        ...
+
+    def log(self, records: Sequence[Record]) -> None:
+        """Sends records, in order of steps; on return they survive the death of this process, or `recover` knows."""
+        ...
+
+    def close(self, scores: Mapping[str, float], *, failed: bool) -> None:
+        """Waits until everything is there."""
+        ...
+
+
+def load_tracker(name: str) -> type[Tracker]:
+    """The class of a tracker; its package is imported only when a run is opened."""
+    module = importlib.import_module(f"launcher.tracking.{name}_tracker")
+    tracker: type[Tracker] = module.TRACKER
+    return tracker
+
+
+def chosen_trackers(track: TrackConfig) -> list[str]:
+    """Names without repetition; W&B alone unless the user names others."""
+    names = [TrackerName.wandb] if track.trackers is None else track.trackers
+    return list(dict.fromkeys(name.value for name in names))
+
+
+def group_of(record: Record) -> str:
+    return "train" if isinstance(record, StepRecord) else "eval"
+
+
+def values_of(record: Record) -> dict[str, float]:
+    """What trackers show of a record, as `train/loss` and so on."""
+    return {f"{group_of(record)}/{name}": value for name, value in asdict(record).items() if name not in _NOT_SHOWN}

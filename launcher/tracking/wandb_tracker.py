@@ -1,0 +1,175 @@
+"""Weights & Biases, online or offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from launcher.config.schema import TrackConfig, WandbMode
+from launcher.errors import UserError
+from launcher.runs.metrics import Record
+from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, group_of, values_of
+
+if TYPE_CHECKING:
+    import wandb
+
+TRAIN_AXIS = "train/global_step"
+EVAL_AXIS = "eval/global_step"
+DEFAULT_SERVER = "https://api.wandb.ai"
+INIT_TIMEOUT_S = 60.0
+REFUSED = re.compile(r"\b(?:error|status|code)\W{0,3}40[13]\b|\b40[13] (?:unauthorized|forbidden)", re.IGNORECASE)
+
+
+class WandbTracker(Tracker):
+    title = "W&B"
+
+    def __init__(self, run: TrackedRun) -> None:
+        self._folder = run.folder
+        self._is_online = run.destination == WandbMode.online.value
+        self._run = _open_run(run)
+
+    @classmethod
+    def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
+        if syncing:
+            refuse_without_login(environment)
+            return WandbMode.online.value
+        mode = chosen_mode(track.wandb, environment)
+        is_missing = track.wandb is WandbMode.auto and importlib.util.find_spec("wandb") is None
+        return None if mode is WandbMode.disabled or is_missing else mode.value
+
+    @classmethod
+    def refusal(cls, error: Exception) -> str:
+        text = str(error)
+        server = server_of(os.environ)
+        own = "" if server != DEFAULT_SERVER else ", and for a server of your own set WANDB_BASE_URL"
+        status = REFUSED.search(text)
+        if status is not None and "403" in status.group():
+            return (
+                f"W&B refused access (403): the key in WANDB_API_KEY may not write to this project at {server}. Check "
+                f"track.wandb_entity and track.wandb_project, or take a key that may ({login_page(server)}){own}"
+            )
+        if status is not None or type(error).__name__ == "AuthenticationError" or "api_key not configured" in text:
+            return (
+                f"W&B refused the key{' (401)' if status else ''}: WANDB_API_KEY holds no key of {server}. Set it to "
+                f"yours, from {login_page(server)}{own}"
+            )
+        return ""
+
+    @property
+    def url(self) -> str | None:
+        return str(self._run.url) if self._is_online else None
+
+    @property
+    def is_new(self) -> bool:
+        # Offline, the cursor decides: the user may have removed files that were sent by hand.
+        return self._is_online and not self._run.resumed
+
+    def recover(self) -> Cursor:
+        if self._is_online:
+            return Cursor(_whole(self._run.summary.get(TRAIN_AXIS)), _whole(self._run.summary.get(EVAL_AXIS)))
+        # W&B's service writes offline files by itself and says nowhere how far it got. They are a view of
+        # metrics.jsonl, so they are made again.
+        current = Path(self._run.dir).parent.name
+        for folder in self._folder.glob("offline-run-*"):
+            if folder.name != current:
+                shutil.rmtree(folder, ignore_errors=True)
+        return Cursor()
+
+    def log(self, records: Sequence[Record]) -> None:
+        for record in records:
+            axes = {TRAIN_AXIS: record.step} | ({EVAL_AXIS: record.step} if group_of(record) == "eval" else {})
+            self._run.log({**axes, **values_of(record)})
+
+    def close(self, scores: Mapping[str, float], *, failed: bool) -> None:
+        self._run.summary.update(dict(scores))
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+TRACKER = WandbTracker
+
+
+def chosen_mode(mode: WandbMode, environment: Mapping[str, str]) -> WandbMode:
+    """`auto` follows WANDB_MODE where it is set, otherwise it is online with WANDB_API_KEY and offline without."""
+    if mode is not WandbMode.auto:
+        return mode
+    asked = environment.get("WANDB_MODE")
+    if asked in ("online", "offline", "disabled"):
+        return WandbMode(asked)
+    return WandbMode.online if environment.get("WANDB_API_KEY") else WandbMode.offline
+
+
+def refuse_without_login(environment: Mapping[str, str]) -> None:
+    """UserError that says what is missing before anything is tried."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("the wandb package is not installed; install it with: pip install 'tunelaunch[wandb]'")
+    server = server_of(environment)
+    if environment.get("WANDB_API_KEY") or _in_netrc(server, environment):
+        return
+    raise UserError(
+        f"WANDB_API_KEY is not set, so {server} does not know you. Copy your key from {login_page(server)} and run: "
+        "export WANDB_API_KEY=..."
+    )
+
+
+def server_of(environment: Mapping[str, str]) -> str:
+    """W&B's address: WANDB_BASE_URL for a server of one's own."""
+    return environment.get("WANDB_BASE_URL") or DEFAULT_SERVER
+
+
+def login_page(server: str) -> str:
+    """Where that server shows one's key."""
+    return "https://wandb.ai/authorize" if server == DEFAULT_SERVER else f"{server.rstrip('/')}/authorize"
+
+
+def _in_netrc(server: str, environment: Mapping[str, str]) -> bool:
+    path = environment.get("NETRC") or str(Path.home() / ".netrc")
+    try:
+        return netrc.netrc(path).authenticators(urlsplit(server).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _open_run(tracked: TrackedRun) -> wandb.Run:
+    import wandb
+
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_save_requirements=False,
+        init_timeout=INIT_TIMEOUT_S,
+        x_disable_stats=tracked.training_pid is None,
+        x_disable_machine_info=tracked.training_pid is None,
+    )
+    if tracked.training_pid is not None:
+        settings.x_stats_pid = tracked.training_pid
+    run = wandb.init(
+        id=tracked.run_id,
+        resume="allow",
+        mode="online" if tracked.destination == WandbMode.online.value else "offline",
+        project=tracked.track.wandb_project,
+        entity=tracked.track.wandb_entity,
+        name=tracked.paths.root.name,
+        tags=tracked.track.tags,
+        config=dict(tracked.settings),
+        dir=tracked.paths.root,
+        settings=settings,
+    )
+    run.define_metric(TRAIN_AXIS)
+    run.define_metric("train/*", step_metric=TRAIN_AXIS)
+    run.define_metric("eval/*", step_metric=TRAIN_AXIS)
+    run.define_metric("eval/loss", step_metric=TRAIN_AXIS, summary="min")
+    return run
+
+
+def _whole(value: object) -> int:
+    return int(value) if isinstance(value, int | float) else 0
