@@ -48,7 +48,23 @@ def test_a_batch_script_parses_and_takes_options_as_they_are(stage: str) -> None
 def test_the_batch_scripts_differ_only_in_what_they_become() -> None:
     texts = [path.read_text() for path in (ROOT / "slurm").glob("*.sbatch")]
     shared = {text[text.index("set -euo pipefail") : text.index("\nexec ")] for text in texts}
-    assert len(texts) == 5 and len(shared) == 1
+    assert len(texts) == 5 and len(shared) == 1, "run scripts/_batch_scripts"
+
+
+def test_a_change_of_the_shared_part_reaches_every_batch_script_and_leaves_the_rest(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "scripts").mkdir()
+    update = shutil.copy(ROOT / "scripts" / "_batch_scripts", tmp_path / "scripts")
+    subprocess.run([update], check=True)
+    scripts = sorted((tmp_path / "slurm").glob("*.sbatch"))
+    before = {path: path.read_text() for path in scripts}
+    assert before == {path: (ROOT / "slurm" / path.name).read_text() for path in scripts}
+    train = tmp_path / "slurm" / "train.sbatch"
+    train.write_text(before[train].replace("trap '' USR2", "trap '' USR2 \\n"))
+    subprocess.run([update], check=True)
+    assert {path: path.read_text() for path in scripts} == {
+        path: text.replace("trap '' USR2", "trap '' USR2 \\n") for path, text in before.items()
+    }
 
 
 def run_with_modules(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
