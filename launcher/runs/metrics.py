@@ -34,6 +34,8 @@ class StepRecord:
     time: str
     data_time_s: float = 0.0
     """The part of step_time_s in which rank 0 waited for its examples."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further numbers of the objective; left out of the line when there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class MetricsWriter:
     def write(self, record: Record) -> None:
         """Adds one line; OSError when the disk does not take it."""
         kind = "train" if isinstance(record, StepRecord) else "eval"
-        self._log.append({"kind": kind, **asdict(record)})
+        fields = {name: value for name, value in asdict(record).items() if name != "metrics" or value}
+        self._log.append({"kind": kind, **fields})
 
     def close(self) -> None:
         self._log.close()
@@ -157,6 +160,7 @@ def _parse_step(line: dict[str, object]) -> StepRecord:
         attempt=_int(line["attempt"]),
         time=str(line["time"]),
         data_time_s=_float(line.get("data_time_s", 0.0)),
+        metrics=_floats(line.get("metrics", {})),
     )
 
 
@@ -177,6 +181,12 @@ def _int(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is no whole number")
     return value
+
+
+def _floats(value: object) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not a mapping")
+    return {str(name): _float(number) for name, number in value.items()}
 
 
 def _float(value: object) -> float:

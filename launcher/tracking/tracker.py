@@ -105,4 +105,6 @@ def group_of(record: Record) -> str:
 
 def values_of(record: Record) -> dict[str, float]:
     """What trackers show of a record, as `train/loss` and so on."""
-    return {f"{group_of(record)}/{name}": value for name, value in asdict(record).items() if name not in _NOT_SHOWN}
+    fields = asdict(record)
+    fields = {**fields.pop("metrics", {}), **fields}
+    return {f"{group_of(record)}/{name}": value for name, value in fields.items() if name not in _NOT_SHOWN}

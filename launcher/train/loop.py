@@ -80,6 +80,7 @@ def record(run: Run, state: TrainState, outcome: StepOutcome, *, step_time_s: fl
             attempt=run.attempt,
             time=utc_now(),
             data_time_s=outcome.data_time_s,
+            metrics=outcome.metrics,
         )
     )
 

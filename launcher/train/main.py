@@ -23,6 +23,7 @@ from launcher.train.deadline import Deadline, end_time_from_environment
 from launcher.train.engines.build import make_accelerator, make_engine
 from launcher.train.loop import train_loop
 from launcher.train.model import load_model
+from launcher.train.objective import SupervisedCrossEntropy
 from launcher.train.preflight import rehearse
 from launcher.train.ranks import rank_from_environment
 from launcher.train.recorder import Recorder
@@ -108,6 +109,7 @@ def prepare_run(
         attempt=attempt,
         world=world,
         engine=engine,
+        objective=SupervisedCrossEntropy(),
         train_data=train_data,
         heldout_data=Prepared.open(data_dir, "validation") if has_heldout else None,
         order=Order(seed=config.seed, num_packs=derived.num_packs, global_sequences=derived.global_sequences),

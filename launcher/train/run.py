@@ -12,6 +12,7 @@ from launcher.data.prepared import Prepared
 from launcher.paths import RunPaths
 from launcher.train.deadline import Deadline
 from launcher.train.engines.base import Engine
+from launcher.train.objective import Objective
 from launcher.train.recorder import Recorder
 from launcher.train.world import World
 
@@ -26,6 +27,7 @@ class Run:
     attempt: int
     world: World
     engine: Engine
+    objective: Objective
     train_data: Prepared
     heldout_data: Prepared | None
     order: Order

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from launcher.config.schema import Precision
 from launcher.errors import TIME_LIMIT
 from launcher.train.batch import make_micro_batch
-from launcher.train.loss import cross_entropy_sum
 from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
@@ -37,6 +37,8 @@ class StepOutcome:
     """Most memory any one rank held so far; of the machine, not of the training."""
     data_time_s: float = field(compare=False, default=0.0)
     """What this rank waited for its micro-batches."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Those of the objective, as means."""
 
 
 def searches_loss_scale(run: Run, outcome: StepOutcome) -> bool:
@@ -48,31 +50,19 @@ def searches_loss_scale(run: Run, outcome: StepOutcome) -> bool:
 def optimizer_step(run: Run, step: int) -> StepOutcome:
     """Runs optimizer step `step` (from 0). Ranks: all."""
     started = time.perf_counter()
-    data, world, engine = run.train_data, run.world, run.engine
+    data, world, engine, metrics = run.train_data, run.world, run.engine, run.objective.metrics
     packs = run.order.step_packs(step)
-    supervised = int(data.pack_supervised[packs].sum())
-    shortest = int(min(packs, key=lambda p: int(data.pack_lengths[p])))
-    micro_batches = run.slots(step)[world.rank]
-    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
-    data_time_s = 0.0
-    for number, mine in enumerate(micro_batches, start=1):
-        asked = time.perf_counter()
-        batch = make_micro_batch(data, mine, stand_in=shortest, device=world.device)
-        data_time_s += time.perf_counter() - asked
-        with engine.micro_step(last=number == len(micro_batches)):
-            loss = cross_entropy_sum(engine.forward(batch.model_inputs()), batch.labels)
-            engine.backward(loss * (batch.weight / max(supervised, 1)))
-        loss_sum += loss.detach().double() * batch.weight
-        WATCHDOG.beat()
+    weight = max(run.objective.step_weight(data, packs), 1)
+    sums, data_time_s = _forward_backward(run, step, weight)
     if world.is_main and run.time_runs_out(step + 1, step_s=time.perf_counter() - started):
         STOP.ask(TIME_LIMIT)
-    # The only collective of ours in a step: the loss, with the stop flag and each rank's memory riding along.
-    agreed = torch.zeros(2 + world.size, dtype=torch.float64, device=world.device)
-    agreed[0] = loss_sum
-    agreed[1] = float(STOP.requested)
-    agreed[2 + world.rank] = peak_memory_gib(world.device)
-    total, stop, *memory_gib = world.sum_(agreed).tolist()
-    loss_mean = total / max(supervised, 1)
+    # The only collective of ours in a step: loss and metrics, with the stop flag and each rank's memory riding along.
+    agreed = torch.cat([sums, sums.new_zeros(1 + world.size)])
+    agreed[len(sums)] = float(STOP.requested)
+    agreed[len(sums) + 1 + world.rank] = peak_memory_gib(world.device)
+    numbers = world.sum_(agreed).tolist()
+    loss_mean, *means = [number / weight for number in numbers[: len(sums)]]
+    stop, *memory_gib = numbers[len(sums) :]
     lr = lr_at(
         step,
         optim=run.config.optim,
@@ -91,9 +81,34 @@ def optimizer_step(run: Run, step: int) -> StepOutcome:
         grad_norm=grad_norm,
         lr=lr,
         tokens=int(data.pack_lengths[packs].sum()),
-        supervised_tokens=supervised,
+        supervised_tokens=int(data.pack_supervised[packs].sum()),
         applied=applied,
         stop=stop > 0,
         memory_gib=max(memory_gib),
         data_time_s=data_time_s,
+        metrics=dict(zip(metrics, means, strict=True)),
     )
+
+
+def _forward_backward(run: Run, step: int, weight: int) -> tuple[Tensor, float]:
+    """This rank's micro-batches of a step, each divided by the weight of the whole step.
+
+    Returns: loss and metrics of the objective, summed in float64; seconds spent waiting for data.
+    """
+    data, device, engine, objective = run.train_data, run.world.device, run.engine, run.objective
+    packs = run.order.step_packs(step)
+    shortest = int(min(packs, key=lambda p: int(data.pack_lengths[p])))
+    micro_batches = run.slots(step)[run.world.rank]
+    sums = torch.zeros(1 + len(objective.metrics), dtype=torch.float64, device=device)
+    data_time_s = 0.0
+    for number, mine in enumerate(micro_batches, start=1):
+        asked = time.perf_counter()
+        batch = make_micro_batch(data, mine, stand_in=shortest, device=device)
+        data_time_s += time.perf_counter() - asked
+        with engine.micro_step(last=number == len(micro_batches)):
+            loss = objective.loss(engine.forward, batch)
+            engine.backward(loss.total * (batch.weight / weight))
+        values = [loss.total.detach(), *(loss.metrics[name] for name in objective.metrics)]
+        sums += torch.stack([value.double() for value in values]) * batch.weight
+        WATCHDOG.beat()
+    return sums, data_time_s

@@ -13,7 +13,6 @@ from launcher.errors import TIME_LIMIT, NonFiniteError
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import EvalRecord
 from launcher.train.batch import make_micro_batch
-from launcher.train.loss import cross_entropy_sum
 from launcher.train.run import Run
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG
@@ -43,9 +42,9 @@ def heldout_loss(run: Run) -> tuple[float, int]:
             index = first + world.rank
             packs = rows[index] if index < len(rows) else []
             batch = make_micro_batch(data, packs, stand_in=by_length[-1], device=world.device)
-            loss = cross_entropy_sum(run.engine.forward(batch.model_inputs()), batch.labels)
+            loss = run.objective.loss(run.engine.forward, batch)
             if batch.weight:
-                totals += torch.stack([loss.double(), torch.tensor(float(len(batch.labels)), device=world.device)])
+                totals += torch.stack([loss.total.double(), torch.tensor(float(loss.weight), device=world.device)])
     run.engine.set_training(True)
     total, tokens = world.sum_(totals).tolist()
     return total / max(tokens, 1.0), int(tokens)

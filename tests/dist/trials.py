@@ -93,10 +93,10 @@ def train_and_keep_weights(run_dir: str, out: str) -> str:
 def train_poisoned(run_dir: str, kind: str, step: int, rank: int) -> str:
     """Trains while rank `rank` meets a NaN loss or an infinite gradient in optimizer step `step` (from 1)."""
     import launcher.train.loop as loop
-    import launcher.train.step as step_module
+    import launcher.train.objective as objective_module
     from launcher.train.main import train as train_run
 
-    original_step, original_loss = loop.optimizer_step, step_module.cross_entropy_sum
+    original_step, original_loss = loop.optimizer_step, objective_module.cross_entropy_sum
     poison = False
 
     def optimizer_step(run, number):  # type: ignore[no-untyped-def]
@@ -110,7 +110,7 @@ def train_poisoned(run_dir: str, kind: str, step: int, rank: int) -> str:
         loss = original_loss(logits, labels)
         return loss * float("nan") if poison and kind == "loss" else loss
 
-    loop.optimizer_step, step_module.cross_entropy_sum = optimizer_step, cross_entropy_sum
+    loop.optimizer_step, objective_module.cross_entropy_sum = optimizer_step, cross_entropy_sum
     return train_run(Path(run_dir), 1).name
 
 

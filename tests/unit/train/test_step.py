@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-import launcher.train.step as step_module
+import launcher.train.objective as objective_module
+from launcher.checkpoint.manifest import TrainState
 from launcher.config.schema import Precision
-from launcher.train.batch import make_micro_batch
+from launcher.runs.metrics import read_metrics
+from launcher.tracking.tracker import values_of
+from launcher.train.batch import MicroBatch, make_micro_batch
 from launcher.train.engines.replicated import ReplicatedEngine
-from launcher.train.loop import handle_nonfinite
+from launcher.train.loop import handle_nonfinite, record
 from launcher.train.loss import cross_entropy_sum
+from launcher.train.objective import BatchLoss, Forward, SupervisedCrossEntropy
 from launcher.train.preflight import rehearse
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
@@ -78,7 +83,7 @@ def test_a_number_that_is_not_finite_changes_no_weight(
         return cross_entropy_sum(logits, labels) * (math.nan if kind == "loss" else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "cross_entropy_sum", poisoned)
+        patch.setattr(objective_module, "cross_entropy_sum", poisoned)
         outcome = optimizer_step(run, 1)
     assert not outcome.applied and not math.isfinite(outcome.grad_norm)
     assert same(weights_of(run), before)
@@ -126,3 +131,33 @@ def test_a_rehearsal_lets_fp16_search_its_loss_scale(open_run: OpenRun) -> None:
     before = weights_of(run)
     rehearse(run)
     assert same(weights_of(run), before)
+
+
+class CountingObjective(SupervisedCrossEntropy):
+    """Also reports how long its rows are."""
+
+    metrics = ("row_tokens",)
+
+    def loss(self, forward: Forward, batch: MicroBatch) -> BatchLoss:
+        loss = super().loss(forward, batch)
+        return replace(loss, metrics={"row_tokens": torch.tensor(float(batch.input_ids.shape[1]))})
+
+
+def test_a_metric_of_the_objective_needs_no_other_code_to_reach_the_record_and_the_trackers(open_run: OpenRun) -> None:
+    run = open_run("batch.micro_sequences=1")
+    expected = optimizer_step(run, 0)
+    counting = replace(open_run("batch.micro_sequences=1"), objective=CountingObjective())
+    outcome = optimizer_step(counting, 0)
+    assert outcome.loss == expected.loss and outcome.grad_norm == expected.grad_norm and expected.metrics == {}
+    assert outcome.metrics == {"row_tokens": outcome.tokens / outcome.supervised_tokens}
+    record(counting, TrainState(step=1), outcome, step_time_s=1.0)
+    [step] = read_metrics(counting.paths.metrics).steps
+    assert step.metrics == outcome.metrics
+    assert values_of(step)["train/row_tokens"] == outcome.metrics["row_tokens"]
+    assert b'"metrics"' in counting.paths.metrics.read_bytes()
+
+
+def test_without_metrics_of_the_objective_lines_are_as_before(open_run: OpenRun) -> None:
+    run = open_run()
+    record(run, TrainState(step=1), optimizer_step(run, 0), step_time_s=1.0)
+    assert b'"metrics"' not in run.paths.metrics.read_bytes()
