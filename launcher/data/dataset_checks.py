@@ -1,8 +1,8 @@
-"""What can be said only about the data set as a whole: copies, overlap with held-out data, openings, size."""
+"""What can be said only about the data set as a whole: copies, overlap with validation data, openings, size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from launcher.config.schema import TaskKind
 from launcher.data.audit import MAX_LOCATIONS, Location, Tally
-from launcher.data.prompt_prefix import Common, Traits, expected_of
+from launcher.data.prompt_prefix import Openings
 
 _POSSIBLE = 20
 ADVISED = {
@@ -40,15 +40,13 @@ class Marks:
         return len(self.inputs)
 
 
-def check_whole(
-    train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], task: TaskKind, tally: Tally
-) -> None:
-    """Adds the findings about the data set as a whole; `traits` says what the numbers of openings stand for."""
+def check_whole(train: Marks, validation: Marks, openings: Openings, task: TaskKind, tally: Tally) -> None:
+    """Adds the findings about the data set as a whole; `openings` gave the numbers in the marks."""
     if len(train) == 0:
         tally.add("no_examples", Location("training data", 0))
     _check_copies(train, tally)
     _check_overlap(train, validation, tally)
-    _check_openings(train, validation, common, traits, tally)
+    _check_openings(train, validation, openings, tally)
     check_size(len(train), task, tally)
 
 
@@ -83,17 +81,15 @@ def _check_overlap(train: Marks, validation: Marks, tally: Tally) -> None:
     _add(tally, "train_validation_overlap", shared, validation.locate, lambda i: "")
 
 
-def _check_openings(train: Marks, validation: Marks, common: Common, traits: Sequence[Traits], tally: Tally) -> None:
+def _check_openings(train: Marks, validation: Marks, openings: Openings, tally: Tally) -> None:
     compared = train.openings[train.openings >= 0]
     if len(compared) < _FEWEST_TO_COMPARE:
         return
-    uses = np.bincount(compared, minlength=len(traits)).tolist()
-    expected = expected_of(common, zip(traits, uses, strict=True))
     # One more for -1: where there is no prompt, nothing is lacking.
-    lacking = [*map(expected.lacks, traits), ""]
-    is_odd = np.array([bool(why) for why in lacking])
+    reasons = ["; ".join(why) for why in openings.reasons(compared.tolist())] + [""]
+    is_odd = np.array([bool(why) for why in reasons])
     for marks in (train, validation):
-        own = [lacking[number] for number in marks.openings]
+        own = [reasons[number] for number in marks.openings]
         odd = np.flatnonzero(is_odd[marks.openings])
         _add(tally, "inconsistent_prefix", odd, marks.locate, own.__getitem__)
 

@@ -62,7 +62,7 @@ class SplitBuilder:
         kept_out = train.take(held_out) if held_out is not None else validation
         # Copies and openings are judged on the examples as given, not as repeated by a mixture weight.
         marks = self._marks(train.take(usable)), self._marks(kept_out)
-        check_whole(*marks, *self._openings.close(), self._data.task, self.tally)
+        check_whole(*marks, self._openings, self._data.task, self.tally)
         if self._sources.validation and len(validation.line) == 0:
             self.tally.add("no_examples", Location("validation data", 0))
         return Splits(
