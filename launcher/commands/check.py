@@ -18,6 +18,7 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.compose import compose_with_problems
 from launcher.config.devices import visible_gpus
 from launcher.config.frozen import to_yaml
+from launcher.config.package_floors import package_problems
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import RunConfig
 from launcher.errors import DataError, ExitCode, Problem
@@ -80,7 +81,7 @@ class _Seen:
 
 
 def _plan(config: RunConfig) -> _Seen:
-    problems = allow_problems(config)
+    problems = package_problems(config) + allow_problems(config)
     lacking = machine_problems(config, visible_gpus())
     warnings = [f"this machine cannot run it: {problem}" for problem in lacking]
     try:

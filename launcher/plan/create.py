@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.config.compose import compose_config
 from launcher.config.devices import visible_gpus
 from launcher.config.frozen import load_config, save_config
+from launcher.config.package_floors import package_problems
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import FrozenRun
 from launcher.errors import ConfigErrors
@@ -30,7 +31,7 @@ def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> Pla
         RunError: the name is taken. ModelError, DataError: model or data cannot be used, or the audit refuses the data.
     """
     config = compose_config(overrides, extra_dir=conf_dir)
-    if problems := [*machine_problems(config, visible_gpus()), *allow_problems(config)]:
+    if problems := [*machine_problems(config, visible_gpus()), *package_problems(config), *allow_problems(config)]:
         raise ConfigErrors(problems)
     refuse_taken_name(config)
     planned = plan_run(config, progress=_PreparationLog())

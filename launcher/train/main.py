@@ -11,10 +11,11 @@ from accelerate.utils import set_seed
 
 from launcher.checkpoint.manifest import TrainState
 from launcher.config.frozen import load_config
+from launcher.config.package_floors import outdated_packages
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order
 from launcher.data.prepared import Prepared
-from launcher.errors import ExitCode, LauncherError, Preempted, RunError, public_name
+from launcher.errors import ConfigErrors, ExitCode, LauncherError, Preempted, RunError, public_name
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
@@ -89,6 +90,8 @@ def prepare_run(
     paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder | None
 ) -> Run:
     """Loads data and model. Ranks: all."""
+    if problems := outdated_packages(config):
+        raise ConfigErrors(problems)
     data_dir = Path(derived.data_dir)
     train_data = Prepared.open(data_dir, "train")
     if train_data.num_packs != derived.num_packs:

@@ -19,6 +19,7 @@ from pathlib import Path
 from launcher.config.cluster_schema import ClusterKind, PrepareAt
 from launcher.config.compose import compose_with_problems
 from launcher.config.frozen import load_config
+from launcher.config.package_floors import package_problems
 from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
 from launcher.errors import (
@@ -90,7 +91,8 @@ def plan_submission(
     """
     config, problems = compose_with_problems(overrides, extra_dir=conf_dir)
     if not problems or _is_slurm(config):
-        problems = problems + kind_problems(config) + sbatch_problems(config) + allow_problems(config)
+        problems = problems + kind_problems(config) + sbatch_problems(config)
+        problems = problems + package_problems(config) + allow_problems(config)
     warnings: list[str] = []
     if _is_slurm(config):
         found, warnings = ask_site(config, slurm, stages, must_be_there=not dry_run)
