@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.log_tail import read_tail
-from launcher.diagnose.srun_messages import StarterFact, starter_facts
+from launcher.diagnose.srun_messages import StarterFact, Word, starter_facts
 from launcher.errors import LauncherError
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
@@ -95,13 +95,48 @@ class Evidence:
     """File systems of the run with next to no room."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEnd:
+    """What Slurm says of a job whose attempt has ended."""
+
+    state: str
+    """Slurm's word, such as RUNNING or PREEMPTED; empty where only `supervisor_lost` is known."""
+    restarted: bool = False
+    """Slurm has counted another start of it."""
+    supervisor_lost: bool = False
+    """The process that ran the attempt is gone and the job was started again."""
+
+
+_SLURM_ENDS_JOBS = frozenset({Word.preempted, Word.time_limit, Word.node_failure, Word.requeued})
+
+
+def end_of_job(job: JobEnd | None, facts: Sequence[StarterFact]) -> str:
+    """Slurm's word for how the job itself ends; empty while it goes on, or where Slurm cannot be asked. Pure.
+
+    While a job is taken apart Slurm says COMPLETING and not why. A job that it starts again has been counted as
+    restarted by then; and it names reasons of its own in the log of the first rank, if that one's node hears of them.
+    Where it does neither somebody called scancel, and then nothing may put the job back into the queue. What else ends
+    a supervisor without a word and has the job started again is the loss of its node.
+    """
+    slurm_said_why = any(fact.word in _SLURM_ENDS_JOBS for fact in facts)
+    if job is None or job.state == "RUNNING":
+        return ""
+    if job.supervisor_lost:
+        return "" if slurm_said_why else "NODE_FAIL"
+    if job.state != "COMPLETING":
+        return job.state
+    if job.restarted:
+        return "REQUEUED"
+    return "" if slurm_said_why else "CANCELLED"
+
+
 def collect(
     run_dir: Path,
     attempt: int,
     *,
     exit_code: int | None,
     starter_log: str = "",
-    slurm_state: str = "",
+    job: JobEnd | None = None,
     stopped_by: str = "",
     stall: Stall | None = None,
     starter_error: LauncherError | None = None,
@@ -112,7 +147,7 @@ def collect(
     Args:
         exit_code: what the starter saw: of srun, or of the local starter; None when nobody saw the end.
         starter_log: what srun said; left out, it is read from job.log.
-        slurm_state: Slurm's word for the state of the job, such as PREEMPTED; empty where it cannot be asked.
+        job: what Slurm says of the job; None where it cannot be asked.
         stopped_by: user, preemption, time limit, or the name of the signal the starter got; empty without one.
         stall: what the watcher saw, when it ended the attempt because of a hang.
         starter_error: what the starter itself ran into.
@@ -124,6 +159,7 @@ def collect(
     said = starter_log or _tail(paths.job_log(attempt))
     world_size = derived.world_size if derived is not None else record.world_size if record is not None else 0
     ranks = [_rank(paths, attempt, number, record) for number in range(world_size)]
+    facts = starter_facts("\n".join([said, *_said_in_logs(ranks)]))
     events = _events(paths)
     mine = [event for event in events if event.attempt == attempt]
     before, after, saved_at = _checkpoints(events, attempt, record)
@@ -137,9 +173,9 @@ def collect(
         derived=derived,
         exit_code=exit_code if exit_code is not None or record is None else record.exit_code,
         exits=list(exits),
-        words=starter_facts("\n".join([said, *_said_in_logs(ranks)])),
+        words=facts,
         starter_log=said,
-        slurm_state=slurm_state.split(" ")[0].rstrip("+").upper(),
+        slurm_state=end_of_job(job, facts).split(" ")[0].rstrip("+").upper(),
         stopped_by=stopped_by,
         cancelled=paths.cancel.exists(),
         stall=stall,

@@ -1,24 +1,19 @@
-"""What the local starter writes into the run directory about an attempt: its record, its verdict."""
+"""The record, verdict and state of an attempt that the local starter makes."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
-from launcher.diagnose.evidence import collect
+from launcher.diagnose.conclude import conclude, write_state
 from launcher.diagnose.outcome import Outcome
-from launcher.diagnose.verdict import Verdict, VerdictClass, judge, write_verdict
+from launcher.diagnose.verdict import Verdict
+from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
-from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now
-
-logger = logging.getLogger(__name__)
 
 
 def begin_attempt(run_dir: Path, attempt: int, derived: Derived) -> AttemptRecord:
@@ -40,41 +35,20 @@ def begin_attempt(run_dir: Path, attempt: int, derived: Derived) -> AttemptRecor
 
 
 def end_attempt(run_dir: Path, record: AttemptRecord, outcome: Outcome) -> Verdict:
-    """Completes the record, judges the attempt, and writes the verdict down."""
-    record = dataclasses.replace(record, ended=utc_now(), exit_code=int(outcome.exit_code))
-    write_attempt(run_dir, record)
-    evidence = collect(
-        run_dir,
-        record.attempt,
-        exit_code=int(outcome.exit_code),
-        stopped_by="user" if outcome.killed else outcome.stopped_by,
-        stall=outcome.stall,
-        starter_error=outcome.lost,
-        exits=outcome.exits,
-    )
-    verdict = judge(evidence)
-    write_verdict(run_dir, verdict)
-    _tell(run_dir, verdict, outcome)
-    return verdict
+    """Judges and records an attempt that has ended, and the state it leaves the run in."""
+    paths = RunPaths(run_dir)
+    conclusion = conclude(paths, record, outcome.report())
+    state = _state_after(paths, outcome)
+    if state is not None:
+        reason = "" if state == "succeeded" else conclusion.verdict.summary
+        write_state(paths, record.attempt, state, reason, again=state == "failed" and not conclusion.is_told)
+    return conclusion.verdict
 
 
-def _tell(run_dir: Path, verdict: Verdict, outcome: Outcome) -> None:
-    if verdict.verdict_class is VerdictClass.done:
-        return
-    with suppress(OSError):
-        events = EventWriter(RunPaths(run_dir).events, verdict.attempt, -1)
-        if outcome.stall is not None:
-            events.write(
-                "hang",
-                rank_failed=verdict.rank,
-                node=verdict.node,
-                phase=outcome.stall.phase,
-                silent_s=round(outcome.stall.silent_s, 1),
-            )
-        events.write(
-            "verdict",
-            verdict_class=verdict.verdict_class.value,
-            action=verdict.action.value,
-            summary=verdict.summary,
-        )
-        events.close()
+def _state_after(paths: RunPaths, outcome: Outcome) -> str | None:
+    """None where the run may go on: after a preemption it is still running, only not now."""
+    if outcome.exit_code == ExitCode.DONE:
+        return "succeeded"
+    if paths.cancel.exists():
+        return "cancelled"
+    return None if outcome.exit_code == ExitCode.PREEMPTED else "failed"

@@ -1,27 +1,13 @@
-"""How an attempt ended, from the exit codes of its ranks; and the record of it."""
+"""What the local starter sees of an attempt: the exit codes of its ranks, in order, and what they add up to."""
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from dataclasses import dataclass, field
 
+from launcher.diagnose.conclude import StarterReport
 from launcher.errors import ExitCode, WorldError
-from launcher.paths import RunPaths
-from launcher.runs.events import EventWriter, read_events
 from launcher.runs.hang_detector import Stall
-from launcher.runs.jsonl import utc_now
-from launcher.runs.status import FINAL_STATES, read_status, write_status
-
-_MEANING = {
-    ExitCode.BUG: "unexpected error",
-    ExitCode.USER: "something the user must change",
-    ExitCode.CHECKPOINT: "no checkpoint that can be trusted, or a save that failed",
-    ExitCode.WORLD: "the ranks that met are not the ranks that were planned",
-    ExitCode.NON_FINITE: "loss or gradient is not finite",
-    ExitCode.SUPERSEDED: "a newer attempt of the run exists",
-    ExitCode.HANG: "it made no progress",
-}
 
 
 @dataclass(slots=True)
@@ -79,60 +65,22 @@ class Outcome:
         return ExitCode.DONE
 
     @property
-    def reason(self) -> str:
-        """One line for people."""
-        if self.killed:
-            return "killed by the user before it could save"
-        if self.stall is not None:
-            return (
-                f"rank {self.stall.rank} made no progress for {self.stall.silent_s:.0f} s in phase {self.stall.phase}"
-            )
-        if self.lost and not self.saved:
-            return str(self.lost)
+    def first_failure(self) -> str:
+        """For a host that does not keep the record of the attempt, and so makes no verdict."""
         if self.failed_rank is None:
-            return f"stopped by {self.stopped_by}" if self.exit_code == ExitCode.PREEMPTED and self.stopped_by else ""
-        rank = f"rank {self.failed_rank}"
-        if self.failed_code == -signal.SIGKILL:
-            return f"{rank} was killed (SIGKILL); most often the machine was out of memory"
-        if self.failed_code < 0:
-            return f"{rank} was ended by {signal.Signals(-self.failed_code).name}"
-        meaning = _MEANING.get(ExitCode(self.failed_code)) if self.failed_code in set(ExitCode) else None
-        return f"{rank} failed with exit code {self.failed_code}" + (f" ({meaning})" if meaning else "")
+            return ""
+        code = self.failed_code
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        return f"rank {self.failed_rank} {how}"
 
-
-def record_end(paths: RunPaths, attempt: int, outcome: Outcome) -> None:
-    """Writes what the ranks could not write themselves: the end of the attempt, and the state it leaves the run in."""
-    events = read_events(paths.events)
-    mine = {event.event for event in events if event.attempt == attempt}
-    states = [event.fields.get("state") for event in events if event.event == "state" and event.attempt == attempt]
-    state = str(states[-1]) if states else ""
-    ends = [event for event in events if event.event == "attempt_end" and event.attempt == attempt]
-    # Rank 0 may have written only what followed for it: that a peer, killed or failed before it, was gone.
-    told = bool(ends) and (not outcome.failed_rank or ends[-1].fields.get("exit_code") == outcome.failed_code)
-    writer = EventWriter(paths.events, attempt, -1)
-    try:
-        if outcome.exit_code == ExitCode.PREEMPTED and "preempted" not in mine:
-            writer.write("preempted", reason=outcome.reason)
-        if not told:
-            writer.write("attempt_end", exit_code=int(outcome.exit_code), reason=outcome.reason)
-        final = _final_state(paths, outcome)
-        # Rank 0 may have finished and said so before another rank failed: a run never succeeds without all of them.
-        corrected = final == "failed" and (state == "succeeded" or (state == "failed" and not told))
-        if final and (state not in FINAL_STATES or corrected):
-            writer.write("state", state=final, reason=outcome.reason)
-            state = final
-    finally:
-        writer.close()
-    status = read_status(paths.status)
-    if status is not None and state and status.state != state:
-        now = dataclasses.replace(status, state=state, reason=outcome.reason, eta_s=None, updated=utc_now())
-        write_status(paths.status, now)
-
-
-def _final_state(paths: RunPaths, outcome: Outcome) -> str | None:
-    """The state an attempt ends in; None when it may go on (preempted: the run is still running, only not now)."""
-    if outcome.exit_code == ExitCode.DONE:
-        return "succeeded"
-    if paths.cancel.exists():
-        return "cancelled"
-    return None if outcome.exit_code == ExitCode.PREEMPTED else "failed"
+    def report(self) -> StarterReport:
+        """For the verdict."""
+        failed = None if self.failed_rank is None else (self.failed_rank, self.failed_code)
+        return StarterReport(
+            exit_code=int(self.exit_code),
+            stopped_by="user" if self.killed else self.stopped_by,
+            stall=self.stall,
+            exits=self.exits,
+            first_failed=failed,
+            error=self.lost,
+        )

@@ -19,7 +19,7 @@ from launcher.config.frozen import load_config
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
-from launcher.diagnose.outcome import Outcome, record_end
+from launcher.diagnose.outcome import Outcome
 from launcher.errors import ConfigErrors, LauncherError, RunError, WorldError
 from launcher.local.host_status import SILENT_S, BoxNote, BoxState, OtherBoxes, OwnNote, read_note
 from launcher.local.ranks import run_local
@@ -109,7 +109,6 @@ def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote
             _wait_for_others(part, attempt, note.token, started)
         except WorldError as error:
             outcome = Outcome(lost=error)
-            record_end(part.paths, attempt, outcome)
             end_attempt(part.paths.root, begin_attempt(part.paths.root, attempt, part.derived), outcome)
             raise
         own.move_to(BoxState.running)

@@ -23,7 +23,7 @@ import psutil
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
-from launcher.diagnose.outcome import Outcome, record_end
+from launcher.diagnose.outcome import Outcome
 from launcher.errors import ExitCode, RunError
 from launcher.local.terminal import RankOutput
 from launcher.paths import RunPaths
@@ -98,10 +98,8 @@ def run_local(
             rank.output.close()
     if not paths.config.is_file():
         raise RunError(f"{run_dir} was removed while it trained; what it had saved there is gone. Start a new run")
-    _explain(outcome, ranks, console)
-    if place.leads:
-        record_end(paths, attempt, outcome)
-        end_attempt(paths.root, record, outcome)
+    summary = end_attempt(paths.root, record, outcome).summary if place.leads else outcome.first_failure
+    _explain(summary, outcome, ranks)
     return outcome.exit_code
 
 
@@ -259,12 +257,12 @@ def _send_all(ranks: list[_Rank], number: signal.Signals) -> None:
         rank.send(number)
 
 
-def _explain(outcome: Outcome, ranks: list[_Rank], console: bool) -> None:
-    """Says which rank failed first, and the end of its log unless it was on the screen anyway."""
+def _explain(summary: str, outcome: Outcome, ranks: list[_Rank]) -> None:
+    """Logs why the attempt failed, and the end of the log of the rank that failed first unless it was on the screen."""
     if outcome.failed_rank is None:
         return
     rank = next(rank for rank in ranks if rank.number == outcome.failed_rank)
-    logger.error("%s; its log: %s", outcome.reason, rank.log)
+    logger.error("%s; log of rank %d: %s", summary, rank.number, rank.log)
     if rank.output is None:
         tail = rank.log.read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
         if tail:

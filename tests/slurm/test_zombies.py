@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from launcher.checkpoint.commit import committed, verify
+from launcher.diagnose.conclude import last_state
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, read_events
 from launcher.runs.metrics import read_metrics
 from launcher.runs.status import read_status
-from launcher.slurm.job.attempt_records import last_state
 from tests.slurm import faults
 from tests.slurm.cluster import Cluster
 from tests.slurm.rig import Goldens, SlurmRun

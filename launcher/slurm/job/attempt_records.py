@@ -1,65 +1,27 @@
-"""What a job writes into the run directory about its attempts: records, verdicts, events, state."""
+"""The attempts of a job: the record of a new one, verdicts of lost ones, and the restart policy applied to them."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import overload
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
-from launcher.diagnose.evidence import Evidence, collect
+from launcher.diagnose.conclude import StarterReport, conclude, events_of
+from launcher.diagnose.evidence import JobEnd
 from launcher.diagnose.restart_policy import decide
-from launcher.diagnose.srun_messages import Word
-from launcher.diagnose.verdict import Verdict, judge, read_verdict, read_verdicts, write_verdict
+from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
 from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
-from launcher.runs.events import EventWriter, read_events, words_of
-from launcher.runs.jsonl import utc_now
-from launcher.runs.run_dir import last_attempt
-from launcher.runs.status import read_status, write_status
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job.allocation import Allocation
 
 logger = logging.getLogger(__name__)
-
-
-def last_state(paths: RunPaths) -> str:
-    """State of the run as its events tell; empty before the first."""
-    states = words_of(read_events(paths.events), "state")
-    return str(states[-1].fields.get("state")) if states else ""
-
-
-@contextmanager
-def events_of(paths: RunPaths, attempt: int) -> Iterator[EventWriter]:
-    writer = EventWriter(paths.events, attempt, -1)
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def write_state(paths: RunPaths, attempt: int, state: str, reason: str) -> None:
-    """Makes `state` the state of the run, in its events and its status file, unless it is so already.
-
-    Nothing happens once a newer attempt exists: the run is then what that one says.
-    """
-    if last_attempt(paths.root) > attempt:
-        return
-    if last_state(paths) != state:
-        with events_of(paths, attempt) as events:
-            events.write("state", state=state, reason=reason)
-    status = read_status(paths.status)
-    if status is not None and status.state != state:
-        now = dataclasses.replace(status, state=state, reason=reason, eta_s=None, updated=utc_now())
-        write_status(paths.status, now)
 
 
 def refuse_beside_other_job(run_dir: Path, allocation: Allocation, slurm: Slurm) -> None:
@@ -88,25 +50,11 @@ def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
     """Verdicts of earlier attempts under Slurm whose supervisor died with its node before it could write one."""
     verdicts = []
     for record in _open_attempts(run_dir):
-        evidence = collect(run_dir, record.attempt, exit_code=None)
-        if record.job_id == allocation.name and not slurm_said_why(evidence):
-            # What else ends a supervisor without a word and has the job started again? Its node was lost.
-            evidence = dataclasses.replace(evidence, slurm_state="NODE_FAIL")
-        verdict = judge(evidence)
-        write_verdict(run_dir, verdict)
-        write_attempt(run_dir, dataclasses.replace(record, ended=verdict.ended or utc_now()))
-        write_end_events(RunPaths(run_dir), verdict, None)
+        job = JobEnd(state="", supervisor_lost=True) if record.job_id == allocation.name else None
+        verdict = conclude(RunPaths(run_dir), record, StarterReport(exit_code=None, job=job)).verdict
         logger.warning("attempt %d had been left without a verdict: %s", record.attempt, verdict.summary)
         verdicts.append(verdict)
     return verdicts
-
-
-_SLURM_ENDS_JOBS = frozenset({Word.preempted, Word.time_limit, Word.node_failure, Word.requeued})
-
-
-def slurm_said_why(evidence: Evidence) -> bool:
-    """Whether Slurm named a reason of its own for ending the job; it does so in the log of the first rank."""
-    return any(fact.word in _SLURM_ENDS_JOBS for fact in evidence.words)
 
 
 def _open_attempts(run_dir: Path) -> list[AttemptRecord]:
@@ -173,24 +121,3 @@ def decide_for_job(run_dir: Path, allocation: Allocation, newest: Verdict | None
     if not mine:
         return None
     return decide(load_config(RunPaths(run_dir).config).config.fault, mine)
-
-
-def write_end_events(paths: RunPaths, verdict: Verdict, exit_code: int | None) -> None:
-    """The verdict, and what rank 0 could not say itself."""
-    mine = {event.event for event in read_events(paths.events) if event.attempt == verdict.attempt}
-    kind = verdict.verdict_class.value
-    with events_of(paths, verdict.attempt) as events:
-        if kind in ("preempted", "timeout") and "preempted" not in mine:
-            events.write("preempted", reason=verdict.summary)
-        if "attempt_end" not in mine:
-            events.write("attempt_end", exit_code=exit_code, reason=verdict.summary)
-        events.write(
-            "verdict",
-            verdict_class=kind,
-            action=verdict.action.value,
-            summary=verdict.summary,
-            rank_failed=verdict.rank,
-            node=verdict.node,
-        )
-        if kind == "hang":
-            events.write("hang", rank_failed=verdict.rank, node=verdict.node, place=verdict.place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from pathlib import Path
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.evidence import Evidence, collect
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, write_verdict
+from launcher.diagnose.conclude import StarterReport, conclude, events_of, last_state, write_state
+from launcher.diagnose.evidence import JobEnd
+from launcher.diagnose.verdict import Action, Verdict, VerdictClass, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
 from launcher.errors import ExitCode, RunError, SlurmError
 from launcher.paths import RunPaths
-from launcher.runs.attempts import AttemptRecord, write_attempt
-from launcher.runs.jsonl import utc_now
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.rank_environment import write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
 from launcher.runs.stop_requests import StopRequests
@@ -51,12 +50,12 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         LauncherError: the run cannot be started by this job; nothing was changed then.
     """
     paths = RunPaths(run_dir)
-    if attempt_records.last_state(paths) == "succeeded":
+    if last_state(paths) == "succeeded":
         logger.info("%s has finished; there is nothing left to do", run_dir)
         return ExitCode.DONE
     if paths.cancel.exists():
         logger.warning("%s was cancelled; to go on with it: launcher resume %s", run_dir, run_dir.name)
-        attempt_records.write_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
+        write_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
         return ExitCode.INTERRUPTED
     config, derived = _frozen(paths)
     check_world(config, derived, allocation)
@@ -167,47 +166,34 @@ def _end_time_s(info: JobInfo | None) -> float | None:
 def _conclude(
     paths: RunPaths, record: AttemptRecord, end: StepEnd, allocation: Allocation, slurm: Slurm, stop: StopRequests
 ) -> int:
-    """Judges the attempt, records it, and does what follows. Returns: the exit code of the job."""
-    run_dir, code = paths.root, end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
-    if last_attempt(run_dir) > record.attempt:
+    """Judges and records the attempt, and does what follows. Returns: the exit code of the job."""
+    newest = last_attempt(paths.root)
+    if newest > record.attempt:
         # This node was suspended or cut off and the run went on elsewhere, where this attempt was judged.
-        logger.error("attempt %d ended, superseded by attempt %d", record.attempt, last_attempt(run_dir))
+        logger.error("attempt %d ended, superseded by attempt %d", record.attempt, newest)
         return ExitCode.SUPERSEDED
-    record = dataclasses.replace(record, ended=utc_now(), exit_code=code)
-    patiently(lambda: write_attempt(run_dir, record), "the record of the attempt")
-    evidence = collect(run_dir, record.attempt, exit_code=code, stopped_by=stop.first, stall=end.stall)
-    if code != ExitCode.DONE:
-        end_of_job = _end_of_job(evidence, _ask(slurm, allocation), allocation.restart)
-        evidence = dataclasses.replace(evidence, slurm_state=end_of_job)
-    judged = judge(evidence)
-    verdict = attempt_records.decide_for_job(run_dir, allocation, judged)
-    patiently(lambda: write_verdict(run_dir, verdict), "the verdict")
-    patiently(lambda: attempt_records.write_end_events(paths, verdict, code), "events.jsonl")
+    code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
+    info = _ask(slurm, allocation) if code != ExitCode.DONE else None
+    job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > allocation.restart)
+    conclusion = conclude(
+        paths,
+        record,
+        StarterReport(exit_code=code, stopped_by=stop.first, stall=end.stall, job=job),
+        decide=lambda judged: attempt_records.decide_for_job(paths.root, allocation, judged),
+        keep=patiently,
+    )
+    verdict = conclusion.verdict
     log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
     log("attempt %d ended: %s: %s", record.attempt, verdict.verdict_class.value, verdict.summary)
-    if verdict.action is Action.none:
-        patiently(lambda: attempt_records.write_state(paths, record.attempt, "succeeded", ""), "the state of the run")
-        return ExitCode.DONE
-    if verdict.action is Action.stop:
-        # It would have gone on but for a limit: that is told apart from what no further attempt could mend.
-        return _stop(paths, verdict, code if judged.action is Action.stop else ExitCode.GAVE_UP)
-    return _go_on(paths, verdict, allocation, code)
-
-
-def _end_of_job(evidence: Evidence, info: JobInfo | None, restart: int) -> str:
-    """Slurm's word for how the job itself ends; empty while it goes on, or where Slurm cannot be asked.
-
-    While a job is taken apart Slurm says COMPLETING and not why. A job that it starts again has been counted as
-    restarted by then; and it names reasons of its own in the log of the first rank, if that one's node hears of them.
-    Where it does neither somebody called scancel, and then nothing may put the job back into the queue.
-    """
-    if info is None or info.state == "RUNNING":
-        return ""
-    if info.state == "COMPLETING" and info.restarts > restart:
-        return "REQUEUED"
-    if info.state == "COMPLETING":
-        return "" if attempt_records.slurm_said_why(evidence) else "CANCELLED"
-    return info.state
+    match verdict.action:
+        case Action.none:
+            patiently(lambda: write_state(paths, record.attempt, "succeeded", ""), "the state of the run")
+            return ExitCode.DONE
+        case Action.stop:
+            # A run that only a limit stops is told apart from one that no further attempt could mend.
+            return _stop(paths, verdict, code if conclusion.action_alone is Action.stop else ExitCode.GAVE_UP)
+        case _:
+            return _go_on(paths, verdict, allocation, code)
 
 
 def _code_of(earlier: Verdict) -> int:
@@ -222,7 +208,7 @@ def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
     is_cancelled = verdict.verdict_class is VerdictClass.cancelled
     if is_cancelled:
         code = ExitCode.INTERRUPTED
-    attempt_records.write_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
+    write_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
     logger.error("%s stops: %s", paths.root.name, verdict.summary)
     if verdict.todo:
         logger.error("what to do: %s", verdict.todo)
@@ -250,13 +236,13 @@ def _go_on(paths: RunPaths, verdict: Verdict, allocation: Allocation, code: int)
 def _record_requeue(paths: RunPaths, verdict: Verdict, requeued: Requeued, allocation: Allocation) -> None:
     attempt = verdict.attempt
     if not requeued.done:
-        with attempt_records.events_of(paths, attempt) as events:
+        with events_of(paths, attempt) as events:
             events.write("requeue_failed", job_id=allocation.name, problem=requeued.problem)
         reason = f"{verdict.summary}; job {allocation.name} could not be queued again: {requeued.problem}"
-        attempt_records.write_state(paths, attempt, "failed", reason)
+        write_state(paths, attempt, "failed", reason)
         logger.error("%s. Go on with: launcher resume %s", reason, paths.root.name)
         return
-    with attempt_records.events_of(paths, attempt) as events:
+    with events_of(paths, attempt) as events:
         events.write(
             "requeue",
             job_id=allocation.name,
@@ -265,7 +251,7 @@ def _record_requeue(paths: RunPaths, verdict: Verdict, requeued: Requeued, alloc
             reason=verdict.summary,
         )
     # Rank 0 may have called a failure final; the run goes on.
-    attempt_records.write_state(paths, attempt, "running", "queued again")
+    write_state(paths, attempt, "running", "queued again")
     if requeued.problem:
         logger.warning("%s", requeued.problem)
     logger.warning("job %s is queued again and goes on from the newest checkpoint", allocation.name)

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.schema import RunConfig
-from launcher.diagnose.evidence import collect
+from launcher.diagnose.evidence import JobEnd, collect
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, read_verdict, read_verdicts, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
 from launcher.errors import (
@@ -55,7 +55,7 @@ def verdict_of(
     attempt: Attempt, exit_code: int | None = 1, srun: str = "", state: str = "", stopped: str = ""
 ) -> Verdict:
     found = collect(
-        attempt.root, attempt.number, exit_code=exit_code, starter_log=srun, slurm_state=state, stopped_by=stopped
+        attempt.root, attempt.number, exit_code=exit_code, starter_log=srun, job=JobEnd(state=state), stopped_by=stopped
     )
     return judge(found)
 

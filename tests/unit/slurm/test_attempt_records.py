@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.diagnose.conclude import last_state, write_state
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict, write_verdict
 from launcher.errors import RunError, SlurmUnavailable
 from launcher.paths import RunPaths
@@ -109,7 +110,7 @@ def test_a_state_is_written_once(make_run: MakeRun) -> None:
     run_dir = make_run()
     paths = RunPaths(run_dir)
     for _ in range(2):
-        attempt_records.write_state(paths, 1, "running", "queued again")
+        write_state(paths, 1, "running", "queued again")
     states = [event.fields["state"] for event in read_events(paths.events) if event.event == "state"]
     assert states[-1] == "running" and states.count("running") == 1
 
@@ -119,7 +120,7 @@ def test_an_old_attempt_has_no_say_in_the_state_of_the_run(make_run: MakeRun) ->
     paths = RunPaths(run_dir)
     new_attempt(run_dir)
     new_attempt(run_dir)
-    attempt_records.write_state(paths, 2, "succeeded", "")
+    write_state(paths, 2, "succeeded", "")
     before = paths.events.read_text()
-    attempt_records.write_state(paths, 1, "failed", "its node was cut off")
-    assert paths.events.read_text() == before and attempt_records.last_state(paths) == "succeeded"
+    write_state(paths, 1, "failed", "its node was cut off")
+    assert paths.events.read_text() == before and last_state(paths) == "succeeded"

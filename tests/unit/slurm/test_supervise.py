@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.diagnose.evidence import Evidence
+from launcher.diagnose.evidence import JobEnd, end_of_job
 from launcher.diagnose.srun_messages import starter_facts
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass
 from launcher.errors import ExitCode
-from launcher.slurm.client.parse import JobInfo
-from launcher.slurm.job.supervise import _code_of, _end_of_job
+from launcher.slurm.job.supervise import _code_of
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
 
@@ -24,20 +23,17 @@ STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:0
     ],
 )
 def test_a_job_that_ends_without_a_reason_of_slurms_was_cancelled(state: str, said: str, end: str) -> None:
-    evidence = Evidence(attempt=1, run_name="one", words=starter_facts(said))
-    assert _end_of_job(evidence, JobInfo(job_id="7", state=state, restarts=2), restart=2) == end
+    assert end_of_job(JobEnd(state=state), starter_facts(said)) == end
 
 
 def test_a_job_that_is_counted_as_restarted_was_not_cancelled() -> None:
     """Its node was cut off and is back: the ranks of another one were told to stop, and no log says why."""
-    evidence = Evidence(
-        attempt=1, run_name="one", words=starter_facts("srun: error: n2: task 1: Exited with exit code 75")
-    )
-    assert _end_of_job(evidence, JobInfo(job_id="7", state="COMPLETING", restarts=3), restart=2) == "REQUEUED"
+    facts = starter_facts("srun: error: n2: task 1: Exited with exit code 75")
+    assert end_of_job(JobEnd(state="COMPLETING", restarted=True), facts) == "REQUEUED"
 
 
 def test_nothing_is_said_of_a_job_that_cannot_be_asked_about() -> None:
-    assert _end_of_job(Evidence(attempt=1, run_name="one"), None, restart=0) == ""
+    assert end_of_job(None, []) == ""
 
 
 @pytest.mark.parametrize(
