@@ -17,7 +17,7 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
 from launcher.doctor.filesystem import folder_findings, shared_finding
-from launcher.doctor.findings import Finding, has_failed, of_problem, ok
+from launcher.doctor.findings import CheckResult, has_failed, of_problem, ok
 from launcher.doctor.machine import machine_findings
 from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
 from launcher.errors import ExitCode, Problem, UserError
@@ -66,7 +66,7 @@ def _concerns_place(problem: Problem, overrides: list[str]) -> bool:
     return problem.key.partition(".")[0] in ("cluster", "runs_dir", "--conf-dir") or problem.key in typed
 
 
-def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[Finding]:
+def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[CheckResult]:
     is_site = config.cluster.kind is ClusterKind.slurm
     # A doctor finds out whether the controller answers; waiting long for it would hide that it does not.
     slurm = Slurm(retry_s=5.0)
@@ -101,7 +101,7 @@ def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
     return ExitCode.DONE
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(findings: list[CheckResult]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160

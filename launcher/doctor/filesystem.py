@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.doctor.findings import Finding, Level, fail, ok, warn
+from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok, warn
 
 SLOW_FSYNC_S = 2.0
 MAX_SKEW_S = 2.0
@@ -23,10 +23,10 @@ FEW_INODES = 10_000
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"})
 
 
-def folder_findings(runs_dir: Path) -> list[Finding]:
+def folder_findings(runs_dir: Path) -> list[CheckResult]:
     """Tries everything in a folder of its own beside the runs, and leaves nothing behind."""
     folder = existing_parent(runs_dir)
-    found: list[Finding] = []
+    found: list[CheckResult] = []
     try:
         with tempfile.TemporaryDirectory(prefix=".launcher-doctor-", dir=folder) as scratch:
             found += list(semantics(Path(scratch)))
@@ -41,7 +41,7 @@ def existing_parent(path: Path) -> Path:
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
-def semantics(scratch: Path) -> Iterator[Finding]:
+def semantics(scratch: Path) -> Iterator[CheckResult]:
     """One finding for each thing the record of a run stands on."""
     tries: list[tuple[str, Callable[[Path], str], str]] = [
         ("a rename replaces a file at once", _replace, "Checkpoints and status files need it: choose another runs_dir"),
@@ -127,7 +127,7 @@ def _private(scratch: Path) -> str:
     return "" if mode == 0o700 else f"the mode became {mode:04o}"
 
 
-def _speed(scratch: Path) -> Finding:
+def _speed(scratch: Path) -> CheckResult:
     started = time.monotonic()
     _fsync(scratch)
     took_s = time.monotonic() - started
@@ -137,7 +137,7 @@ def _speed(scratch: Path) -> Finding:
     return ok("runs_dir", text)
 
 
-def _skew(scratch: Path) -> Finding:
+def _skew(scratch: Path) -> CheckResult:
     """A file's time is the file server's; a folder on this machine's own disk has none of its own."""
     before = time.time()
     (scratch / "clock").write_text("x")
@@ -151,7 +151,7 @@ def _skew(scratch: Path) -> Finding:
     return ok("runs_dir", text)
 
 
-def room(folder: Path) -> Iterator[Finding]:
+def room(folder: Path) -> Iterator[CheckResult]:
     """Free space and file numbers."""
     free_gib = shutil.disk_usage(folder).free / 2**30
     text = f"{free_gib:,.1f} GiB free in {folder}"
@@ -167,7 +167,7 @@ def room(folder: Path) -> Iterator[Finding]:
         )
 
 
-def shared_finding(runs_dir: Path, seen: list[Finding]) -> Finding:
+def shared_finding(runs_dir: Path, seen: list[CheckResult]) -> CheckResult:
     """What file system the runs are on; a local disk is odd for a cluster, unless all nodes were seen to share it.
 
     Args:
@@ -178,7 +178,9 @@ def shared_finding(runs_dir: Path, seen: list[Finding]) -> Finding:
     mount = max(mounts, key=lambda one: len(one.mountpoint), default=None)
     kind = mount.fstype if mount is not None else "unknown"
     text = f"{folder} lies on {kind} ({mount.mountpoint if mount is not None else '?'})"
-    if kind in _LOCAL and not any(finding.check == "shared folder" and finding.level is Level.ok for finding in seen):
+    if kind in _LOCAL and not any(
+        finding.check == "shared folder" and finding.level is CheckLevel.ok for finding in seen
+    ):
         return warn(
             "runs_dir", text, "That is a disk of this machine; the nodes must see the same folder (see the job below)"
         )

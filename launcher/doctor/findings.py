@@ -9,18 +9,18 @@ from enum import Enum
 from launcher.errors import Problem
 
 
-class Level(Enum):
+class CheckLevel(Enum):
     ok = "OK"
     warn = "WARN"
     fail = "FAIL"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at."""
 
     check: str
-    level: Level
+    level: CheckLevel
     text: str
     todo: str = ""
 
@@ -28,22 +28,22 @@ class Finding:
         return {**asdict(self), "level": self.level.value}
 
 
-def ok(check: str, text: str) -> Finding:
-    return Finding(check, Level.ok, text)
+def ok(check: str, text: str) -> CheckResult:
+    return CheckResult(check, CheckLevel.ok, text)
 
 
-def warn(check: str, text: str, todo: str = "") -> Finding:
-    return Finding(check, Level.warn, text, todo)
+def warn(check: str, text: str, todo: str = "") -> CheckResult:
+    return CheckResult(check, CheckLevel.warn, text, todo)
 
 
-def fail(check: str, text: str, todo: str = "") -> Finding:
-    return Finding(check, Level.fail, text, todo)
+def fail(check: str, text: str, todo: str = "") -> CheckResult:
+    return CheckResult(check, CheckLevel.fail, text, todo)
 
 
-def of_problem(check: str, problem: Problem) -> Finding:
+def of_problem(check: str, problem: Problem) -> CheckResult:
     """A problem of the settings."""
     return fail(check, f"{problem.key} = {problem.value!r}: {problem.why}", problem.todo)
 
 
-def has_failed(findings: Iterable[Finding]) -> bool:
-    return any(finding.level is Level.fail for finding in findings)
+def has_failed(findings: Iterable[CheckResult]) -> bool:
+    return any(finding.level is CheckLevel.fail for finding in findings)

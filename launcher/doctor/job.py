@@ -21,7 +21,7 @@ from launcher.errors import ConfigErrors, Problem, WorldError
 from launcher.paths import cache_dir
 from launcher.slurm.client.container import contained, site_options
 from launcher.slurm.job.allocation import Allocation, read_allocation
-from launcher.slurm.job.rendezvous import free_meeting_port, interface_to
+from launcher.slurm.job.rendezvous import free_meeting_port, rank_interface
 from launcher.slurm.job.srun import step_environment
 
 PROBE_LIMIT_S = 180.0
@@ -94,7 +94,7 @@ def _sum(cluster: ClusterConfig, allocation: Allocation, device: str, per_node: 
     except WorldError as error:
         print(f"launcher: {error}", file=sys.stderr)
         return 1
-    interface = interface_to(allocation.nodes)
+    interface = rank_interface(allocation.nodes)
     network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
     meeting = {"MASTER_ADDR": allocation.nodes[0], "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     words = ["launcher.train.allreduce_check", device]

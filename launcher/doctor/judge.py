@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.doctor.findings import Finding, fail, ok, warn
+from launcher.doctor.findings import CheckResult, fail, ok, warn
 
 MAX_CLOCK_S = 1.0
 SLOW_ROUND_TRIP_MS = 5.0
@@ -19,7 +19,7 @@ Report = dict[str, Any]
 
 def judge_nodes(
     reports: Sequence[Report], nodes: Sequence[str], *, device: str, devices_per_node: int, here: dict[str, str | None]
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Everything the probes of a job say.
 
     Args:
@@ -38,7 +38,7 @@ def judge_nodes(
     return found + _links(reports)
 
 
-def _folder(reports: Sequence[Report]) -> list[Finding]:
+def _folder(reports: Sequence[Report]) -> list[CheckResult]:
     blind = [report for report in reports if not report["sees_folder"]]
     todo = "runs_dir must be on a file system that all nodes and this machine see under the same path"
     if blind:
@@ -51,7 +51,7 @@ def _folder(reports: Sequence[Report]) -> list[Finding]:
     return [ok("shared folder", "every node sees runs_dir, and what the others write there")]
 
 
-def _versions(reports: Sequence[Report], here: dict[str, str | None]) -> Iterator[Finding]:
+def _versions(reports: Sequence[Report], here: dict[str, str | None]) -> Iterator[CheckResult]:
     first = reports[0]
     differ = False
     for name in (*_MUST_AGREE, "git_revision"):
@@ -77,7 +77,7 @@ def _versions(reports: Sequence[Report], here: dict[str, str | None]) -> Iterato
         yield fail("versions", "torch is not installed on the nodes", 'pip install "tunelaunch[train]" there')
 
 
-def _gpus(reports: Sequence[Report], device: str, devices_per_node: int) -> Iterator[Finding]:
+def _gpus(reports: Sequence[Report], device: str, devices_per_node: int) -> Iterator[CheckResult]:
     if device != "cuda":
         yield ok("gpu", "the run uses no GPU (cluster.device)")
         return
@@ -92,7 +92,7 @@ def _gpus(reports: Sequence[Report], device: str, devices_per_node: int) -> Iter
             yield warn("gpu", "nodes have GPUs of different kinds; the slowest sets the pace", "Set cluster.constraint")
 
 
-def _memory(reports: Sequence[Report]) -> Iterator[Finding]:
+def _memory(reports: Sequence[Report]) -> Iterator[CheckResult]:
     least = min(reports, key=lambda report: report["memory_gib"])
     yield ok("memory", f"{least['memory_gib']} GiB and {least['cores']} usable cores on {least['node']}, the smallest")
     for report in reports:
@@ -101,7 +101,7 @@ def _memory(reports: Sequence[Report]) -> Iterator[Finding]:
             yield warn("memory", text, "NCCL and data workers share memory there: enlarge it (containers: --shm-size)")
 
 
-def _links(reports: Sequence[Report]) -> list[Finding]:
+def _links(reports: Sequence[Report]) -> list[CheckResult]:
     links = [(str(report["node"]), link) for report in reports for link in report["links"]]
     if not links:
         return []
@@ -141,7 +141,7 @@ def _in_all(broken: Sequence[tuple[str, Report]]) -> str:
     return next(iter(common)) if len(common) == 1 else ""
 
 
-def _clocks(whole: Sequence[tuple[str, Report]]) -> Finding:
+def _clocks(whole: Sequence[tuple[str, Report]]) -> CheckResult:
     node, link = max(whole, key=lambda one: abs(float(one[1]["clock_ahead_s"])))
     ahead_s = float(link["clock_ahead_s"])
     # A clock cannot be told more exactly than by half of the time the question took.
@@ -151,7 +151,7 @@ def _clocks(whole: Sequence[tuple[str, Report]]) -> Finding:
     return ok("clock", text)
 
 
-def judge_sum(reports: Sequence[Report], world_size: int) -> list[Finding]:
+def judge_sum(reports: Sequence[Report], world_size: int) -> list[CheckResult]:
     """What the ranks of the sum over all of them say."""
     silent = world_size - len(reports)
     found = [

@@ -12,28 +12,28 @@ from packaging.requirements import Requirement
 
 from launcher import __version__
 from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
-from launcher.doctor.findings import Finding, fail, ok, warn
+from launcher.doctor.findings import CheckResult, fail, ok, warn
 
 _PROJECT = "tunelaunch"
 _OLDEST_PYTHON = (3, 11)
 _TORCH_SEES = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
 
 
-def machine_findings() -> list[Finding]:
+def machine_findings() -> list[CheckResult]:
     """Everything about this machine that a run here, or the submission of one, stands on."""
     found = [_python(), *_packages(), *_gpus()]
     found.append(ok("machine", f"{usable_cores()} cores, {host_memory_gib():.1f} GiB of memory"))
     return found
 
 
-def _python() -> Finding:
+def _python() -> CheckResult:
     text = f"Python {platform.python_version()}, launcher {__version__} ({sys.executable})"
     if sys.version_info[:2] < _OLDEST_PYTHON:
         return fail("python", text, f"Use Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer")
     return ok("python", text)
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[CheckResult]:
     try:
         wanted = [Requirement(text) for text in metadata.requires(_PROJECT) or []]
     except metadata.PackageNotFoundError:
@@ -53,7 +53,7 @@ def _packages() -> Iterator[Finding]:
     yield from compare_packages("training packages", train, " for training", f'pip install "{_PROJECT}[train]"')
 
 
-def compare_packages(check: str, wanted: list[Requirement], why: str, todo: str) -> Iterator[Finding]:
+def compare_packages(check: str, wanted: list[Requirement], why: str, todo: str) -> Iterator[CheckResult]:
     """Installed versions against those the project asks for; one line if all is well."""
     wrong = []
     for requirement in wanted:
@@ -74,7 +74,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpus() -> Iterator[Finding]:
+def _gpus() -> Iterator[CheckResult]:
     gpus = visible_gpus()
     if not gpus:
         yield ok("gpu", "no GPU is visible here; runs on this machine use the CPU")

@@ -15,7 +15,7 @@ from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
 from launcher.config.topology import resolve_topology
-from launcher.doctor.findings import Finding, fail, has_failed, of_problem, ok, warn
+from launcher.doctor.findings import CheckResult, fail, has_failed, of_problem, ok, warn
 from launcher.doctor.job import write_site
 from launcher.doctor.judge import Report, judge_nodes, judge_sum
 from launcher.errors import Problem, SlurmError, SlurmMissing
@@ -41,7 +41,7 @@ _LATE_FILES_S = 20.0
 _TAIL_LINES = 15
 
 
-def tool_findings(slurm: Slurm, *, needed: bool) -> list[Finding]:
+def tool_findings(slurm: Slurm, *, needed: bool) -> list[CheckResult]:
     """Slurm's tools and whether they answer. Without any, nothing is wrong unless a cluster is `needed`."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if len(missing) == len(TOOLS):
@@ -62,7 +62,7 @@ def tool_findings(slurm: Slurm, *, needed: bool) -> list[Finding]:
     return [*found, _accounting(slurm), *_nodes_out(slurm)]
 
 
-def _accounting(slurm: Slurm) -> Finding:
+def _accounting(slurm: Slurm) -> CheckResult:
     try:
         run_tool(["sacct", "--noheader", "--allocations", "--starttime=now"], timeout_s=slurm.timeout_s)
     except SlurmError as error:
@@ -71,7 +71,7 @@ def _accounting(slurm: Slurm) -> Finding:
     return ok("slurm", "accounting answers (sacct)")
 
 
-def _nodes_out(slurm: Slurm) -> Iterator[Finding]:
+def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
     """Nodes that take no jobs, or that the controller has not heard of for a while (a * in Slurm's own words)."""
     try:
         lines = run_tool(["sinfo", "--all", "--noheader", "--format=%N|%t|%E"], timeout_s=slurm.timeout_s)
@@ -85,7 +85,7 @@ def _nodes_out(slurm: Slurm) -> Iterator[Finding]:
             yield warn("slurm", f"{nodes} is {state.rstrip('*')}: {why}", todo)
 
 
-def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slurm) -> list[Finding]:
+def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slurm) -> list[CheckResult]:
     """The settings of the site against what sbatch takes and the cluster has."""
     found = [of_problem("settings", problem) for problem in [*config_problems, *sbatch_problems(config)]]
     try:
@@ -98,7 +98,7 @@ def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slur
     return found or [ok("settings", "sbatch takes them, and the cluster has what they ask for")]
 
 
-def _files_named(cluster: ClusterConfig) -> Iterator[Finding]:
+def _files_named(cluster: ClusterConfig) -> Iterator[CheckResult]:
     image = cluster.container_image
     if image is not None and image.startswith("/") and not Path(image).exists():
         yield fail("settings", f"cluster.container_image = {image!r} does not exist", "Build it, or give its path")
@@ -152,7 +152,7 @@ def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
     )
 
 
-def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[Finding]:
+def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[CheckResult]:
     """Queues the job, waits for it and judges what it says. Its folder stays only if something is wrong."""
     job.folder.mkdir(mode=0o700, parents=True)
     (job.folder / "token").write_text(job.token, encoding="utf-8")
@@ -190,7 +190,7 @@ def _wait(job_id: str, slurm: Slurm, wait_s: float) -> JobInfo | None:
         time.sleep(_POLL_S)
 
 
-def _never_ran(job_id: str, info: JobInfo | None, wait_s: float) -> Finding:
+def _never_ran(job_id: str, info: JobInfo | None, wait_s: float) -> CheckResult:
     if info is None:
         return fail("job", f"Slurm does not know job {job_id} any more", "Run launcher doctor again")
     reason = f" ({info.reason})" if info.reason else ""
@@ -213,7 +213,7 @@ def _read_when_there(job: DoctorJob, info: JobInfo) -> Report:
         time.sleep(0.2)
 
 
-def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[Finding]:
+def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[CheckResult]:
     nodes = info.nodes or list(said.get("nodes", []))
     if not said:
         if info.state != "COMPLETED":
@@ -256,7 +256,7 @@ def _read_json(path: Path) -> Report:
     return found if isinstance(found, dict) else {}
 
 
-def _output(job: DoctorJob, job_id: str) -> list[Finding]:
+def _output(job: DoctorJob, job_id: str) -> list[CheckResult]:
     """The end of what the job and srun said, for whoever must find out."""
     path = job.folder / f"slurm-{job_id}.out"
     try:

@@ -23,7 +23,7 @@ _MAX_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class SrunTask:
     """A command of ours as srun starts it."""
 
     options: list[str]
@@ -33,7 +33,7 @@ class Task:
 
 def contained(
     cluster: ClusterConfig, words: Sequence[str], *, shown: Sequence[Path], gpus: bool, python: str = sys.executable
-) -> Task:
+) -> SrunTask:
     """`python -m WORDS`, inside the container where the site has one; ranks, stages and doctor go through here.
 
     Args:
@@ -44,7 +44,7 @@ def contained(
         RunError: no image, or a path that cannot be shown to a container.
     """
     if cluster.container is ContainerRuntime.none:
-        return Task(options=[], command=[python, "-m", *words])
+        return SrunTask(options=[], command=[python, "-m", *words])
     image, mounted = _image(cluster), mounts(cluster, shown)
     inside = ["python", "-m", *words]
     if cluster.container is ContainerRuntime.pyxis:
@@ -53,10 +53,12 @@ def contained(
             f"--container-mounts={','.join(mounted)}",
             f"--container-workdir={Path.cwd()}",
         ]
-        return Task(options=options, command=inside)
+        return SrunTask(options=options, command=inside)
     binds = [word for mount in mounted for word in ("--bind", mount)]
     nvidia = ["--nv"] if gpus else []
-    return Task(options=[], command=["apptainer", "exec", *nvidia, *binds, "--pwd", str(Path.cwd()), image, *inside])
+    return SrunTask(
+        options=[], command=["apptainer", "exec", *nvidia, *binds, "--pwd", str(Path.cwd()), image, *inside]
+    )
 
 
 def site_options(cluster: ClusterConfig) -> list[str]:

@@ -133,10 +133,10 @@ def parse_job(line: str) -> JobInfo:
         reason=_text(fields, "Reason"),
         nodes=hostnames(_text(fields, "NodeList")),
         restarts=_count(fields.get("Restarts", "")),
-        submitted=parse_time(fields.get("SubmitTime", "")),
-        eligible=parse_time(fields.get("EligibleTime", "")),
-        started=parse_time(fields.get("StartTime", "")),
-        ended=parse_time(fields.get("EndTime", "")),
+        submitted=parse_slurm_time(fields.get("SubmitTime", "")),
+        eligible=parse_slurm_time(fields.get("EligibleTime", "")),
+        started=parse_slurm_time(fields.get("StartTime", "")),
+        ended=parse_slurm_time(fields.get("EndTime", "")),
         time_limit_s=parse_duration_s(fields.get("TimeLimit", "")),
         partition=_text(fields, "Partition"),
         exit_code=_text(fields, "ExitCode"),
@@ -196,9 +196,9 @@ def parse_squeue(text: str) -> list[JobInfo]:
                     state=state,
                     reason=reason,
                     nodes=hostnames(nodes),
-                    submitted=parse_time(submitted),
-                    started=parse_time(started),
-                    ended=parse_time(ended),
+                    submitted=parse_slurm_time(submitted),
+                    started=parse_slurm_time(started),
+                    ended=parse_slurm_time(ended),
                     time_limit_s=parse_duration_s(limit),
                     partition=partition,
                     comment=comment,
@@ -228,10 +228,10 @@ def parse_sacct(text: str) -> list[JobInfo]:
                 state=state.split(" ")[0].rstrip("+"),  # CANCELLED by 1000
                 exit_code=exit_code,
                 partition=partition,
-                submitted=parse_time(submitted),
-                eligible=parse_time(eligible),
-                started=parse_time(started),
-                ended=parse_time(ended),
+                submitted=parse_slurm_time(submitted),
+                eligible=parse_slurm_time(eligible),
+                started=parse_slurm_time(started),
+                ended=parse_slurm_time(ended),
                 time_limit_s=parse_duration_s(limit),
                 nodes=[] if nodes.startswith("None") else hostnames(nodes),
                 array_job_id=array if is_member else "",
@@ -307,7 +307,7 @@ def parse_duration_s(text: str) -> int | None:
     return first * 60 + second
 
 
-def parse_time(text: str) -> datetime | None:
+def parse_slurm_time(text: str) -> datetime | None:
     """A time printed under TZ=UTC, without a zone; None for Unknown and the like."""
     try:
         return datetime.fromisoformat(text.strip()).replace(tzinfo=UTC)

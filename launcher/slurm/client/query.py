@@ -1,4 +1,4 @@
-"""Asking Slurm and telling it: its command-line tools, with time-outs, and patience while the controller is away."""
+"""A client of Slurm's command-line tools, with time-outs and retries while the controller does not answer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from launcher.slurm.client.parse import (
     parse_jobs,
     parse_partitions,
     parse_sacct,
+    parse_slurm_time,
     parse_squeue,
-    parse_time,
 )
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
-# What the tools say while the controller is down, busy, or being replaced: the same call may succeed later.
+# Messages of the tools while the controller is down, busy or failing over: the same call may succeed later.
 _PASSING = (
     "unable to contact slurm controller",
     "unable to establish controller",
@@ -52,7 +52,7 @@ _PASSING = (
     "resource temporarily unavailable",
 )
 _UNKNOWN_JOB = "invalid job id"
-# Settings of these tools in the user's shell would filter, format or confirm behind our back.
+# Settings of these tools in the user's shell would change what a call does or prints.
 _DROPPED = ("SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 
 
@@ -60,8 +60,8 @@ class Slurm:
     """The cluster this machine belongs to.
 
     Args:
-        retry_s: how long to go on asking while the controller does not answer.
-        timeout_s: how long one call of a tool may take.
+        retry_s: how long to retry while the controller does not answer.
+        timeout_s: time limit of one call of a tool.
     """
 
     def __init__(self, *, retry_s: float = 30.0, timeout_s: float = 30.0) -> None:
@@ -70,16 +70,16 @@ class Slurm:
         self._keeps_account = True
 
     def job(self, job_id: str) -> JobInfo | None:
-        """A job, or a member of an array (ARRAY_TASK); None when neither Slurm nor its accounting knows it (any more).
+        """A job, or a member of an array (ARRAY_TASK); None when neither Slurm nor its accounting knows it.
 
         Raises:
-            SlurmUnavailable: nobody answered.
+            SlurmUnavailable: the controller did not answer.
         """
         found = self.jobs(job_id) or self.history([job_id])
         return next((job for job in found if job.job_id == job_id), found[0] if found else None)
 
     def jobs(self, job_id: str) -> list[JobInfo]:
-        """The job; of an array, every member that has a record of its own, and those that wait together as one."""
+        """The job. For an array: each member that has its own record, and one entry for the pending rest."""
         try:
             return parse_jobs(self._ask(["scontrol", "--oneliner", "show", "job", _checked(job_id)]))
         except SlurmUnavailable:
@@ -90,55 +90,55 @@ class Slurm:
             raise
 
     def my_jobs(self) -> list[JobInfo]:
-        """This user's jobs that wait or run, members of arrays one by one; without paths and restart counts."""
-        words = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={SQUEUE_FORMAT}"]
-        return parse_squeue(self._ask(words))
+        """This user's pending and running jobs, array members one by one; without paths and restart counts."""
+        argv = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={SQUEUE_FORMAT}"]
+        return parse_squeue(self._ask(argv))
 
     def listed(self, job_ids: list[str]) -> list[JobInfo]:
-        """Those of these jobs that Slurm or its accounting knows, finished ones too; as `my_jobs` tells them."""
+        """Those of these jobs that Slurm or its accounting knows, finished ones too; same fields as `my_jobs`."""
         if not job_ids:
             return []
-        words = ["squeue", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"]
+        argv = ["squeue", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"]
         found: list[JobInfo] = []
         try:
-            found = parse_squeue(self._ask([*words, f"--jobs={','.join(map(_checked, job_ids))}"]))
+            found = parse_squeue(self._ask([*argv, f"--jobs={','.join(map(_checked, job_ids))}"]))
         except SlurmUnavailable:
             raise
         except SlurmError as error:
-            # So says squeue of one job; unknown ones among several are left out.
+            # squeue says so of a single job; of several it leaves the unknown ones out.
             if _UNKNOWN_JOB not in str(error).lower():
                 raise
         known = {name for job in found for name in (job.job_id, job.name, job.array_job_id)}
         return [*found, *self.history([job_id for job_id in job_ids if job_id not in known])]
 
     def history(self, job_ids: list[str]) -> list[JobInfo]:
-        """Jobs that the controller has forgotten (minutes after their end), from the site's accounting if it has one.
+        """Finished jobs that the controller no longer lists (minutes after their end), from sacct if the site has it.
 
-        Only those that are over: accounting keeps jobs as running whose end it was never told, and what is alive the
-        controller alone knows. Asked once, without patience: what it tells only makes the record better.
+        Finished only: accounting shows a job whose end it missed as running for ever. No retries, because callers can
+        do without the answer.
         """
         if not job_ids or not self._keeps_account:
             return []
-        words = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={SACCT_FORMAT}"]
+        argv = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={SACCT_FORMAT}"]
         try:
-            said = run_tool([*words, f"--jobs={','.join(map(_checked, job_ids))}"], timeout_s=self.timeout_s)
+            said = run_tool([*argv, f"--jobs={','.join(map(_checked, job_ids))}"], timeout_s=self.timeout_s)
         except SlurmError:
             self._keeps_account = False
             return []
         return [job for job in parse_sacct(said) if job.finished]
 
     def partitions(self) -> list[Partition]:
-        """All partitions, hidden ones too, with their nodes."""
+        """All partitions, including hidden ones, with their nodes."""
         return parse_partitions(self._ask(["sinfo", "--all", "--exact", "--noheader", f"--format={SINFO_FORMAT}"]))
 
-    def submit(self, words: list[str], environ: Mapping[str, str], *, comment: str) -> str:
-        """Queues a job and gives its id. When no answer came, looks for the job by its comment before asking again.
+    def submit(self, argv: list[str], environ: Mapping[str, str], *, comment: str) -> str:
+        """Queues a job and returns its id. When sbatch gave no answer, looks for the job by its comment before a retry.
 
         Args:
-            words: the sbatch command, --parsable among it. comment: as in the command; no other job of this user that
-                waits or runs, or that was queued since this call, may carry it.
+            argv: the sbatch command, including --parsable.
+            comment: as in the command; no other job of this user, unfinished or queued after this call, may have it.
         Raises:
-            SlurmError: sbatch refused, in its own words. SlurmUnavailable: whether the job was queued is not known.
+            SlurmError: sbatch refused, with its own message. SlurmUnavailable: whether the job was queued is not known.
         """
         began = datetime.now(UTC)
         deadline = time.monotonic() + self.retry_s
@@ -146,7 +146,7 @@ class Slurm:
         lost = False
         while True:
             try:
-                return run_tool(words, timeout_s=self.timeout_s, environ=environ).strip().partition(";")[0]
+                return run_tool(argv, timeout_s=self.timeout_s, environ=environ).strip().partition(";")[0]
             except SlurmMissing:
                 raise
             except SlurmUnavailable:
@@ -154,7 +154,7 @@ class Slurm:
                     raise
                 lost = True
             except SlurmError:
-                # The first call may have been heard late, and be what the second one is refused for.
+                # The first call may have gone through late and be the reason for this refusal.
                 if lost and (heard := self._heard(comment, began)):
                     return heard
                 raise
@@ -164,10 +164,10 @@ class Slurm:
                 return heard
 
     def _heard(self, comment: str, since: datetime) -> str:
-        """Id of the job that a call without an answer queued; "" when there is none.
+        """Id of the job that an unanswered call queued; "" if it queued none.
 
         Raises:
-            SlurmUnavailable: that cannot be told. Whatever squeue says, it is no refusal by sbatch.
+            SlurmUnavailable: it cannot be determined. An error of squeue must not look like a refusal by sbatch.
         """
         try:
             return self.find(comment, since=since)
@@ -177,57 +177,57 @@ class Slurm:
             raise SlurmUnavailable(f"sbatch gave no answer, and its job cannot be looked for: {error}") from error
 
     def find(self, comment: str, *, since: datetime | None = None) -> str:
-        """Id of this user's job with a comment: one that waits or runs, or was queued since a moment; else ""."""
-        words = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={SQUEUE_FORMAT}"]
-        for job in parse_squeue(self._ask(words)):
-            # Clocks of two machines differ by a little.
+        """Id of this user's job with a comment: pending, running, or queued after `since`; "" if there is none."""
+        argv = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={SQUEUE_FORMAT}"]
+        for job in parse_squeue(self._ask(argv)):
+            # The clocks of two hosts differ a little.
             is_new = since is not None and job.submitted is not None and job.submitted > since - timedelta(seconds=30)
             if job.comment == comment and (is_new or not job.finished):
                 return job.array_job_id or job.job_id
         return ""
 
-    def estimate_start(self, words: list[str], environ: Mapping[str, str]) -> datetime | None:
-        """When Slurm would start a job now; None when it does not say."""
-        asked = ["sbatch", "--test-only", *(word for word in words[1:] if word != "--parsable")]
+    def estimate_start(self, argv: list[str], environ: Mapping[str, str]) -> datetime | None:
+        """When Slurm expects a job to start if submitted now; None if it does not say."""
+        asked = ["sbatch", "--test-only", *(word for word in argv[1:] if word != "--parsable")]
         env = {**tool_environment(environ)}
         try:
             done = subprocess.run(asked, capture_output=True, text=True, timeout=self.timeout_s, check=False, env=env)
         except (OSError, subprocess.TimeoutExpired):
             return None
         match = re.search(r"to start at (\S+)", done.stderr)
-        return parse_time(match.group(1)) if match is not None else None
+        return parse_slurm_time(match.group(1)) if match is not None else None
 
     def requeue(self, job_id: str) -> None:
-        """Puts a job of this user back into the queue; its processes are told to end."""
+        """Requeues a job of this user; Slurm ends its processes."""
         self._ask(["scontrol", "requeue", _checked(job_id)])
 
     def exclude(self, job_id: str, nodes: list[str]) -> None:
-        """Nodes a waiting job must not get, in place of those it had to avoid so far; also while it is completing."""
+        """Replaces the nodes that a pending or completing job must not get."""
         self._ask(["scontrol", "update", f"jobid={_checked(job_id)}", f"excnodelist={','.join(nodes)}"])
 
     def cancel(self, job_id: str, *, signal: str | None = None, batch: bool = False, full: bool = False) -> None:
-        """Ends a job, or with `signal` (a name such as USR2) only signals it.
+        """Cancels a job, or with `signal` (a name such as USR2) only signals it.
 
         Args:
-            batch: signal the batch script alone. full: the batch script and all it started. Neither: the steps alone.
+            batch: signal only the batch script. full: the batch script and its children. Neither: only the job steps.
         """
-        words = ["scancel", *([f"--signal={signal}"] if signal else [])]
-        words += ["--batch"] * batch + ["--full"] * full
-        self._ask([*words, _checked(job_id)])
+        argv = ["scancel", *([f"--signal={signal}"] if signal else [])]
+        argv += ["--batch"] * batch + ["--full"] * full
+        self._ask([*argv, _checked(job_id)])
 
     def signal_steps(self, job_id: str, signal: str) -> None:
-        """Signals all that a job started with srun, and not its batch script, which a KILL for the job would reach."""
+        """Signals the job steps but not the batch script, which a KILL sent to the whole job would reach."""
         said = self._ask(["squeue", "--noheader", "--steps", f"--jobs={_checked(job_id)}", "--format=%i"])
         if steps := [word for word in said.split() if re.fullmatch(r"[0-9]+(_[0-9]+)?\.[0-9]+", word)]:
             self._ask(["scancel", f"--signal={signal}", *steps])
 
-    def _ask(self, words: list[str]) -> str:
-        """What the tool printed; asks again, with growing pauses, while the controller does not answer."""
+    def _ask(self, argv: list[str]) -> str:
+        """Output of a tool; retried with growing pauses while the controller does not answer."""
         deadline = time.monotonic() + self.retry_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return run_tool(words, timeout_s=self.timeout_s)
+                return run_tool(argv, timeout_s=self.timeout_s)
             except SlurmMissing:
                 raise
             except SlurmUnavailable:
@@ -237,17 +237,17 @@ class Slurm:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def run_tool(words: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:
+def run_tool(argv: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:
     """Standard output of one call of a Slurm tool.
 
     Args:
-        environ: the tool's whole environment; left out: this process's, with times in UTC (tool_environment).
+        environ: the tool's whole environment; by default tool_environment(os.environ).
     Raises:
-        SlurmUnavailable: it is missing, or the controller did not answer. SlurmError: it refused, in its own words.
+        SlurmUnavailable: it is missing, or the controller did not answer. SlurmError: it refused, with its own message.
     """
     try:
         done = subprocess.run(
-            words,
+            argv,
             capture_output=True,
             text=True,
             errors="replace",
@@ -258,27 +258,27 @@ def run_tool(words: list[str], *, timeout_s: float, environ: Mapping[str, str] |
         )
     except FileNotFoundError:
         raise SlurmMissing(
-            f"{words[0]} is not installed here (or not in PATH): is this a machine of a cluster?"
+            f"{argv[0]} is not installed here or not in PATH: is this a login node of a cluster?"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmUnavailable(f"{words[0]} did not answer within {timeout_s:g} s") from None
+        raise SlurmUnavailable(f"{argv[0]} did not answer within {timeout_s:g} s") from None
     except OSError as error:
-        raise SlurmError(f"{words[0]} could not be started: {error}") from error
+        raise SlurmError(f"{argv[0]} could not be started: {error}") from error
     said = done.stderr.strip() or done.stdout.strip()
     if done.returncode == 0 and not _is_passing(done.stderr):
         return done.stdout
-    text = f"{' '.join(words[:2])}: {said or f'exit code {done.returncode}, without a word'}"
+    text = f"{' '.join(argv[:2])}: {said or f'exit code {done.returncode}, no message'}"
     if _is_passing(said):
         raise SlurmUnavailable(text)
     if "configuration source" in said or "slurm.conf" in said:
-        raise SlurmMissing(f"{text}\nThis machine knows no cluster")
-    if done.returncode == 0:  # scancel complains of a job that has gone, and succeeds
+        raise SlurmMissing(f"{text}\nNo Slurm cluster is configured on this host")
+    if done.returncode == 0:  # scancel warns about a job that has ended, and succeeds
         return done.stdout
     raise SlurmError(text)
 
 
 def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a Slurm tool: the user's, without what would change the meaning of a call or its output."""
+    """The user's environment without variables that change what a Slurm tool does or prints."""
     kept = {name: value for name, value in environ.items() if not name.startswith(_DROPPED)}
     return {**kept, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
 
@@ -289,7 +289,7 @@ def _is_passing(text: str) -> bool:
 
 
 def _checked(job_id: str) -> str:
-    """A job number is all that may reach a tool as one; it comes from files that people edit."""
+    """Refuses anything but a job id: ids come from files that people edit."""
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job_id):
-        raise SlurmError(f"{job_id!r} is no Slurm job id")
+        raise SlurmError(f"{job_id!r} is not a Slurm job id")
     return job_id

@@ -98,7 +98,7 @@ def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
     return combined
 
 
-def differences(members: list[list[str]]) -> list[dict[str, str]]:
+def varying_settings(members: list[list[str]]) -> list[dict[str, str]]:
     """For each member the settings that are not the same in all of them."""
     settings = [{key: value for key, _, value in (word.partition("=") for word in member)} for member in members]
     keys = dict.fromkeys(key for member in settings for key in member)

@@ -1,4 +1,4 @@
-"""What Slurm gave this job, as its environment tells."""
+"""The resources of this job, read from its environment."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from launcher.slurm.client.query import hostnames
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """The nodes of a job and what one of them has; all nodes of a job are alike."""
+    """The nodes of a job and the resources of each; all nodes of a job are alike."""
 
     job_id: str
-    """Slurm's number of the job; a member of an array has one of its own."""
+    """Slurm's id of the job; an array member has its own."""
     cluster: str = ""
     nodes: tuple[str, ...]
-    """In the order in which ranks are dealt out."""
+    """In rank order."""
     restart: int = 0
     """How often Slurm has restarted the job."""
     gpus_per_node: int = 0
     cpus_per_node: int = 1
     tasks_per_node: int | None = None
-    """As asked for with --ntasks-per-node."""
+    """The job's --ntasks-per-node."""
     cpus_per_task: int | None = None
-    """As asked for with --cpus-per-task."""
+    """The job's --cpus-per-task."""
     partition: str = ""
     account: str = ""
     array_job_id: str = ""
@@ -33,12 +33,12 @@ class Allocation:
 
     @property
     def ranks_per_node(self) -> int:
-        """One rank for each GPU; without GPUs as many as --ntasks-per-node says, or one."""
+        """One rank per GPU; without GPUs --ntasks-per-node, or one."""
         return self.gpus_per_node or self.tasks_per_node or 1
 
     @property
     def name(self) -> str:
-        """What people call the job: ARRAY_TASK for a member of an array."""
+        """The job id as Slurm shows it: ARRAY_TASK for an array member."""
         return self.job_id if self.array_task is None else f"{self.array_job_id}_{self.array_task}"
 
 
@@ -46,12 +46,12 @@ def read_allocation(environ: Mapping[str, str]) -> Allocation:
     """Pure.
 
     Raises:
-        UserError: this process is not in a batch job.
+        UserError: this process does not run in a batch job.
     """
     job_id, nodelist = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_JOB_NODELIST", "")
     if not job_id.isdigit() or not nodelist:
         raise UserError(
-            "SLURM_JOB_ID or SLURM_JOB_NODELIST is not set: this is the inside of a Slurm job. "
+            "SLURM_JOB_ID or SLURM_JOB_NODELIST is not set: this program runs inside a Slurm job. "
             "Start it with launcher submit, or: sbatch --nodes=N --gpus-per-node=N slurm/train.sbatch ..."
         )
     return Allocation(

@@ -1,4 +1,4 @@
-"""Where the ranks of a job meet: a port on the first node, and an interface that leads to the others."""
+"""The rendezvous of a job's ranks: a port on the first node, and the network interface to the others."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TRIES = 200
 
 
 def meeting_ports(job_id: str, restart: int, attempt: int) -> Iterator[int]:
-    """Ports to try, in order. Pure: jobs that run at the same time begin far apart, and so do attempts of one job.
+    """Ports to try, in order. Pure. Concurrent jobs, and attempts of one job, start at ports far apart.
 
-    A predecessor that is still dying on this node thus never holds the port its successor wants.
+    So an attempt never waits for the port of a predecessor that is still exiting on this node.
     """
     start = int(job_id) * 197 + restart * 31 + attempt * 7
     for turn in range(_TRIES):
@@ -26,7 +26,7 @@ def meeting_ports(job_id: str, restart: int, attempt: int) -> Iterator[int]:
 
 
 def free_meeting_port(job_id: str, restart: int, attempt: int) -> int:
-    """The first of `meeting_ports` that nobody on this machine holds. To be asked on the first node of the job.
+    """The first free port of `meeting_ports`. Call it on the first node of the job.
 
     Raises:
         WorldError: none is free.
@@ -38,11 +38,10 @@ def free_meeting_port(job_id: str, restart: int, attempt: int) -> int:
     raise WorldError(f"none of {_TRIES} ports between {_FIRST_PORT} and {_FIRST_PORT + _NUM_PORTS - 1} is free here")
 
 
-def interface_to(nodes: Sequence[str]) -> str:
-    """The interface that leads to the job's other nodes; empty where ranks find it by themselves.
+def rank_interface(nodes: Sequence[str]) -> str:
+    """The interface to the job's other nodes if ranks must be given one, otherwise empty.
 
-    They ask for the address of their own host name, which on some systems is the loopback: then each rank would tell
-    the others to reach it at 127.0.0.1.
+    Ranks publish the address of their host name. On some systems that is 127.0.0.1, where no other node reaches them.
     """
     if len(nodes) < 2 or not _is_loopback(socket.gethostname()):
         return ""

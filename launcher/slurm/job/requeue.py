@@ -1,4 +1,4 @@
-"""Back into the queue, once and surely: also while the controller is away, and never twice."""
+"""Requeues the job exactly once, even if the controller does not answer for a while."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXCLUDE_TRIES = 20
 
 
 class Queue(Protocol):
-    """What of `query.Slurm` is needed here."""
+    """The part of `query.Slurm` used here."""
 
     def job(self, job_id: str) -> JobInfo | None: ...
     def requeue(self, job_id: str) -> None: ...
@@ -28,27 +28,27 @@ class Queue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """What came of it."""
+    """Result of `requeue_job`."""
 
     done: bool
     by_slurm: bool = False
-    """Slurm had put the job back by itself, as after preemption or the loss of a node."""
+    """Slurm had already requeued the job itself, as after preemption or a node failure."""
     excluded: tuple[str, ...] = ()
-    """Nodes the job will not get."""
+    """Nodes the job must not get."""
     problem: str = ""
-    """Why it is not back in the queue, or may get a node it should not."""
+    """Why it was not requeued, or may still get an excluded node."""
 
 
 def requeue_job(queue: Queue, job_id: str, *, restart: int, without: list[str], num_nodes: int = 1) -> Requeued:
-    """Puts the job this process runs in back into the queue.
+    """Requeues the job that this process runs in.
 
-    A call may have been carried out although nobody answered, so the job is looked at before every call.
+    A call without an answer may have been carried out, so the job's state is read before every call.
 
     Args:
-        queue: patient; how long it waits for a controller that is away is its own setting.
+        queue: retries by itself while the controller does not answer.
         restart: how often the job had been restarted when this attempt began.
-        without: nodes it should not get, besides those it has to avoid already.
-        num_nodes: how many nodes it needs; where too few are left, none is left out.
+        without: nodes to exclude, in addition to those excluded already.
+        num_nodes: how many it needs; if too few would be left, none is excluded.
     """
     try:
         info = queue.job(job_id)
@@ -75,14 +75,14 @@ def _requeue(queue: Queue, job_id: str, restart: int) -> None:
     except SlurmUnavailable:
         raise
     except SlurmError:
-        # Refused because an earlier, unanswered call had been carried out?
+        # An earlier call without an answer may have been carried out.
         info = queue.job(job_id)
         if info is None or not _is_back(info, restart):
             raise
 
 
 def _too_few_left(queue: Queue, info: JobInfo | None, excluded: list[str], num_nodes: int) -> str:
-    """Why these nodes cannot be spared; empty if they can. A job that needs more than is left would wait for ever."""
+    """Why these nodes cannot be excluded: with too few nodes left the job would wait for ever. Empty if they can."""
     if info is None or not info.partition:
         return ""
     try:
@@ -101,7 +101,7 @@ def _usable(partition: Partition) -> int:
 
 
 def _exclude(queue: Queue, job_id: str, nodes: list[str]) -> str:
-    """Empty, or why it could not be done. Slurm refuses for a moment while it takes the job apart."""
+    """Why it failed; empty on success. Slurm refuses for a moment while the job is completing."""
     problem = ""
     for _ in range(_EXCLUDE_TRIES):
         try:

@@ -1,4 +1,4 @@
-"""Which run a job works on: the same at every restart of the job, whatever was typed."""
+"""Finds the run a job works on: the same one at every restart of the job."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from launcher.slurm.job.allocation import Allocation
 logger = logging.getLogger(__name__)
 
 JOBS = ".jobs"
-"""Folder under runs/ that says which run a job made: CLUSTER-JOB.json."""
+"""Folder under runs/ that records which run a job created: CLUSTER-JOB.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What was typed after the batch script's name."""
+    """Arguments after the batch script's name."""
 
     run: str | None = None
     sweep: Path | None = None
@@ -39,7 +39,7 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     """The run directory, absolute. Settings are composed at the first start of a job only; a restart finds its run.
 
     Raises:
-        LauncherError: there is no such run, or what was typed cannot become one.
+        LauncherError: there is no such run, or the settings cannot be planned.
     """
     if asked.run is not None:
         return find_run(asked.run).resolve()
@@ -48,9 +48,9 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     note = _note_of(asked, allocation)
     if allocation.restart and (made := _made_before(note, asked)) is not None:
         return made
-    note.unlink(missing_ok=True)  # of another job: numbers come again when a cluster is set up anew
+    note.unlink(missing_ok=True)  # of another job: a reinstalled cluster reuses job ids
     planned = plan_overrides([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
-    # Before there is a run: where the ranks cannot be placed, none is made.
+    # Before the run is created: none is left behind if the ranks do not fit.
     check_world(planned.config, planned.derived, allocation)
     run_dir = create_planned(planned).resolve()
     _write_note(note, asked, run_dir)
@@ -60,21 +60,19 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
 
 def _sweep_member(sweep: Path, allocation: Allocation) -> Path:
     if allocation.array_task is None:
-        raise RunError(
-            f"--sweep {sweep} is for a job array: SLURM_ARRAY_TASK_ID says which member this is, and is not set"
-        )
+        raise RunError(f"--sweep {sweep} is for a job array, but SLURM_ARRAY_TASK_ID is not set")
     return find_run(str(member_dir(sweep, allocation.array_task))).resolve()
 
 
 def _note_of(asked: Asked, allocation: Allocation) -> Path:
-    """Found from what is typed, without composing, so that a restart looks at the same place."""
+    """Derived from the overrides without composing, so that a restart finds the same file."""
     typed = dict(override.partition("=")[::2] for override in asked.overrides)
     runs_dir = Path(typed.get("runs_dir", "").strip("'\"") or "runs")
     return runs_dir / JOBS / f"{allocation.cluster or 'slurm'}-{allocation.job_id}.json"
 
 
 def _made_before(note: Path, asked: Asked) -> Path | None:
-    """The run an earlier start of this job made; None when it did not come so far."""
+    """The run that an earlier start of this job created, if any."""
     try:
         found = json.loads(note.read_text("utf-8"))
         run_dir, overrides = Path(found["run_dir"]), tuple(found["overrides"])
@@ -84,7 +82,7 @@ def _made_before(note: Path, asked: Asked) -> Path | None:
         return None
     if not RunPaths(run_dir).config.is_file():
         raise RunError(
-            f"{run_dir}, the run this job made at its first start, is gone; a restart never trains from scratch. "
+            f"{run_dir}, the run this job created at its first start, is gone; a restart never trains from scratch. "
             "Submit anew for a new run"
         )
     return run_dir
@@ -98,7 +96,7 @@ def _write_note(note: Path, asked: Asked, run_dir: Path) -> None:
 
 
 def adopted(asked: Asked, allocation: Allocation) -> list[str]:
-    """Settings that follow from what the job was given, where neither the user nor an experiment says otherwise."""
+    """Settings taken from the job's resources where neither the user nor an experiment sets them."""
     config, _ = compose_with_problems(list(asked.overrides), extra_dir=asked.conf_dir)
     cluster = config.cluster
     typed = {override.partition("=")[0] for override in asked.overrides}
@@ -116,7 +114,7 @@ def adopted(asked: Asked, allocation: Allocation) -> list[str]:
         settings["cluster.devices_per_node"] = per_node
     if cluster.threads_per_process is None and is_cpu:
         settings["cluster.threads_per_process"] = max(1, allocation.cpus_per_node // per_node)
-    # So that `launcher resume` asks for the same place.
+    # So that `launcher resume` submits to the same partition and account.
     for key, value in (("partition", allocation.partition), ("account", allocation.account)):
         if getattr(cluster, key) is None and re.fullmatch(r"[A-Za-z_][\w-]*", value):
             settings[f"cluster.{key}"] = value
@@ -124,7 +122,7 @@ def adopted(asked: Asked, allocation: Allocation) -> list[str]:
 
 
 def check_world(config: RunConfig, derived: Derived, allocation: Allocation) -> None:
-    """Compares the ranks of the plan with the job's nodes, before any is started.
+    """Compares the planned ranks with the job's nodes before any rank starts.
 
     Raises:
         WorldError: they cannot be placed as planned.

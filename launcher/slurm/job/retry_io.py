@@ -1,4 +1,4 @@
-"""Writing into a run directory whose disk is full, or whose server is away, for a moment."""
+"""Retries writes to a run directory while its disk is full or its file server is away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 logger = logging.getLogger(__name__)
 
 PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
-"""Errors of a disk that may go by while one waits."""
+"""Errors of a file system that may be temporary."""
 WAIT_S = 120.0
 _PAUSE_S = 1.0
 
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 def patiently(act: Callable[[], T], what: str, *, wait_s: float = WAIT_S, pause_s: float = _PAUSE_S) -> T:
-    """The result of `act`, tried again while the disk is the reason that it fails.
+    """The result of `act`, retried while it fails with one of the PASSING errors.
 
     Args:
-        act: may be called several times; each call starts over.
-        what: for people, such as "the verdict".
+        act: called again from the start at each retry.
+        what: for the log message, such as "the verdict".
     Raises:
-        OSError: another reason, or the disk was no better after `wait_s` seconds.
+        OSError: any other error, or no success within `wait_s` seconds.
     """
     give_up_at, said = time.monotonic() + wait_s, False
     while True:
@@ -36,5 +36,5 @@ def patiently(act: Callable[[], T], what: str, *, wait_s: float = WAIT_S, pause_
                 raise
             if not said:
                 said = True
-                logger.warning("%s cannot be written: %s; trying for %.0f s", what, error, wait_s)
+                logger.warning("%s cannot be written: %s; retrying for %.0f s", what, error, wait_s)
             time.sleep(pause_s)

@@ -1,4 +1,4 @@
-"""The words of srun for the ranks of an attempt and for a stage, and what environment they get. Nothing is started."""
+"""The srun commands of an attempt's ranks and of a stage, and their environment. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from launcher.slurm.client.container import contained, container_problems, run_f
 from launcher.slurm.client.option_validation import srun_word_problems
 
 EARLY_EXIT_WAIT_S = 60
-"""How long others may go on after the first rank is done: rank 0 still hands the last lines to W&B."""
+"""How long other ranks may run after the first has exited: rank 0 still uploads to W&B."""
 
-# srun reads these as its own options; they are given as words instead, or (cores of a GPU) contradict those words.
+# srun reads these as options; we pass them on its command line, or (cores per GPU) they contradict it.
 _SRUN_SETTINGS = (
     "SLURM_CPUS_PER_GPU",
     "SLURM_CPUS_PER_TASK",
@@ -44,14 +44,14 @@ def srun_argv(
     is_crowded: bool = False,
     python: str = sys.executable,
 ) -> list[str]:
-    """srun with one task per rank, dealt to the nodes in blocks, each with a log of its own.
+    """srun with one task per rank, distributed to the nodes in blocks, each with its own log.
 
     Args:
         run_dir: absolute, and the same on all nodes.
-        cpus_per_task: cores of a rank; srun does not take them over from sbatch.
+        cpus_per_task: cores of a rank; srun does not inherit them from sbatch.
         is_crowded: a node has fewer cores than ranks, so they must share.
     Raises:
-        ConfigErrors: options or a container that srun would take otherwise; submit finds them before the job waits.
+        ConfigErrors: options or a container that srun would misread; submit reports them before anything is queued.
         RunError: a path that srun or a container cannot take.
     """
     _refuse_unfit(config)
@@ -67,9 +67,9 @@ def srun_argv(
         f"--cpus-per-task={cpus_per_task}",
         *(["--overcommit"] if is_crowded else []),
         "--distribution=block",
-        # The ranks meet by themselves; a site's default plug-in would only be one more thing to fail.
+        # Ranks do their own rendezvous; a site's default MPI plug-in is only one more thing that can fail.
         "--mpi=none",
-        # A rank that fails takes the others down at once, instead of leaving them to wait for it on held GPUs.
+        # A rank that fails ends the others at once, so that they do not hold their GPUs waiting for it.
         "--kill-on-bad-exit=1",
         f"--wait={EARLY_EXIT_WAIT_S}",
         "--input=none",
@@ -95,7 +95,7 @@ def stage_argv(
     """srun with one task on this node for a command of the launcher, such as export or eval.
 
     Args:
-        shown, gpus: what it needs, where it runs in a container.
+        shown, gpus: paths and GPUs it needs inside a container.
     Raises:
         ConfigErrors, RunError: as srun_argv.
     """
@@ -122,7 +122,7 @@ def _refuse_unfit(config: RunConfig) -> None:
 
 
 def _pattern(folder: Path) -> str:
-    """A folder as srun wants it in a file name pattern."""
+    """A folder, escaped for srun's file name patterns."""
     if "\\" in str(folder):
         raise RunError(
             f"{folder}: a path with a backslash cannot hold the ranks' logs under Slurm; choose another runs_dir"
@@ -142,13 +142,13 @@ def cores_per_rank(*, asked: int | None, given: int | None, on_node: int, ranks:
 
 
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of the job's environment srun and the ranks get: the allow-list, and what Slurm says of the job."""
+    """The part of the job's environment for srun and the ranks: the allow-list and Slurm's variables."""
     slurm = {name: value for name, value in environ.items() if name.startswith("SLURM_") and name not in _SRUN_SETTINGS}
     return {**job_environment(environ), **slurm}
 
 
 def stage_environment(environ: Mapping[str, str], config: RunConfig, *, cpus: int) -> dict[str, str]:
-    """The environment of a stage: that of the ranks, without what tells them where to meet."""
+    """The environment of a stage: that of the ranks without the rendezvous."""
     return {
         **step_environment(environ),
         "PYTHONUNBUFFERED": "1",
@@ -169,12 +169,12 @@ def ranks_environment(
     interface: str = "",
     nodes: Sequence[str] = (),
 ) -> dict[str, str]:
-    """The environment of all ranks; who is which they learn from srun.
+    """The environment of all ranks; srun tells each its rank.
 
     Args:
         end_time_s: when Slurm ends the job, in unix seconds; None without a limit.
-        interface: network interface for the ranks, where they would not find it by themselves.
-        nodes: of the job, in rank order, so that ranks can name the node of one that does not come.
+        interface: network interface for the ranks, if they must be given one.
+        nodes: of the job, in rank order, so that ranks can name the node of a missing rank.
     """
     threads = config.cluster.threads_per_process or cpus_per_task
     cpu_only = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if derived.device == "cpu" else {}
@@ -184,7 +184,7 @@ def ranks_environment(
         "GOMP_SPINCOUNT": "1000",
         **network,
         **kept,
-        # Lines reach the log when they are written, not when the rank ends.
+        # Lines reach the log when they are written, not when the rank exits.
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         **config.cluster.environment,

@@ -1,4 +1,4 @@
-"""The ranks of an attempt, as one step of the job: started with srun, watched, told to stop, ended when they hang."""
+"""Runs the ranks of an attempt as one job step: starts srun, passes on stop signals, kills the ranks if they hang."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _DUMPS_S = 3.0
-"""How long ranks get to write their stacks once one of them hangs."""
+"""How long ranks may take to dump their stacks once one of them hangs."""
 _KILL_S = 20.0
-"""How long srun gets to see its ranks killed."""
+"""How long srun may take to exit once its ranks are killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """What came of it."""
+    """How the step ended."""
 
     exit_code: int
-    """Of srun: the largest of the ranks', 128 + N for signal N; -N when srun itself was killed."""
+    """srun's: the largest of the ranks', 128 + N for signal N, -N if srun itself was killed."""
     stall: Stall | None = None
-    """The ranks were ended because of it."""
+    """The hang because of which the ranks were killed."""
 
 
 def run_step(
@@ -51,7 +51,7 @@ def run_step(
     job_id: str,
     stop: StopRequests,
 ) -> StepEnd:
-    """Starts the ranks and follows them until the last has gone. Main thread only."""
+    """Starts the ranks and waits until the last has exited. Main thread only."""
     watch = Watch(paths, attempt, world_size)
     process = subprocess.Popen(
         words,
@@ -59,16 +59,16 @@ def run_step(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A session of its own: what is sent to our group is for us to pass on, once.
+        # In its own session, so that a signal to our process group reaches srun only through us, once.
         start_new_session=True,
     )
     assert process.stdout is not None
     reader = threading.Thread(target=_copy, args=(process.stdout, paths.job_log(attempt)), daemon=True)
     reader.start()
-    told, stall = 0, None
+    passed_on, stall = 0, None
     while not _has_ended(process):
-        if len(stop.names) > told:
-            told = len(stop.names)
+        if len(stop.names) > passed_on:
+            passed_on = len(stop.names)
             _pass_on(process, paths, attempt, stop, job_id)
         stall = watch.stalled()
         if stall is not None:
@@ -91,9 +91,9 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _copy(source: BinaryIO, log: Path) -> None:
-    """What srun says, into the attempt's job.log and the job's own output.
+    """Copies srun's output to the attempt's job.log and the job's own output.
 
-    A full disk may swallow lines; srun, whose output nobody would read any more, must not wait for it.
+    A full disk may lose lines, but must not stop the copying: srun would block on a full pipe.
     """
     with log.open("ab", buffering=0) as file:
         for line in source:
@@ -106,12 +106,12 @@ def _copy(source: BinaryIO, log: Path) -> None:
 def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, stop: StopRequests, job_id: str) -> None:
     name = stop.names[-1]
     if len(stop.names) > 1 and paths.cancel.exists():
-        logger.warning("%s again, and the run is cancelled: killing the ranks; what was not saved is lost", name)
+        logger.warning("%s again, and the run is cancelled: killing the ranks; unsaved steps are lost", name)
         _kill(process, paths, attempt, job_id)
         return
     logger.warning("%s: the ranks save at their next step, then stop", name)
-    # Mostly they have it from Slurm already, and once more changes nothing; but it may have been sent to us alone.
-    # Always USR2, which srun hands on: on TERM or INT it would end the step by itself.
+    # Slurm may have signalled only us; a second signal does the ranks no harm. Always USR2, which srun forwards: on
+    # TERM or INT it would end the step itself.
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGUSR2)
 
@@ -121,7 +121,7 @@ def _await_dumps(paths: RunPaths, attempt: int, world_size: int) -> None:
     deadline = time.monotonic() + _DUMPS_S
     while time.monotonic() < deadline and not all(_is_written(file) for file in files):
         time.sleep(0.1)
-    time.sleep(0.1)  # the last of them may not be whole yet
+    time.sleep(0.1)  # the last one may be incomplete
 
 
 def _is_written(file: Path) -> bool:
@@ -131,10 +131,10 @@ def _is_written(file: Path) -> bool:
 
 
 def _kill(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, job_id: str) -> None:
-    """Ends all ranks at once; where nobody does that for us they die with the job.
+    """Kills all ranks at once; if Slurm does not do so, they end with the job.
 
-    Not when the job went on elsewhere while this node was suspended or cut off: it has the same number there, and the
-    ranks that Slurm would end are those of the newer attempt.
+    If the job was restarted elsewhere while this node was suspended or cut off, it kept its id, and Slurm would kill
+    the ranks of the newer attempt: then only srun is killed.
     """
     if last_attempt(paths.root) > attempt:
         process.kill()

@@ -25,7 +25,7 @@ from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
 from launcher.slurm.job.allocation import Allocation
-from launcher.slurm.job.rendezvous import free_meeting_port, interface_to
+from launcher.slurm.job.rendezvous import free_meeting_port, rank_interface
 from launcher.slurm.job.requeue import Requeued, requeue_job
 from launcher.slurm.job.resolve_run import check_world
 from launcher.slurm.job.retry_io import patiently
@@ -129,7 +129,7 @@ def _attempt(
         master_port=free_meeting_port(allocation.job_id, allocation.restart, attempt),
         cpus_per_task=cores,
         end_time_s=_end_time_s(info),
-        interface=interface_to(allocation.nodes),
+        interface=rank_interface(allocation.nodes),
         nodes=allocation.nodes,
     )
     patiently(lambda: write_names(paths.attempt(attempt) / "env.json", environment), "env.json")

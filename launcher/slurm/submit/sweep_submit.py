@@ -22,7 +22,7 @@ from launcher.runs.run_dir import make_folder, refuse_taken_name, write_state
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, job_variables, sbatch_argv, sbatch_environment, sbatch_problems
 from launcher.slurm.client.submission import StageJob, Submission, read_submission, write_submission
-from launcher.slurm.client.sweep import Member, Sweep, differences, idle_apart, member_problems, write_sweep
+from launcher.slurm.client.sweep import Member, Sweep, idle_apart, member_problems, varying_settings, write_sweep
 from launcher.slurm.submit.submit import (
     SubmitPlan,
     ask_site,
@@ -61,7 +61,7 @@ def plan_sweep(
     Raises:
         ConfigErrors: the problems of all members. RunError: the name is taken. ModelError, DataError: of any member.
     """
-    differs = differences(members)
+    differs = varying_settings(members)
     composed = [compose_with_problems(words, extra_dir=conf_dir) for words in members]
     configs = [config for config, _ in composed]
     found, idle = idle_apart(

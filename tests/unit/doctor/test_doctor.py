@@ -19,7 +19,7 @@ from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.compose import compose_with_problems
 from launcher.doctor import probe
 from launcher.doctor.filesystem import folder_findings, semantics, shared_finding
-from launcher.doctor.findings import Finding, Level, fail, ok
+from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok
 from launcher.doctor.job import read_site, step_argv, write_site
 from launcher.doctor.judge import judge_nodes, judge_sum
 from launcher.doctor.machine import compare_packages
@@ -49,15 +49,15 @@ def three(**of_n2: Any) -> list[dict[str, Any]]:
     return [report("n1", "n2", "n3"), report("n2", "n1", "n3", **of_n2), report("n3", "n1", "n2")]
 
 
-def judged(reports: list[dict[str, Any]], device: str = "cuda", per_node: int = 8) -> list[Finding]:
+def judged(reports: list[dict[str, Any]], device: str = "cuda", per_node: int = 8) -> list[CheckResult]:
     return judge_nodes(reports, ["n1", "n2", "n3"], device=device, devices_per_node=per_node, here=dict(HERE))
 
 
-def bad(findings: list[Finding]) -> list[str]:
+def bad(findings: list[CheckResult]) -> list[str]:
     return [
         f"{finding.level.value} {finding.check}: {finding.text}"
         for finding in findings
-        if finding.level is not Level.ok
+        if finding.level is not CheckLevel.ok
     ]
 
 
@@ -139,11 +139,11 @@ def test_ranks_that_fail_or_say_nothing_in_the_sum_are_counted() -> None:
 def test_a_healthy_folder_passes_everything_and_is_left_as_it_was(tmp_path: Path) -> None:
     findings = list(semantics_of(tmp_path))
     assert bad(findings) == [] and len(findings) == 9
-    assert not [finding for finding in folder_findings(tmp_path / "not" / "there") if finding.level is Level.fail]
+    assert not [finding for finding in folder_findings(tmp_path / "not" / "there") if finding.level is CheckLevel.fail]
     assert list(tmp_path.iterdir()) == []
 
 
-def semantics_of(folder: Path) -> Iterator[Finding]:
+def semantics_of(folder: Path) -> Iterator[CheckResult]:
     import tempfile
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -155,8 +155,8 @@ def test_a_folder_that_cannot_be_written_to_fails() -> None:
 
 
 def test_a_disk_of_this_machine_is_odd_for_a_cluster_until_nodes_were_seen_to_share_it(tmp_path: Path) -> None:
-    assert shared_finding(tmp_path, [fail("shared folder", "no")]).level is Level.warn
-    assert shared_finding(tmp_path, [ok("shared folder", "yes")]).level is Level.ok
+    assert shared_finding(tmp_path, [fail("shared folder", "no")]).level is CheckLevel.warn
+    assert shared_finding(tmp_path, [ok("shared folder", "yes")]).level is CheckLevel.ok
 
 
 def test_packages_are_compared_with_what_is_asked_for() -> None:
@@ -164,7 +164,7 @@ def test_packages_are_compared_with_what_is_asked_for() -> None:
     found = list(compare_packages("packages", wanted, " for this", "pip install it"))
     assert [finding.text.split(" is ")[0].split()[0] for finding in found] == ["psutil", "no-such-package"]
     assert ">=999 is needed for this" in found[0].text and "not installed" in found[1].text
-    assert [one.level for one in compare_packages("packages", wanted[:1], "", "")] == [Level.ok]
+    assert [one.level for one in compare_packages("packages", wanted[:1], "", "")] == [CheckLevel.ok]
 
 
 def test_without_slurm_tools_a_machine_is_well_and_a_site_is_not(

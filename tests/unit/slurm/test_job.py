@@ -36,7 +36,7 @@ def test_only_training_makes_a_run_from_settings(capsys: pytest.CaptureFixture[s
 def test_outside_of_a_job_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert main(["train", "--run", "a"]) == ExitCode.USER
-    assert "this is the inside of a Slurm job" in capsys.readouterr().err
+    assert "this program runs inside a Slurm job" in capsys.readouterr().err
 
 
 def test_an_export_goes_into_the_run_unless_told_otherwise() -> None:

@@ -15,8 +15,8 @@ from launcher.slurm.client.parse import (
     parse_jobs,
     parse_partitions,
     parse_sacct,
+    parse_slurm_time,
     parse_squeue,
-    parse_time,
 )
 
 RUNNING = (
@@ -107,7 +107,7 @@ def test_a_duration_is_read_in_every_spelling(text: str, seconds: int | None) ->
 
 @pytest.mark.parametrize("text", ["Unknown", "N/A", "None", "", "now", "2026-13-40T00:00:00"])
 def test_a_time_that_is_none_stays_open(text: str) -> None:
-    assert parse_time(text) is None
+    assert parse_slurm_time(text) is None
 
 
 @pytest.mark.parametrize(

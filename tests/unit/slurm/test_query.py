@@ -89,7 +89,7 @@ def test_settings_of_the_users_shell_do_not_change_what_is_asked(tool: Path, mon
 
 @pytest.mark.parametrize("job_id", ["", "-1", "5;rm", "5_", "5_a", "--all", "５", "1,2"])
 def test_only_a_job_number_reaches_a_tool(job_id: str) -> None:
-    with pytest.raises(SlurmError, match="is no Slurm job id"):
+    with pytest.raises(SlurmError, match="is not a Slurm job id"):
         Slurm().cancel(job_id)
 
 

@@ -13,13 +13,13 @@ from launcher.runs.run_dir import all_runs, find_run, run_name
 from launcher.slurm.client.sweep import (
     Member,
     Sweep,
-    differences,
     expand,
     idle_apart,
     member_dir,
     member_problems,
     read_sweep,
     split_list,
+    varying_settings,
     write_sweep,
 )
 
@@ -98,7 +98,7 @@ def test_more_members_than_anybody_means_are_refused_without_making_them() -> No
 
 
 def test_members_are_told_by_what_differs() -> None:
-    assert differences([["a=1", "b=2", "c=3"], ["a=1", "b=4"]]) == [{"b": "2", "c": "3"}, {"b": "4"}]
+    assert varying_settings([["a=1", "b=2", "c=3"], ["a=1", "b=4"]]) == [{"b": "2", "c": "3"}, {"b": "4"}]
 
 
 def test_a_problem_of_all_members_is_told_once_and_others_with_their_member() -> None:
