@@ -31,10 +31,10 @@ def test_a_port_somebody_holds_is_passed_over() -> None:
 
 def test_an_interface_is_named_only_where_the_host_name_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
-    assert rendezvous.interface_to(["localhost", "127.0.0.1"]) == "lo"
-    assert rendezvous.interface_to(["localhost"]) == ""
+    assert rendezvous.rank_interface(["localhost", "127.0.0.1"]) == "lo"
+    assert rendezvous.rank_interface(["localhost"]) == ""
     monkeypatch.setattr(rendezvous, "_is_loopback", lambda host: False)
-    assert rendezvous.interface_to(["a", "127.0.0.1"]) == ""
+    assert rendezvous.rank_interface(["a", "127.0.0.1"]) == ""
 
 
 def test_so_many_ports_are_tried_that_a_busy_machine_has_one() -> None:
