@@ -9,6 +9,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |   |-- RunError              exit 2   the run directory is missing, finished, busy or from another configuration
 |   |-- MicroBatchTooLarge    exit 2   the heaviest micro-batch does not fit into GPU memory
 |   `-- NothingQueued         exit 2   sbatch refused, and no job of the run was ever in the queue
+|-- RecordError               exit 1   a file of a run does not hold what it should
 |-- CheckpointError           exit 3   no checkpoint that can be trusted, or a save that failed
 |   |-- SaveFailed            exit 3   a rank could not write its files of a checkpoint
 |   |-- ConfigMismatch        exit 3   the checkpoint is of other settings than config.yaml
@@ -38,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -172,6 +174,14 @@ class MicroBatchTooLarge(UserError):
 
 class NothingQueued(UserError):
     """sbatch refused, and no job of the run was ever in the queue."""
+
+
+class RecordError(LauncherError):
+    """A file that the launcher wrote does not hold what it should: which file and key, and why."""
+
+    def __init__(self, path: Path | str, key: str, why: str) -> None:
+        text = ": ".join(part for part in (str(path), " ".join(part for part in (key, why) if part)) if part)
+        super().__init__(text, path=str(path), key=key)
 
 
 class CheckpointError(LauncherError):

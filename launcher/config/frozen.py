@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from launcher.config.build import build, plain
 from launcher.config.schema import SCHEMA_VERSION, FrozenRun, RunConfig
 from launcher.errors import Problem, RunError
+from launcher.files import write_atomically
 
 
 def to_yaml(values: object) -> str:
@@ -29,19 +28,8 @@ def _dump(data: object, *, allow_unicode: bool) -> str:
 
 
 def save_config(path: Path, frozen: FrozenRun) -> None:
-    """Write `frozen` so that a reader sees the whole file or none; lasting before it returns."""
-    text = to_yaml(frozen)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes or replaces config.yaml, whole and durable."""
+    write_atomically(path, to_yaml(frozen))
 
 
 def load_config(path: Path) -> FrozenRun:

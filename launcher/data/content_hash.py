@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
+from launcher.files import write_json
 from launcher.paths import cache_dir, new_cache_dir
 
 
@@ -26,14 +25,6 @@ def file_sha256(path: Path) -> str:
             continue
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_atomically(memo, json.dumps({"stamp": stamp, "sha256": digest}))
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    write_json(memo, {"stamp": stamp, "sha256": digest}, durable=False)
     return digest
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The text as a file, whole or not at all, however many processes write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).replace(path)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.data.content_hash import write_atomically
 from launcher.errors import DataError, NotFetched
+from launcher.files import replacing, write_json
 from launcher.paths import cache_dir
 
 _TOKEN = "make a token with read access at https://huggingface.co/settings/tokens and set it: export HF_TOKEN=hf_..."
@@ -39,7 +37,8 @@ def fetch_split(name: str, split: str, revision: str | None, *, download: bool =
     if not download:
         raise NotFetched(f"hub:{name} is not in the cache yet; `launcher prepare` fetches it")
     path = _download(name, split, revision)
-    write_atomically(pointer, json.dumps({"path": str(path), "name": name, "split": split, "revision": revision}))
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    write_json(pointer, {"path": str(path), "name": name, "split": split, "revision": revision}, durable=False)
     return path
 
 
@@ -59,10 +58,8 @@ def _download(name: str, split: str, revision: str | None) -> Path:
     folder = cache_dir() / "hub" / f"{_safe(name)}@{commit}"
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{_safe(split)}.parquet"
-    descriptor, writing = tempfile.mkstemp(dir=folder, prefix=".writing-")
-    os.close(descriptor)
-    loaded.to_parquet(writing)
-    Path(writing).replace(target)
+    with replacing(target) as draft:
+        loaded.to_parquet(str(draft))
     return target
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from launcher.diagnose.causes import find_cause
 from launcher.diagnose.evidence import Evidence
@@ -13,6 +11,7 @@ from launcher.diagnose.remedies import setting_to_change, what_to_do
 from launcher.diagnose.verdict_class import ACTIONS
 from launcher.diagnose.verdict_class import Action as Action
 from launcher.diagnose.verdict_class import VerdictClass as VerdictClass
+from launcher.files import as_json, find_record, write_json
 from launcher.paths import RunPaths
 from launcher.runs.jsonl import seconds_between
 
@@ -63,7 +62,7 @@ class Verdict:
 
     def as_dict(self) -> dict[str, object]:
         """For verdict.json and --json."""
-        return {**asdict(self), "verdict_class": self.verdict_class.value, "action": self.action.value}
+        return dict(as_json(self))
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -110,23 +109,12 @@ def write_verdict(run_dir: Path, verdict: Verdict) -> None:
 
     Raises: OSError.
     """
-    path = RunPaths(run_dir).verdict(verdict.attempt)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(verdict.as_dict(), indent=1) + "\n", encoding="utf-8", errors="backslashreplace")
-    draft.replace(path)
+    write_json(RunPaths(run_dir).verdict(verdict.attempt), verdict)
 
 
 def read_verdict(run_dir: Path, attempt: int) -> Verdict | None:
     """None where there is none, or none that can be read."""
-    try:
-        found: dict[str, Any] = json.loads(RunPaths(run_dir).verdict(attempt).read_text("utf-8"))
-        known = {item.name for item in fields(Verdict)}
-        values = {key: value for key, value in found.items() if key in known}
-        values["verdict_class"] = VerdictClass(values["verdict_class"])
-        values["action"] = Action(values["action"])
-        return Verdict(**values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    return find_record(Verdict, RunPaths(run_dir).verdict(attempt))
 
 
 def read_verdicts(run_dir: Path) -> list[Verdict]:

@@ -18,6 +18,7 @@ from typing import Any
 from launcher.config.build import build, plain
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.errors import ConfigErrors, Problem, WorldError
+from launcher.files import write_json
 from launcher.paths import cache_dir
 from launcher.slurm.client.container import contained, site_options
 from launcher.slurm.job.allocation import Allocation, read_allocation
@@ -147,9 +148,7 @@ def _run(argv: list[str], limit_s: float, further: dict[str, str]) -> int:
 
 
 def _write(folder: Path, document: dict[str, object]) -> None:
-    draft = folder / ".job.json"
-    draft.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    draft.replace(folder / "job.json")
+    write_json(folder / "job.json", document, indent=None, durable=False)
 
 
 if __name__ == "__main__":

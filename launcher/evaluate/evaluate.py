@@ -22,6 +22,7 @@ from launcher.evaluate.retrieval import NearestTexts
 from launcher.evaluate.scores import LabelLoss, mean_loss
 from launcher.export.export import cached_export
 from launcher.export.source import ExportSource, open_source
+from launcher.files import write_json
 from launcher.paths import RunPaths
 
 ALL_CONDITIONS = (*BASELINES, TUNED)
@@ -244,7 +245,7 @@ def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
             f"as it is; this one is in {path.name}."
         )
         result = replace(result, notes=[*result.notes, note])
-    _write(path, result)
+    write_json(path, result.as_dict(), indent=2)
     return replace(result, path=path)
 
 
@@ -267,9 +268,3 @@ def _read(path: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, result: EvalResult) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(result.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -10,12 +10,13 @@ import json
 import os
 import threading
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
 from launcher.errors import ExitCode, HostLost
+from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
 from launcher.runs.jsonl import utc_now
 
@@ -57,13 +58,7 @@ class BoxNote:
 
 def read_note(path: Path) -> BoxNote | None:
     """None where there is none, or none that can be read at this moment."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        known = {item.name for item in fields(BoxNote)}
-        values = {key: value for key, value in found.items() if key in known}
-        return BoxNote(**{**values, "state": BoxState(values["state"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    return find_record(BoxNote, path)
 
 
 class OwnNote:
@@ -110,8 +105,7 @@ class OwnNote:
     def _write(self) -> None:
         with self._lock:
             self._note = replace(self._note, beat=self._note.beat + 1, time=utc_now())
-            document = {**asdict(self._note), "state": self._note.state.value}
-            text = json.dumps(document).encode()
+            text = json.dumps(as_json(self._note)).encode()
             # Blanks instead of a shorter file: whoever reads meanwhile finds one whole document or the other.
             text = text.ljust(-(-len(text) // _BLOCK_BYTES) * _BLOCK_BYTES - 1) + b"\n"
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import queue
@@ -25,6 +24,7 @@ from launcher.config.schema import Derived
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
 from launcher.diagnose.outcome import Outcome
 from launcher.errors import ExitCode, RunError
+from launcher.files import write_json
 from launcher.local.terminal import RankOutput
 from launcher.paths import RunPaths
 from launcher.runs.hang_detector import Watch
@@ -191,9 +191,7 @@ def _write_process(path: Path, ranks: list[_Rank]) -> None:
         "started": utc_now(),
         "ranks": [rank.process.pid for rank in ranks],
     }
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(document) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_json(path, document, indent=None, durable=False)  # of no use after a restart of this machine
 
 
 def _wait(ranks: list[_Rank], stop: StopRequests, grace_s: float, place: Place, watch: Watch | None = None) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from launcher.config.package_floors import package_problems
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import FrozenRun
 from launcher.errors import ConfigErrors
+from launcher.files import write_json
 from launcher.paths import RunPaths
 from launcher.plan.run_plan import PlannedRun, allow_problems, plan_run
 from launcher.runs.run_dir import create_run, link_data, refuse_taken_name
@@ -63,9 +63,7 @@ def complete_run(run_dir: Path) -> bool:
     planned = plan_run(frozen.config, progress=_PreparationLog())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
-    draft = paths.plan.with_name(f".{paths.plan.name}.draft")
-    draft.write_text(json.dumps(planned.plan.as_dict(), indent=2) + "\n", encoding="utf-8")
-    draft.replace(paths.plan)
+    write_json(paths.plan, planned.plan.as_dict(), indent=2)
     link_data(run_dir, planned.derived)
     save_config(paths.config, FrozenRun(config=frozen.config, derived=planned.derived))
     return True

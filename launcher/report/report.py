@@ -16,6 +16,7 @@ from launcher.config.build import plain
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import RunError
+from launcher.files import write_atomically
 from launcher.paths import RunPaths
 from launcher.report import plots, run_facts
 from launcher.report.advice import Advice, Level, plateau_advice
@@ -115,10 +116,7 @@ def make_report(run_dir: Path) -> Report:
     """As `write_report`, and also what it says."""
     facts = gather(run_dir)
     page = facts.paths.report
-    # Written beside and renamed, so that a browser that reloads never sees half of it.
-    draft = page.with_suffix(".html.part")
-    draft.write_bytes(page_html(facts).encode("utf-8", "replace"))
-    draft.replace(page)
+    write_atomically(page, page_html(facts).encode("utf-8", "replace"), durable=False)
     return Report(
         page=page,
         loss_png=plots.loss_png(run_dir),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
 
 
@@ -44,20 +44,12 @@ class AttemptRecord:
 
 def write_attempt(run_dir: Path, record: AttemptRecord) -> None:
     """Writes or replaces the record of its attempt, whole."""
-    path = RunPaths(run_dir).attempt_record(record.attempt)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
+    write_json(RunPaths(run_dir).attempt_record(record.attempt), record)
 
 
 def read_attempt(run_dir: Path, attempt: int) -> AttemptRecord | None:
     """None where the attempt left no record, or none that can be read."""
-    try:
-        found = json.loads(RunPaths(run_dir).attempt_record(attempt).read_text("utf-8"))
-        known = {item.name for item in fields(AttemptRecord)}
-        return AttemptRecord(**{key: value for key, value in found.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    return find_record(AttemptRecord, RunPaths(run_dir).attempt_record(attempt))
 
 
 def read_attempts(run_dir: Path) -> list[AttemptRecord]:

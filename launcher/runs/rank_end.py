@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.errors import LauncherError, public_name
+from launcher.files import find_record, write_json
 from launcher.runs import jsonl
 
 
@@ -59,16 +59,9 @@ def write_rank_end(path: Path, end: RankEnd) -> None:
 
     Raises: OSError; the caller is leaving and may go on without.
     """
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(jsonl.encode(asdict(end)) + b"\n")
-    draft.replace(path)
+    write_json(path, end, indent=None, durable=False)
 
 
 def read_rank_end(path: Path) -> RankEnd | None:
     """None where there is no file, or none that can be read."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        known = {item.name for item in fields(RankEnd)}
-        return RankEnd(**{key: value for key, value in found.items() if key in known})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    return find_record(RankEnd, path)

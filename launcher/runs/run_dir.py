@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import fcntl
-import json
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from launcher import __version__
 from launcher.config.frozen import save_config
 from launcher.config.schema import Derived, FrozenRun, RunConfig
 from launcher.errors import RunError
+from launcher.files import replacing, write_json
 from launcher.paths import RunPaths
 from launcher.runs.events import EventWriter
 
@@ -60,8 +60,8 @@ def create_run(config: RunConfig, derived: Derived | None, plan: dict[str, objec
     root = make_folder(Path(config.runs_dir), config.name, config.experiment_name)
     paths = RunPaths(root)
     try:
-        paths.plan.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
-        paths.versions.write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+        write_json(paths.plan, plan, indent=2)
+        write_json(paths.versions, versions(), indent=2)
         paths.attempts.mkdir()
         paths.checkpoints.mkdir()
         if derived is not None:
@@ -78,10 +78,8 @@ def create_run(config: RunConfig, derived: Derived | None, plan: dict[str, objec
 def link_data(run_dir: Path, derived: Derived) -> None:
     """data/ of the run directory leads to the prepared data; what it led to before no longer counts."""
     link = RunPaths(run_dir).data
-    draft = link.with_name(".data.draft")
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(Path(derived.data_dir).resolve(), target_is_directory=True)
-    draft.replace(link)
+    with replacing(link, durable=False) as draft:
+        draft.symlink_to(Path(derived.data_dir).resolve(), target_is_directory=True)
 
 
 def write_state(run_dir: Path, state: str, *, attempt: int = 0, **fields: object) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.files import find_record, write_json
 from launcher.runs import jsonl
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-
-FLOATS = {"epoch", "loss", "eval_loss", "tokens_per_s", "eta_s"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,21 +45,9 @@ def write_status(path: Path, status: Status) -> None:
 
     It is not synced to disk: it is only a view, and syncing would make the loop wait for the file system.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(jsonl.encode(asdict(status)) + b"\n")
-    draft.replace(path)
+    write_json(path, status, indent=None, durable=False)
 
 
 def read_status(path: Path) -> Status | None:
-    """What status.json says; None where there is none or it cannot be read. Keys of other versions are ignored."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(found, dict) or not {"name", "state"} <= found.keys():
-        return None
-    known = {item.name for item in fields(Status)}
-    values = {key: value for key, value in found.items() if key in known}
-    for key in FLOATS & values.keys():
-        values[key] = None if values[key] is None else float(values[key])
-    return Status(**values)
+    """What status.json says; None where there is none or it cannot be read."""
+    return find_record(Status, path)

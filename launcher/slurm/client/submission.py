@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
 
 
@@ -71,33 +68,9 @@ class Submission:
 
 def write_submission(run_dir: Path, submission: Submission) -> None:
     """Writes or replaces submission.json, whole."""
-    write_json(RunPaths(run_dir).submission, asdict(submission))
+    write_json(RunPaths(run_dir).submission, submission, mode=0o600)
 
 
 def read_submission(run_dir: Path) -> Submission | None:
-    """None for a run that was not submitted; unknown fields of a newer launcher are passed over."""
-    try:
-        found = json.loads(RunPaths(run_dir).submission.read_text("utf-8"))
-        stages = [StageJob(**_known(StageJob, job)) for job in found.get("stages", [])]
-        return Submission(**{**_known(Submission, found), "stages": stages})
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _known(kind: type, found: dict[str, Any]) -> dict[str, Any]:
-    names = {item.name for item in fields(kind)}
-    return {name: value for name, value in found.items() if name in names}
-
-
-def write_json(path: Path, document: object) -> None:
-    """A small file, for its owner only, that a reader sees whole or not at all; lasting before this returns."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(document, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    """None for a run that was not submitted."""
+    return find_record(Submission, RunPaths(run_dir).submission)

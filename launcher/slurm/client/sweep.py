@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
 from launcher.errors import Problem, RunError, UserError
+from launcher.files import find_record, write_json
 from launcher.runs.run_dir import SWEEP_FILE
-from launcher.slurm.client.submission import write_json
 
 MAX_MEMBERS = 1000
 _OPENING, _CLOSING = "([{", ")]}"
@@ -49,21 +49,12 @@ class Sweep:
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Writes or replaces sweep.json, whole."""
-    write_json(folder / SWEEP_FILE, asdict(sweep))
+    write_json(folder / SWEEP_FILE, sweep, mode=0o600)
 
 
 def read_sweep(folder: Path) -> Sweep | None:
     """None where there is no sweep."""
-    try:
-        found = json.loads((folder / SWEEP_FILE).read_text("utf-8"))
-        names = {item.name for item in fields(Member)}
-        members = [
-            Member(**{key: value for key, value in one.items() if key in names}) for one in found.pop("members", [])
-        ]
-        names = {item.name for item in fields(Sweep)}
-        return Sweep(**{key: value for key, value in found.items() if key in names}, members=members)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+    return find_record(Sweep, folder / SWEEP_FILE)
 
 
 def member_dir(folder: Path, index: int) -> Path:

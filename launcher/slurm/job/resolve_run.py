@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from launcher.config.cluster_schema import ClusterKind, Device
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import RunError, WorldError
+from launcher.files import write_json
 from launcher.paths import RunPaths
 from launcher.plan.create import create_planned, plan_overrides
 from launcher.runs.run_dir import find_run
@@ -90,9 +90,7 @@ def _made_before(note: Path, asked: Asked) -> Path | None:
 
 def _write_note(note: Path, asked: Asked, run_dir: Path) -> None:
     note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = note.with_name(f".{note.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"run_dir": str(run_dir), "overrides": asked.overrides}, indent=1) + "\n", "utf-8")
-    draft.replace(note)
+    write_json(note, {"run_dir": str(run_dir), "overrides": asked.overrides})
 
 
 def adopted(asked: Asked, allocation: Allocation) -> list[str]:

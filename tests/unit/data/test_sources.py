@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import DataConfig, DataFormat, SourceConfig
-from launcher.data.content_hash import file_sha256, write_atomically
+from launcher.data.content_hash import file_sha256
 from launcher.data.hub import fetch_split
 from launcher.data.sources import find_sources
 from launcher.errors import DataError, ExitCode, NotFetched
@@ -253,8 +253,3 @@ def test_a_damaged_memo_of_a_hash_is_made_again(tmp_path: Path) -> None:
     for memo in (cache_dir() / "hashes").iterdir():
         memo.write_text("{")
     assert file_sha256(path) == first
-
-
-def test_a_file_is_written_whole(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "deep" / "a.json", json.dumps({"a": 1}))
-    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["a.json"]
