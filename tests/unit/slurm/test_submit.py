@@ -143,7 +143,7 @@ def test_a_dry_run_shows_what_the_audit_found_without_the_model(
     kept = [word for word in settings if not word.startswith(("model", "data"))]
     assert main(["submit", *kept, *elsewhere, "--dry-run", "--json"]) == ExitCode.DONE
     warnings = " ".join(map(str, answer(capsys)["warnings"]))  # type: ignore[call-overload]
-    assert "the same example again" in warnings and "the audit has not run on all of the data" in warnings
+    assert "duplicate example" in warnings and "the audit has not run on all of the data" in warnings
 
 
 def test_a_dry_run_uses_what_the_cache_holds(
