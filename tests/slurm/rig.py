@@ -80,7 +80,7 @@ class SlurmRun:
 
     def wait_end(self, timeout_s: float = 300) -> dict[str, str]:
         """Waits until the job has ended for good, in whatever way; Slurm's record of it."""
-        return self.wait_for(self._ended, f"the end of job {self.job_id}", timeout_s)
+        return self.wait_for(self.ended, f"the end of job {self.job_id}", timeout_s)
 
     def wait_step(self, step: int, timeout_s: float = 180) -> int:
         """Waits until an optimizer step is in metrics.jsonl; gives the newest one."""
@@ -102,7 +102,7 @@ class SlurmRun:
         """Asks until there is an answer; AssertionError with all logs when none comes, or the job ends first."""
         end = time.monotonic() + timeout_s
         while True:
-            over = self._ended()  # before the question: what came just before the end counts
+            over = self.ended()  # before the question: what came just before the end counts
             if (answer := ask()) is not None:
                 return answer
             if over is not None:
@@ -111,7 +111,8 @@ class SlurmRun:
                 raise AssertionError(self.story(f"waited {timeout_s:.0f} s in vain for {what}"))
             time.sleep(0.2)
 
-    def _ended(self) -> dict[str, str] | None:
+    def ended(self) -> dict[str, str] | None:
+        """Slurm's record of the job once it has ended for good."""
         record = self.cluster.job(self.job_id) if self.job_id else {}
         return record if record.get("JobState") in ENDED else None
 
