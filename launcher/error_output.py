@@ -33,7 +33,7 @@ def show_error(error: LauncherError, *, as_json: bool) -> None:
 
 def _problem_fields(problem: Problem) -> dict[str, object]:
     value = problem.value if isinstance(problem.value, str | int | float | bool | None) else str(problem.value)
-    return {"key": problem.key, "value": value, "why": problem.why, "todo": problem.todo}
+    return {"key": problem.key, "value": value, "why": problem.why, "todo": problem.hint}
 
 
 def _show_on_terminal(headline: str, problems: list[Problem]) -> None:
@@ -45,5 +45,5 @@ def _show_on_terminal(headline: str, problems: list[Problem]) -> None:
     for problem in problems:
         line = Text.assemble("  ", (problem.key, "bold"), " = ", (repr(problem.value), "yellow"), f"  {problem.why}")
         console.print(line)
-        if problem.todo:
-            console.print(Text(f"    {problem.todo}", style="green"))
+        if problem.hint:
+            console.print(Text(f"    {problem.hint}", style="green"))

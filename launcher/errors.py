@@ -123,11 +123,11 @@ class Problem:
     key: str
     value: object
     why: str
-    todo: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         text = f"{self.key} = {self.value!r}: {self.why}"
-        return f"{text}. {self.todo}" if self.todo else text
+        return f"{text}. {self.hint}" if self.hint else text
 
 
 class ConfigErrors(UserError):

@@ -135,4 +135,4 @@ def _tell(state: RunState, good_step: int | None, *, dry_run: bool) -> None:
     elif good_step is not None:
         print(f"The last good checkpoint is step {good_step}. {QUALITY}")
         print(f"  use it as it is   launcher export {state.name} --to DIR")
-    print(f"  go on after all   {state.todo or f'launcher resume {state.name}'}")
+    print(f"  go on after all   {state.hint or f'launcher resume {state.name}'}")

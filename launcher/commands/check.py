@@ -89,7 +89,7 @@ def _plan(config: RunConfig) -> _Seen:
     except DataError as error:
         found = error.problems or [Problem("data.path", config.data.path, str(error))]
         return _Seen(None, problems + found, warnings)
-    audit = [in_short(finding) for finding in planned.findings if not finding.vetoes]
+    audit = [in_short(finding) for finding in planned.findings if not finding.blocks]
     plan = planned.plan
     return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
 
@@ -98,7 +98,7 @@ def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_c
     document: dict[str, object] = {
         "ok": not problems,
         "problems": [
-            {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.todo}
+            {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.hint}
             for problem in problems
         ],
         "warnings": seen.warnings,

@@ -108,8 +108,8 @@ def _show(findings: list[CheckResult]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         text = Text(finding.text)
-        if finding.todo and finding.level.value != "OK":
-            text.append(f"\n-> {finding.todo}", style="cyan")
+        if finding.hint and finding.level.value != "OK":
+            text.append(f"\n-> {finding.hint}", style="cyan")
         table.add_row(Text(finding.level.value, style=_COLOURS[finding.level.value]), finding.check, text)
     console.print(table)
     count = {level: sum(finding.level.value == level for finding in findings) for level in _COLOURS}

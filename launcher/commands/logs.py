@@ -158,7 +158,7 @@ def _waiting(state: RunState) -> str:
 
 def _ending(state: RunState) -> str:
     if state.preempted:
-        return f"{state.name}: stopped and saved at step {state.step} of {state.of}; go on with {state.todo}"
+        return f"{state.name}: stopped and saved at step {state.step} of {state.of}; go on with {state.hint}"
     reason = f": {state.reason}" if state.reason else ""
     step = f" at step {state.step} of {state.of}" if state.of else ""
     return f"{state.name}: {state.state}{step}{reason}"

@@ -32,7 +32,7 @@ def in_short(finding: AuditFinding) -> str:
     places = "; ".join(str(place) for place in finding.places[:_SHOWN_PLACES])
     more = "; ..." if finding.count > _SHOWN_PLACES and places else ""
     where = f" ({places}{more})" if places else ""
-    return f"data: {finding.what}: {finding.count}{where}. {finding.todo} [{finding.code}]"
+    return f"data: {finding.what}: {finding.count}{where}. {finding.hint} [{finding.code}]"
 
 
 def plan_view(plan: Plan, config: RunConfig) -> RenderableType:

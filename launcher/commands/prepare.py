@@ -47,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
         return _dry_run(config, as_json=args.json)
     files = locate_model(config.model, weights=False)
     with _progress(quiet=args.json) as progress:
-        info = prepare(config, files, progress=progress, allow_vetoed=True)
+        info = prepare(config, files, progress=progress, allow_blocked=True)
     wanted = args.show if args.show is not None else 0 if args.json else _DEFAULT_SHOWN
     shown = preview_examples(config, files, wanted) if wanted else []
     if args.json:
         print(json.dumps({**info.as_dict(), "examples": [_as_dict(example) for example in shown]}, ensure_ascii=False))
     else:
         _show(info, shown)
-    return ExitCode.USER if info.audit.vetoed else ExitCode.DONE
+    return ExitCode.USER if info.audit.blocked else ExitCode.DONE
 
 
 def _count(text: str) -> int:
@@ -71,7 +71,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
         model = locate_model(config.model, weights=False, download=False)
     except ModelError:
         model = None
-    info = find_prepared(config, model, allow_vetoed=True) if model is not None else None
+    info = find_prepared(config, model, allow_blocked=True) if model is not None else None
     document = {
         "dry_run": True,
         "train": {source.name: source.size_bytes for source in sources.train},
@@ -137,7 +137,7 @@ def _show(info: PreparedInfo, shown: list[EncodedExample]) -> None:
         _show_example(console, encoded)
     _show_splits(console, info)
     _show_findings(console, info.audit.findings)
-    if info.audit.vetoed:
+    if info.audit.blocked:
         console.print("The audit refuses this data; no run will start on it.", style="bold red")
     source = "found in the cache" if info.from_cache else "prepared"
     console.print(f"{source}: {info.folder}", markup=False)
@@ -211,12 +211,12 @@ def _show_findings(console: Console, findings: tuple[AuditFinding, ...]) -> None
         console.print("audit: nothing found", style="green")
     for finding in findings:
         mark = "accepted" if finding.accepted else finding.severity.value
-        style = "red" if finding.vetoes else "yellow"
+        style = "red" if finding.blocks else "yellow"
         console.print(Text(f"{mark}: {finding.code}: {finding.count:,}x {finding.what}", style=style))
         for place in finding.places[:_PLACES_SHOWN]:
             console.print(Text(f"    {_readable(str(place))}"))
         if finding.count > len(finding.places[:_PLACES_SHOWN]) > 0:
             console.print(f"    and {finding.count - len(finding.places[:_PLACES_SHOWN]):,} more")
-        can_allow = finding.vetoes and RULES[finding.code].can_allow
+        can_allow = finding.blocks and RULES[finding.code].can_allow
         hint = f"; or accept it: data.allow=[{finding.code}]" if can_allow else ""
-        console.print(Text(f"    -> {finding.todo}{hint}"))
+        console.print(Text(f"    -> {finding.hint}{hint}"))

@@ -51,7 +51,7 @@ def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
         "exit code": "" if state.exit_code is None or not state.over else str(state.exit_code),
         "created": local_time(state.created),
         "updated": local_time(state.updated),
-        "next": escape(state.todo),
+        "next": escape(state.hint),
     }
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")

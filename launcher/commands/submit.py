@@ -320,4 +320,4 @@ def _plan_summary(planned: PlannedRun) -> str:
 
 def _audit(planned: PlannedRun) -> list[str]:
     unaudited = [f"the audit has not run on all of the data: {planned.unaudited}"] if planned.unaudited else []
-    return [*(in_short(finding) for finding in planned.findings if not finding.vetoes), *unaudited]
+    return [*(in_short(finding) for finding in planned.findings if not finding.blocks), *unaudited]

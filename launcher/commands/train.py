@@ -158,8 +158,8 @@ def _tell(state: RunState, code: int, *, as_json: bool, note: str = "") -> int:
             f"  curves and settings       launcher report {state.name}",
             f"  ask it something          launcher generate {state.name} 'PROMPT'",
         ]
-    elif state.todo:
-        lines.append(f"  go on                     {state.todo}")
+    elif state.hint:
+        lines.append(f"  go on                     {state.hint}")
     print("\n".join(lines))
     return code
 

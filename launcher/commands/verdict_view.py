@@ -52,7 +52,7 @@ def verdict_page(verdict: Verdict) -> RenderableType:
         "cost": _cost(verdict),
         "setting": verdict.setting,
         "action": _ACTIONS[verdict.action],
-        "next": verdict.todo,
+        "next": verdict.hint,
     }
     for label, text in rows.items():
         if text:

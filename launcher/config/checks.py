@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from launcher.config.build import field_limits
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import visible_gpus
-from launcher.config.model_files import architecture
+from launcher.config.model_files import find_architecture
 from launcher.config.path_checks import path_problems
 from launcher.config.schema import (
     Attention,
@@ -102,7 +102,7 @@ def _data_problems(config: RunConfig) -> Iterator[Problem]:
         for name in ("hub_revision", "hub_validation_split"):
             if getattr(data, name):
                 yield Problem(f"data.{name}", getattr(data, name), "only applies to data.path=hub:owner/name")
-    network = architecture(config.model) if config.model.name_or_path != MISSING else None
+    network = find_architecture(config.model) if config.model.name_or_path != MISSING else None
     if network is not None and 0 < network.max_position_tokens < data.seq_len_tokens:
         limit = network.max_position_tokens
         why = f"the model supports at most {limit} tokens"

@@ -85,8 +85,8 @@ def find_model(model: ModelConfig, *, weights: bool = True, download: bool = Tru
     return ModelFiles(name=name, folder=folder, source=source, revision=revision)
 
 
-def architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConfig | None:
-    """The model's figures: those shipped with the configuration, else from config.json on this machine, else None."""
+def find_architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConfig | None:
+    """The model's dimensions: from the configuration, or from config.json on this machine; None if neither has them."""
     if model.architecture.hidden_size > 0:
         return model.architecture
     try:
@@ -97,14 +97,14 @@ def architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConf
 
 
 def read_architecture(config_json: Path) -> ArchitectureConfig:
-    """Figures out of a Hugging Face config.json.
+    """The dimensions in a Hugging Face config.json.
 
     Raises:
-        ModelError: not JSON, or a figure is missing.
+        ModelError: not JSON, or a dimension is missing.
     """
     values = _read_json(config_json)
     heads = values.get("num_attention_heads")
-    figures = {
+    dimensions = {
         "hidden_size": values.get("hidden_size"),
         "intermediate_size": values.get("intermediate_size"),
         "num_layers": values.get("num_hidden_layers"),
@@ -114,14 +114,14 @@ def read_architecture(config_json: Path) -> ArchitectureConfig:
         "vocab_size": values.get("vocab_size"),
         "max_position_tokens": values.get("max_position_embeddings") or 0,
     }
-    missing = [key for key, value in figures.items() if not isinstance(value, int) or isinstance(value, bool)]
+    missing = [key for key, value in dimensions.items() if not isinstance(value, int) or isinstance(value, bool)]
     if missing:
         raise ModelError(
             f"{config_json}: no figure for {', '.join(missing)}; only decoder models of the Llama kind can be planned"
         )
     qkv_bias = values.get("attention_bias", values.get("model_type") == "qwen2")
     return ArchitectureConfig(
-        **figures,  # type: ignore[arg-type]
+        **dimensions,  # type: ignore[arg-type]
         tied_embeddings=bool(values.get("tie_word_embeddings", False)),
         attention_bias=bool(qkv_bias),
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
 from launcher.errors import DataError, Problem
+from launcher.files import as_json
 
 MAX_LOCATIONS = 20
 
@@ -154,19 +153,19 @@ class AuditFinding:
     places: tuple[Location, ...]
     """The first MAX_LOCATIONS."""
     what: str
-    todo: str
+    hint: str = field(metadata={"json": "todo"})
     accepted: bool = False
     """In data.allow."""
 
     @property
-    def vetoes(self) -> bool:
+    def blocks(self) -> bool:
         return self.severity is Severity.error and not self.accepted
 
     def as_problem(self) -> Problem:
         shown = "; ".join(map(str, self.places))
         more = f"; and {self.count - len(self.places)} more" if self.count > len(self.places) > 0 else ""
         where = f" ({shown}{more})" if shown else ""
-        hint = f"{self.todo}; or accept it: data.allow=[{self.code}]" if RULES[self.code].can_allow else self.todo
+        hint = f"{self.hint}; or accept it: data.allow=[{self.code}]" if RULES[self.code].can_allow else self.hint
         return Problem(f"data: {self.code}", self.count, f"{self.what}{where}", hint)
 
 
@@ -224,51 +223,25 @@ class Audit:
     """The audit of a dataset; `audit.json`."""
 
     findings: tuple[AuditFinding, ...]
-    counts: Mapping[str, SplitCounts]
+    counts: dict[str, SplitCounts]
     """By split: train, validation."""
-    formats: Mapping[str, str]
+    formats: dict[str, str]
     """Format of each file."""
     allow: tuple[str, ...] = ()
 
     @property
-    def vetoed(self) -> bool:
-        return any(finding.vetoes for finding in self.findings)
+    def blocked(self) -> bool:
+        return any(finding.blocks for finding in self.findings)
 
-    def raise_if_vetoed(self) -> None:
+    def raise_if_blocked(self) -> None:
         """Raises DataError with all findings that block the run."""
-        problems = [finding.as_problem() for finding in self.findings if finding.vetoes]
+        problems = [finding.as_problem() for finding in self.findings if finding.blocks]
         if problems:
             raise DataError("the data audit rejects these examples:", problems)
 
     def as_dict(self) -> dict[str, object]:
         return {
-            "vetoed": self.vetoed,
-            "allow": list(self.allow),
-            "formats": dict(self.formats),
-            "counts": {split: asdict(counts) for split, counts in self.counts.items()},
-            "findings": [
-                {**asdict(finding), "severity": finding.severity.value, "vetoes": finding.vetoes}
-                for finding in self.findings
-            ],
+            "vetoed": self.blocked,
+            **as_json(self),
+            "findings": [{**as_json(finding), "vetoes": finding.blocks} for finding in self.findings],
         }
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Audit:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        findings = tuple(
-            AuditFinding(
-                code=entry["code"],
-                severity=Severity(entry["severity"]),
-                count=entry["count"],
-                places=tuple(Location(**place) for place in entry["places"]),
-                what=entry["what"],
-                todo=entry["todo"],
-                accepted=entry["accepted"],
-            )
-            for entry in values["findings"]
-        )
-        counts = {split: SplitCounts(**numbers) for split, numbers in values["counts"].items()}
-        return cls(findings, counts, values["formats"], tuple(values["allow"]))

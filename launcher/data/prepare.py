@@ -25,6 +25,7 @@ from launcher.data.sources import Sources, find_sources
 from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, NotFetched, Problem
+from launcher.files import read_record, write_json
 from launcher.paths import cache_dir, new_cache_dir
 
 FORMAT_VERSION = 2
@@ -75,11 +76,11 @@ class PreparedInfo:
 
 
 def prepare(
-    config: RunConfig, model_files: ModelFolder, *, progress: Progress | None = None, allow_vetoed: bool = False
+    config: RunConfig, model_files: ModelFolder, *, progress: Progress | None = None, allow_blocked: bool = False
 ) -> PreparedInfo:
     """The prepared dataset of a configuration, made now or found in the cache. Safe to call concurrently.
 
-    With `allow_vetoed`, a dataset that the audit rejects is returned too, for inspection (it cannot be trained on).
+    With `allow_blocked`, a dataset that the audit rejects is returned too, for inspection (it cannot be trained on).
 
     Raises:
         DataError: the examples cannot be found or read, or the audit rejects them. ModelError: no usable tokenizer.
@@ -91,20 +92,20 @@ def prepare(
         _make(key, config.data, sources, model_files.folder, progress)
         info = _load(key, from_cache=False)
         assert info is not None
-    if not allow_vetoed:
-        info.audit.raise_if_vetoed()
+    if not allow_blocked:
+        info.audit.raise_if_blocked()
     return info
 
 
-def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_vetoed: bool = False) -> PreparedInfo | None:
+def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_blocked: bool = False) -> PreparedInfo | None:
     """The prepared dataset if it is in the cache, otherwise None. Raises like `prepare`."""
     try:
         sources = find_sources(config.data, download=False)
     except NotFetched:
         return None
     info = _load(_key(config.data, sources, model_files.folder))
-    if info is not None and not allow_vetoed:
-        info.audit.raise_if_vetoed()
+    if info is not None and not allow_blocked:
+        info.audit.raise_if_blocked()
     return info
 
 
@@ -168,7 +169,7 @@ def _load(key: str, *, from_cache: bool = True) -> PreparedInfo | None:
     return PreparedInfo(
         key=key,
         folder=folder,
-        audit=Audit.load(folder / "audit.json"),
+        audit=read_record(Audit, folder / "audit.json"),
         train=SplitFacts(**values["train"]),
         validation=SplitFacts(**validation) if validation else None,
         from_cache=from_cache,
@@ -225,8 +226,8 @@ def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, 
         progress(examples_done, min(1.0, bytes_done / max(num_bytes, 1)))
     splits = builder.choose()
     audit = builder.audit(splits)
-    train, validation = splits.write(vetoed=audit.vetoed)
-    audit.save(folder / "audit.json")
+    train, validation = splits.write(blocked=audit.blocked)
+    write_json(folder / "audit.json", audit.as_dict(), durable=False)
     chat.save(folder)
     info = {"train": train.as_dict(), "validation": validation.as_dict() if validation else None}
     (folder / _INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

@@ -100,7 +100,7 @@ class SplitWriter:
         self._writer.close()
         self._sink.close()
 
-    def finish(self, *, files: list[str], seq_len_tokens: int, packing: bool, vetoed: bool) -> SplitFacts:
+    def finish(self, *, files: list[str], seq_len_tokens: int, packing: bool, blocked: bool) -> SplitFacts:
         """Packs what was written, and writes meta.json last: a split without it is not a split."""
         self.abandon()
         columns = _Columns(self._folder / "examples.arrow")
@@ -109,7 +109,7 @@ class SplitWriter:
         np.save(self._folder / "pack_examples.npy", packs.examples)
         np.save(self._folder / "pack_offsets.npy", packs.offsets)
         facts = _facts(columns, packs, seq_len_tokens)
-        meta = {**facts.as_dict(), "packing": packing, "vetoed": vetoed, "files": files}
+        meta = {**facts.as_dict(), "packing": packing, "vetoed": blocked, "files": files}
         (self._folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         return facts
 
@@ -202,16 +202,16 @@ class Prepared:
         self._pack_offsets: npt.NDArray[np.int64] = np.load(folder / "pack_offsets.npy", mmap_mode="r")
 
     @classmethod
-    def open(cls, folder: Path, split: str, *, allow_vetoed: bool = False) -> Prepared:
+    def open(cls, folder: Path, split: str, *, allow_blocked: bool = False) -> Prepared:
         """The split `train` or `validation` of a prepared data set.
 
-        Raises DataError when it is not there, or when the audit refused it (`allow_vetoed` is for looking only).
+        Raises DataError when it is not there, or when the audit refused it (`allow_blocked` is for looking only).
         """
         place = Path(folder) / split
         if not (place / "meta.json").is_file():
             raise DataError(f"{place} holds no prepared data; `launcher prepare` makes it")
         meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
-        if meta["vetoed"] and not allow_vetoed:
+        if meta["vetoed"] and not allow_blocked:
             raise DataError(f"the audit refused {folder}; `launcher prepare` shows why")
         return cls(place, meta)
 

@@ -152,8 +152,8 @@ def _resolve_path(key: str, path: Path, blank: Source, found: _Found, problems: 
             problems.append(Problem(key, str(path), "the folder holds no data files", f"Files read: {known}"))
         _sort_by_name(files, path, blank, found)
     elif not path.exists():
-        todo = f"Did you mean {HUB}{blank.name}?" if blank.name.count("/") == 1 else "Check the spelling"
-        problems.append(Problem(key, blank.name, f"there is no such file or folder (looked in {Path.cwd()})", todo))
+        hint = f"Did you mean {HUB}{blank.name}?" if blank.name.count("/") == 1 else "Check the spelling"
+        problems.append(Problem(key, blank.name, f"there is no such file or folder (looked in {Path.cwd()})", hint))
     elif path.suffix.lower() not in SUFFIXES:
         problems.append(Problem(key, blank.name, f"a file of unknown type {path.suffix!r}", f"Files read: {known}"))
     else:

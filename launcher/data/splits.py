@@ -131,42 +131,42 @@ class Splits:
     held_out: Indices | None
     counts: dict[str, SplitCounts]
 
-    def write(self, *, vetoed: bool) -> tuple[SplitFacts, SplitFacts | None]:
+    def write(self, *, blocked: bool) -> tuple[SplitFacts, SplitFacts | None]:
         """Writes what was decided; returns the facts of train and of validation."""
         train, validation = self.sides
         has_validation = validation.num_examples > 0
         if self.held_out is None and np.array_equal(self.train, np.arange(train.num_examples)):
-            facts = self._finish(train.writer, vetoed)
+            facts = self._finish(train.writer, blocked)
         else:
             train.writer.abandon()
             everything = self.folder / ".everything"
             (self.folder / "train").rename(everything)
-            facts = self._copy(everything, "train", self.train, vetoed)
+            facts = self._copy(everything, "train", self.train, blocked)
             if self.held_out is not None and len(self.held_out):
                 validation.writer.abandon()
                 shutil.rmtree(self.folder / "validation")
-                held_out = self._copy(everything, "validation", self.held_out, vetoed)
+                held_out = self._copy(everything, "validation", self.held_out, blocked)
                 shutil.rmtree(everything)
                 return facts, held_out
             shutil.rmtree(everything)
         if has_validation:
-            return facts, self._finish(validation.writer, vetoed)
+            return facts, self._finish(validation.writer, blocked)
         validation.writer.abandon()
         shutil.rmtree(self.folder / "validation")
         return facts, None
 
-    def _copy(self, everything: Path, split: str, rows: Indices, vetoed: bool) -> SplitFacts:
+    def _copy(self, everything: Path, split: str, rows: Indices, blocked: bool) -> SplitFacts:
         writer = SplitWriter(self.folder / split)
         start = 0
         for batch in read_batches(everything / "examples.arrow"):
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             writer.write(batch.take(rows[first:last] - start))
             start += len(batch)
-        return self._finish(writer, vetoed)
+        return self._finish(writer, blocked)
 
-    def _finish(self, writer: SplitWriter, vetoed: bool) -> SplitFacts:
+    def _finish(self, writer: SplitWriter, blocked: bool) -> SplitFacts:
         return writer.finish(
-            files=self.files, seq_len_tokens=self.data.seq_len_tokens, packing=self.data.packing, vetoed=vetoed
+            files=self.files, seq_len_tokens=self.data.seq_len_tokens, packing=self.data.packing, blocked=blocked
         )
 
 

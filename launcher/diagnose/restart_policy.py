@@ -79,5 +79,5 @@ _MAY_BE_THE_NODE = (VerdictClass.hang, VerdictClass.out_of_memory_host, VerdictC
 
 
 def _stopped(verdict: Verdict, why: str) -> Verdict:
-    todo = f"it does not go on by itself: {verdict.setting or 'see the last lines'}; launcher resume tries once more"
-    return replace(verdict, action=Action.stop, summary=f"{verdict.summary}; stopped: {why}", todo=todo)
+    hint = f"it does not go on by itself: {verdict.setting or 'see the last lines'}; launcher resume tries once more"
+    return replace(verdict, action=Action.stop, summary=f"{verdict.summary}; stopped: {why}", hint=hint)

@@ -48,7 +48,7 @@ class Verdict:
     """The part after the newest checkpoint, which has to be done again."""
     setting: str = ""
     """The one setting to change, as one would type it; empty where none helps."""
-    todo: str = ""
+    hint: str = field(default="", metadata={"json": "todo"})
     """What to do, or what happens by itself."""
     job_id: str = ""
     num_nodes: int = 1
@@ -89,7 +89,7 @@ def judge(evidence: Evidence) -> Verdict:
         device_hours=seconds_between(evidence.started, evidence.ended) / 3600 * world_size,
         device_hours_lost=_lost_hours(cause.verdict_class, evidence) * world_size,
         setting=setting,
-        todo=what_to_do(cause, evidence, setting),
+        hint=what_to_do(cause, evidence, setting),
         job_id=record.job_id if record is not None else "",
         num_nodes=max(1, len(record.nodes)) if record is not None else 1,
         started=evidence.started,

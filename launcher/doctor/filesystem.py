@@ -52,12 +52,12 @@ def semantics(scratch: Path) -> Iterator[CheckResult]:
         ("links", _links, "The run leads to its data by a link: choose another runs_dir"),
         ("private folders (mode 0700)", _private, "Others may read your runs here: choose another runs_dir"),
     ]
-    for what, attempt, todo in tries:
+    for what, attempt, hint in tries:
         try:
             wrong = attempt(scratch)
         except OSError as error:
             wrong = f"{errno.errorcode.get(error.errno or 0, 'error')}: {error}"
-        yield fail("runs_dir", f"{what}: {wrong}", todo) if wrong else ok("runs_dir", what)
+        yield fail("runs_dir", f"{what}: {wrong}", hint) if wrong else ok("runs_dir", what)
     yield _speed(scratch)
     yield _skew(scratch)
 
@@ -155,11 +155,11 @@ def room(folder: Path) -> Iterator[CheckResult]:
     """Free space and file numbers."""
     free_gib = shutil.disk_usage(folder).free / 2**30
     text = f"{free_gib:,.1f} GiB free in {folder}"
-    todo = "launcher check tells what a run needs; quotas of your own may be lower than this"
+    hint = "launcher check tells what a run needs; quotas of your own may be lower than this"
     if free_gib < NO_GIB:
         yield fail("disk", text, "Free some space, or choose another runs_dir")
     else:
-        yield warn("disk", text, todo) if free_gib < LITTLE_GIB else ok("disk", text)
+        yield warn("disk", text, hint) if free_gib < LITTLE_GIB else ok("disk", text)
     figures = os.statvfs(folder)
     if figures.f_files and figures.f_favail < FEW_INODES:
         yield warn(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import cast
 
 from launcher.errors import Problem
+from launcher.files import as_json
 
 
 class CheckLevel(Enum):
@@ -22,27 +24,27 @@ class CheckResult:
     check: str
     level: CheckLevel
     text: str
-    todo: str = ""
+    hint: str = field(default="", metadata={"json": "todo"})
 
     def as_dict(self) -> dict[str, str]:
-        return {**asdict(self), "level": self.level.value}
+        return cast("dict[str, str]", as_json(self))
 
 
 def ok(check: str, text: str) -> CheckResult:
     return CheckResult(check, CheckLevel.ok, text)
 
 
-def warn(check: str, text: str, todo: str = "") -> CheckResult:
-    return CheckResult(check, CheckLevel.warn, text, todo)
+def warn(check: str, text: str, hint: str = "") -> CheckResult:
+    return CheckResult(check, CheckLevel.warn, text, hint)
 
 
-def fail(check: str, text: str, todo: str = "") -> CheckResult:
-    return CheckResult(check, CheckLevel.fail, text, todo)
+def fail(check: str, text: str, hint: str = "") -> CheckResult:
+    return CheckResult(check, CheckLevel.fail, text, hint)
 
 
 def of_problem(check: str, problem: Problem) -> CheckResult:
     """A problem of the settings."""
-    return fail(check, f"{problem.key} = {problem.value!r}: {problem.why}", problem.todo)
+    return fail(check, f"{problem.key} = {problem.value!r}: {problem.why}", problem.hint)
 
 
 def has_failed(findings: Iterable[CheckResult]) -> bool:

@@ -40,9 +40,9 @@ def judge_nodes(
 
 def _folder(reports: Sequence[Report]) -> list[CheckResult]:
     blind = [report for report in reports if not report["sees_folder"]]
-    todo = "runs_dir must be on a file system that all nodes and this machine see under the same path"
+    hint = "runs_dir must be on a file system that all nodes and this machine see under the same path"
     if blind:
-        return [fail("shared folder", f"{one['node']} does not see it: {one['folder_error']}", todo) for one in blind]
+        return [fail("shared folder", f"{one['node']} does not see it: {one['folder_error']}", hint) for one in blind]
     hosts = {str(report["host"]) for report in reports}
     late = [(report["node"], hosts - set(report["sees"])) for report in reports if hosts - set(report["sees"])]
     if late:
@@ -127,10 +127,10 @@ def _links(reports: Sequence[Report]) -> list[CheckResult]:
     thinnest = min(whole, key=lambda one: float(one[1]["mib_per_s"]))
     text = f"least {thinnest[1]['mib_per_s']:,.0f} MiB/s by TCP ({thinnest[0]} to {thinnest[1]['peer']})"
     thin = thinnest[1]["mib_per_s"] < SLOW_MIB_PER_S
-    todo = (
+    hint = (
         "Gradients cross it in every step; set NCCL_SOCKET_IFNAME in cluster.environment if there is a better network"
     )
-    found.append(warn("network", text, todo) if thin else ok("network", text))
+    found.append(warn("network", text, hint) if thin else ok("network", text))
     return [*found, _clocks(whole)]
 
 
@@ -164,8 +164,8 @@ def judge_sum(reports: Sequence[Report], world_size: int) -> list[CheckResult]:
         if one["error"]
     ]
     if silent:
-        todo = "Look at the end of the job's output below"
-        found.append(fail("collective", f"{silent} of {world_size} ranks did not report", todo))
+        hint = "Look at the end of the job's output below"
+        found.append(fail("collective", f"{silent} of {world_size} ranks did not report", hint))
     if found or not reports:
         return found
     slowest = max(reports, key=lambda one: float(one["seconds"]))

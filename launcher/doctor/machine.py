@@ -53,16 +53,16 @@ def _packages() -> Iterator[CheckResult]:
     yield from compare_packages("training packages", train, " for training", f'pip install "{_PROJECT}[train]"')
 
 
-def compare_packages(check: str, wanted: list[Requirement], why: str, todo: str) -> Iterator[CheckResult]:
+def compare_packages(check: str, wanted: list[Requirement], why: str, hint: str) -> Iterator[CheckResult]:
     """Installed versions against those the project asks for; one line if all is well."""
     wrong = []
     for requirement in wanted:
         version = _version(requirement.name)
         if version is None:
-            wrong.append(fail(check, f"{requirement.name} is needed{why} and not installed", todo))
+            wrong.append(fail(check, f"{requirement.name} is needed{why} and not installed", hint))
         elif not requirement.specifier.contains(version, prereleases=True):
             text = f"{requirement.name} {version} is installed, {requirement.specifier} is needed{why}"
-            wrong.append(fail(check, text, todo))
+            wrong.append(fail(check, text, hint))
     shown = ", ".join(f"{one.name} {_version(one.name)}" for one in wanted)
     yield from wrong or [ok(check, shown)]
 

@@ -46,8 +46,8 @@ def tool_findings(slurm: Slurm, *, needed: bool) -> list[CheckResult]:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if len(missing) == len(TOOLS):
         text = "no Slurm tools on this machine"
-        todo = "Run launcher doctor on a login node of the cluster"
-        return [fail("slurm", text, todo) if needed else ok("slurm", f"{text}: runs here are local")]
+        hint = "Run launcher doctor on a login node of the cluster"
+        return [fail("slurm", text, hint) if needed else ok("slurm", f"{text}: runs here are local")]
     found = [fail("slurm", f"{tool} is missing", "Install the Slurm client package") for tool in missing]
     try:
         version = run_tool(["sinfo", "--version"], timeout_s=slurm.timeout_s).strip()
@@ -81,8 +81,8 @@ def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
         nodes, state, reason = ([*line.split("|", 2), "", ""])[:3]
         if state.endswith("*") or state.startswith(_OUT):
             why = "does not answer the controller" if reason in ("none", "", "Not responding") else reason
-            todo = f"If it works again: scontrol update nodename={nodes} state=resume"
-            yield warn("slurm", f"{nodes} is {state.rstrip('*')}: {why}", todo)
+            hint = f"If it works again: scontrol update nodename={nodes} state=resume"
+            yield warn("slurm", f"{nodes} is {state.rstrip('*')}: {why}", hint)
 
 
 def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slurm) -> list[CheckResult]:
@@ -195,8 +195,8 @@ def _never_ran(job_id: str, info: JobInfo | None, wait_s: float) -> CheckResult:
         return fail("job", f"Slurm does not know job {job_id} any more", "Run launcher doctor again")
     reason = f" ({info.reason})" if info.reason else ""
     if info.state == "PENDING":
-        todo = "Wait longer (--wait), ask for fewer nodes, or see why: squeue --start"
-        return fail("job", f"job {job_id} did not start within {wait_s:g} s{reason}; it was cancelled", todo)
+        hint = "Wait longer (--wait), ask for fewer nodes, or see why: squeue --start"
+        return fail("job", f"job {job_id} did not start within {wait_s:g} s{reason}; it was cancelled", hint)
     where = f" on {', '.join(info.nodes)}" if info.nodes else ""
     text = f"job {job_id}{where} was {info.state} after {wait_s:g} s; it was cancelled"
     return fail("job", text, "Wait longer (--wait), or look at its output below")

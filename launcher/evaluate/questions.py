@@ -15,6 +15,7 @@ from launcher.data.readers import Payload, parse, read_chunks
 from launcher.data.sources import find_sources
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, ExampleError
+from launcher.files import read_record
 
 MessageDict = dict[str, object]
 
@@ -49,7 +50,7 @@ def read_examples(data: DataConfig, data_dir: Path, split: Prepared, wanted: Seq
     Raises: DataError when the source is gone or no longer holds them.
     """
     places = [split.source_line(index) for index in wanted]
-    formats = Audit.load(data_dir / "audit.json").formats
+    formats = read_record(Audit, data_dir / "audit.json").formats
     found: dict[tuple[str, int], Example] = {}
     for number, source in enumerate(find_sources(data).all()):
         lines = {line for name, line in places if name == source.name}

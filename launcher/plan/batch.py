@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import usable_cores
-from launcher.config.model_files import architecture
+from launcher.config.model_files import find_architecture
 from launcher.config.schema import Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
 from launcher.config.topology import Topology
 from launcher.plan.parameters import count_parameters
@@ -139,8 +139,8 @@ def peak_lr(config: RunConfig, *, epoch_tokens: float, model_dir: str = "") -> f
     """Learning rate at the end of warm-up: the given or computed one, times the multiplier."""
     rate = config.optim.lr
     if rate is None:
-        figures = architecture(config.model, model_dir=model_dir)
-        size = count_parameters(figures) if figures is not None else 0
+        architecture = find_architecture(config.model, model_dir=model_dir)
+        size = count_parameters(architecture) if architecture is not None else 0
         rate = computed_lr(num_parameters=size, method=config.method.kind, epoch_tokens=epoch_tokens)
     return rate * config.optim.lr_multiplier
 

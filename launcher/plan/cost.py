@@ -46,19 +46,21 @@ class CostEstimate:
     """In the currency of cluster.price_per_device_hour."""
 
 
-def expected_speed(config: RunConfig, figures: ArchitectureConfig | None, device: str, threads: int) -> Speed | None:
+def expected_speed(
+    config: RunConfig, architecture: ArchitectureConfig | None, device: str, threads: int
+) -> Speed | None:
     """Tokens per second of one device: measured if given, else from FLOPs; None without either."""
     cluster = config.cluster
     if cluster.tokens_per_s_per_device is not None:
         return Speed(cluster.tokens_per_s_per_device, "cluster.tokens_per_s_per_device")
-    if figures is None:
+    if architecture is None:
         return None
     peak = _peak(cluster, config.strategy.precision, device, threads)
-    rate = peak.tflops * 1e12 * peak.utilisation / flops_per_token(config, figures)
+    rate = peak.tflops * 1e12 * peak.utilisation / flops_per_token(config, architecture)
     return Speed(rate, f"estimate: {peak.utilisation:.0%} of {peak.tflops:g} TFLOP/s ({peak.source})")
 
 
-def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
+def flops_per_token(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """Training arithmetic per token.
 
     Per parameter: 2 forward, 2 to pass gradients on, 2 for weight gradients, 2 to recompute; look-ups are free.
@@ -66,8 +68,8 @@ def flops_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
     passes = 4.0 if config.method.kind is not MethodKind.full else 6.0
     if config.strategy.activation_checkpointing:
         passes += 2.0
-    lookups = 0 if figures.tied_embeddings else figures.vocab_size * figures.hidden_size
-    return passes * (count_parameters(figures) - lookups)
+    lookups = 0 if architecture.tied_embeddings else architecture.vocab_size * architecture.hidden_size
+    return passes * (count_parameters(architecture) - lookups)
 
 
 @dataclass(frozen=True, slots=True)

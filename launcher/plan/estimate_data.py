@@ -137,7 +137,7 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
                 part.count(encoded.num_read, chunk.size_bytes)
                 builder.add(encoded)
         splits = builder.choose()
-        splits.write(vetoed=False)
+        splits.write(blocked=False)
         seen = [Prepared.open(Path(folder), name) for name in _SPLITS if Prepared.exists(Path(folder), name)]
         growth = {part: _growth(part) for part in dict.fromkeys(parts)}
         factors = np.array([growth[part][0] for part in parts])

@@ -68,12 +68,12 @@ class _State:
     step_temporaries: float
 
 
-def estimate(config: RunConfig, figures: ArchitectureConfig, topology: Topology, load: Load) -> MemoryEstimate:
+def estimate(config: RunConfig, architecture: ArchitectureConfig, topology: Topology, load: Load) -> MemoryEstimate:
     """Peak memory per device and machine, and the size of one checkpoint."""
     rank_state = _replicated_state if config.strategy.kind.sharding.is_replicated else _zero_state
-    state = rank_state(config, figures, topology)
-    stored, transient = _activations(config, figures, load)
-    logits = _logits(config, figures, load)
+    state = rank_state(config, architecture, topology)
+    stored, transient = _activations(config, architecture, load)
+    logits = _logits(config, architecture, load)
     # Between steps activations are gone, and the optimizer's temporaries need memory instead.
     activations = stored + max(0.0, transient - logits)
     activations = max(activations, state.step_temporaries - logits)
@@ -92,12 +92,12 @@ def estimate(config: RunConfig, figures: ArchitectureConfig, topology: Topology,
     if config.strategy.offload_params:
         offloaded += device["weights"]
         device["weights"] = 0.0
-    host = _host(config, figures, topology, offloaded)
+    host = _host(config, architecture, topology, offloaded)
     if topology.device == "cuda":
         device["reserve"] = _GPU_RESERVE
     else:
         host["training"] = topology.devices_per_node * sum(device.values())
-    return MemoryEstimate(device=device, host=host, checkpoint=_checkpoint(config, figures))
+    return MemoryEstimate(device=device, host=host, checkpoint=_checkpoint(config, architecture))
 
 
 def compute_bytes(config: RunConfig) -> int:
@@ -105,22 +105,22 @@ def compute_bytes(config: RunConfig) -> int:
     return _FP32 if config.strategy.precision is Precision.fp32 else 2
 
 
-def base_bytes(config: RunConfig, figures: ArchitectureConfig) -> float:
+def base_bytes(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """The frozen base of adapters: in the compute precision, or 4 bit in its decoder layers for QLoRA."""
-    total = count_parameters(figures)
+    total = count_parameters(architecture)
     if config.method.kind is not MethodKind.qlora:
         return float(compute_bytes(config) * total)
-    linear = figures.num_layers * sum(inputs * outputs for inputs, outputs in linear_shapes(figures).values())
+    linear = architecture.num_layers * sum(inputs * outputs for inputs, outputs in linear_shapes(architecture).values())
     constants = _NF4_CONSTANTS_DOUBLE if config.method.double_quantization else _NF4_CONSTANTS
     return linear * (_NF4 + constants) + (total - linear) * compute_bytes(config)
 
 
-def _replicated_state(config: RunConfig, figures: ArchitectureConfig, topology: Topology) -> _State:
+def _replicated_state(config: RunConfig, architecture: ArchitectureConfig, topology: Topology) -> _State:
     """single and ddp: every rank holds everything."""
-    trained = trained_parameters(figures, config.method)
+    trained = trained_parameters(architecture, config.method)
     is_full = config.method.kind is MethodKind.full
     is_half = config.strategy.precision is not Precision.fp32
-    weights = _FP32 * trained + (0.0 if is_full else base_bytes(config, figures))
+    weights = _FP32 * trained + (0.0 if is_full else base_bytes(config, architecture))
     return _State(
         weights=weights,
         gradients=_FP32 * trained,
@@ -131,12 +131,12 @@ def _replicated_state(config: RunConfig, figures: ArchitectureConfig, topology: 
     )
 
 
-def _zero_state(config: RunConfig, figures: ArchitectureConfig, topology: Topology) -> _State:
+def _zero_state(config: RunConfig, architecture: ArchitectureConfig, topology: Topology) -> _State:
     """zero1 to zero3: what is trained has an fp32 master and Adam moments, divided among ranks."""
     sharding, ranks, width = config.strategy.kind.sharding, topology.world_size, compute_bytes(config)
-    trained, total = trained_parameters(figures, config.method), count_parameters(figures)
+    trained, total = trained_parameters(architecture, config.method), count_parameters(architecture)
     is_full = config.method.kind is MethodKind.full
-    weights = float(width * total) if is_full else base_bytes(config, figures) + width * trained
+    weights = float(width * total) if is_full else base_bytes(config, architecture) + width * trained
     bucket = min(bucket_elements(topology.device), trained)
     buffers = 2.0 * bucket * (width + _FP32)  # two buckets in flight, each with its fp32 copy for the reduction
     if sharding.weights:
@@ -152,10 +152,13 @@ def _zero_state(config: RunConfig, figures: ArchitectureConfig, topology: Topolo
     )
 
 
-def layer_bytes_per_token(config: RunConfig, figures: ArchitectureConfig) -> float:
+def layer_bytes_per_token(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """Saved for backward by one decoder layer, per token; a test counts saved tensors against it."""
-    hidden, inner = figures.hidden_size, figures.intermediate_size
-    query, key_value = figures.num_heads * head_dim(figures), figures.num_kv_heads * head_dim(figures)
+    hidden, inner = architecture.hidden_size, architecture.intermediate_size
+    query, key_value = (
+        architecture.num_heads * head_dim(architecture),
+        architecture.num_kv_heads * head_dim(architecture),
+    )
     replicated = config.strategy.kind.sharding.is_replicated
     if config.strategy.precision is Precision.fp32:
         return 24.0 * hidden + 4 * (3 * query + 2 * key_value) + 16 * inner
@@ -165,35 +168,37 @@ def layer_bytes_per_token(config: RunConfig, figures: ArchitectureConfig) -> flo
         return (24.0 if replicated else 16.0) * hidden + attention_and_mlp
     saved = 16.0 * hidden + attention_and_mlp
     if replicated:  # frozen layers keep no input, but every adapter keeps a cast of its own
-        saved += 2 * adapter_inputs(figures, config.method) - (4 * hidden + 2 * query + 2 * inner)
+        saved += 2 * adapter_inputs(architecture, config.method) - (4 * hidden + 2 * query + 2 * inner)
     return saved
 
 
-def _activations(config: RunConfig, figures: ArchitectureConfig, load: Load) -> tuple[float, float]:
+def _activations(config: RunConfig, architecture: ArchitectureConfig, load: Load) -> tuple[float, float]:
     """Bytes kept from forward to backward, and bytes that exist only while one layer is worked on."""
-    layer = load.tokens * layer_bytes_per_token(config, figures)
-    ends = load.tokens * 12.0 * figures.hidden_size  # embedding and last norm
+    layer = load.tokens * layer_bytes_per_token(config, architecture)
+    ends = load.tokens * 12.0 * architecture.hidden_size  # embedding and last norm
     if not config.strategy.activation_checkpointing:
-        return figures.num_layers * layer + ends, 0.0
+        return architecture.num_layers * layer + ends, 0.0
     in_fp32 = config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full
     width = _FP32 if in_fp32 else compute_bytes(config)
-    return figures.num_layers * load.tokens * width * figures.hidden_size + ends, layer
+    return architecture.num_layers * load.tokens * width * architecture.hidden_size + ends, layer
 
 
-def _logits(config: RunConfig, figures: ArchitectureConfig, load: Load) -> float:
+def _logits(config: RunConfig, architecture: ArchitectureConfig, load: Load) -> float:
     """Logits and their gradient at supervised positions, and a chunk of them in fp32."""
     rows = load.supervised_tokens
-    chunk = min(rows, _LOSS_CHUNK_TOKENS) * figures.vocab_size * 2 * _FP32
-    return float(rows * figures.vocab_size * 2 * compute_bytes(config) + chunk)
+    chunk = min(rows, _LOSS_CHUNK_TOKENS) * architecture.vocab_size * 2 * _FP32
+    return float(rows * architecture.vocab_size * 2 * compute_bytes(config) + chunk)
 
 
-def _host(config: RunConfig, figures: ArchitectureConfig, topology: Topology, offloaded: float) -> dict[str, float]:
+def _host(
+    config: RunConfig, architecture: ArchitectureConfig, topology: Topology, offloaded: float
+) -> dict[str, float]:
     """One machine: processes, offloaded state, and the weights on their way to the GPUs."""
     ranks = topology.devices_per_node
     host = {"processes": _PROCESS[topology.device] * ranks, "offloaded": offloaded * ranks}
     if topology.device == "cuda":
         full_fp32 = config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full
-        copy = float(count_parameters(figures) * (_FP32 if full_fp32 else compute_bytes(config)))
+        copy = float(count_parameters(architecture) * (_FP32 if full_fp32 else compute_bytes(config)))
         in_shards = config.strategy.kind.sharding.weights or config.method.kind is MethodKind.qlora
         loading = ranks * (min(copy, _LARGEST_SHARD) if in_shards else copy)
         # Optimizer state is offloaded after loading; parameters while loading.
@@ -201,9 +206,9 @@ def _host(config: RunConfig, figures: ArchitectureConfig, topology: Topology, of
     return host
 
 
-def _checkpoint(config: RunConfig, figures: ArchitectureConfig) -> float:
+def _checkpoint(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """Trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
-    trained = trained_parameters(figures, config.method)
+    trained = trained_parameters(architecture, config.method)
     extra = 0 if config.strategy.kind.sharding.is_replicated else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))
 

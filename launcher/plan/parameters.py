@@ -14,15 +14,18 @@ _LAYERS = "model.layers."
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
-def head_dim(figures: ArchitectureConfig) -> int:
+def head_dim(architecture: ArchitectureConfig) -> int:
     """Width of one attention head."""
-    return figures.head_dim or figures.hidden_size // figures.num_heads
+    return architecture.head_dim or architecture.hidden_size // architecture.num_heads
 
 
-def linear_shapes(figures: ArchitectureConfig) -> dict[str, tuple[int, int]]:
+def linear_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear layers inside one decoder layer, by their usual names."""
-    hidden, inner = figures.hidden_size, figures.intermediate_size
-    query, key_value = figures.num_heads * head_dim(figures), figures.num_kv_heads * head_dim(figures)
+    hidden, inner = architecture.hidden_size, architecture.intermediate_size
+    query, key_value = (
+        architecture.num_heads * head_dim(architecture),
+        architecture.num_kv_heads * head_dim(architecture),
+    )
     return {
         "q_proj": (hidden, query),
         "k_proj": (hidden, key_value),
@@ -34,32 +37,36 @@ def linear_shapes(figures: ArchitectureConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def layer_parameters(figures: ArchitectureConfig) -> int:
+def layer_parameters(architecture: ArchitectureConfig) -> int:
     """Parameters of one decoder layer."""
-    shapes = linear_shapes(figures)
+    shapes = linear_shapes(architecture)
     weights = sum(inputs * outputs for inputs, outputs in shapes.values())
-    biases = sum(shapes[name][1] for name in ("q_proj", "k_proj", "v_proj")) if figures.attention_bias else 0
-    return weights + biases + 2 * figures.hidden_size
+    biases = sum(shapes[name][1] for name in ("q_proj", "k_proj", "v_proj")) if architecture.attention_bias else 0
+    return weights + biases + 2 * architecture.hidden_size
 
 
-def embedding_parameters(figures: ArchitectureConfig) -> int:
+def embedding_parameters(architecture: ArchitectureConfig) -> int:
     """Parameters of the embedding and, where it is a matrix of its own, the head."""
-    return figures.vocab_size * figures.hidden_size * (1 if figures.tied_embeddings else 2)
+    return architecture.vocab_size * architecture.hidden_size * (1 if architecture.tied_embeddings else 2)
 
 
-def count_parameters(figures: ArchitectureConfig) -> int:
+def count_parameters(architecture: ArchitectureConfig) -> int:
     """All parameters of the model."""
-    return figures.num_layers * layer_parameters(figures) + figures.hidden_size + embedding_parameters(figures)
+    return (
+        architecture.num_layers * layer_parameters(architecture)
+        + architecture.hidden_size
+        + embedding_parameters(architecture)
+    )
 
 
-def module_shapes(figures: ArchitectureConfig) -> dict[str, tuple[int, int]]:
+def module_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of every module of the whole model that can take an adapter, by its full name."""
     shapes = {
         f"model.layers.{layer}.{'mlp' if name in _FEED_FORWARD else 'self_attn'}.{name}": shape
-        for layer in range(figures.num_layers)
-        for name, shape in linear_shapes(figures).items()
+        for layer in range(architecture.num_layers)
+        for name, shape in linear_shapes(architecture).items()
     }
-    vocab, hidden = figures.vocab_size, figures.hidden_size
+    vocab, hidden = architecture.vocab_size, architecture.hidden_size
     return {**shapes, "model.embed_tokens": (vocab, hidden), "lm_head": (hidden, vocab)}
 
 
@@ -68,29 +75,31 @@ def matching(names: Iterable[str], wanted: str) -> list[str]:
     return [name for name in names if name == wanted or name.endswith(f".{wanted}")]
 
 
-def _adapted_shapes(figures: ArchitectureConfig, method: MethodConfig) -> dict[str, tuple[int, int]]:
-    shapes = module_shapes(figures)
+def _adapted_shapes(architecture: ArchitectureConfig, method: MethodConfig) -> dict[str, tuple[int, int]]:
+    shapes = module_shapes(architecture)
     if method.target_modules == ["all-linear"]:
         return {name: shape for name, shape in shapes.items() if name.startswith(_LAYERS)}
     return {name: shapes[name] for wanted in method.target_modules for name in matching(shapes, wanted)}
 
 
-def adapter_inputs(figures: ArchitectureConfig, method: MethodConfig) -> int:
+def adapter_inputs(architecture: ArchitectureConfig, method: MethodConfig) -> int:
     """Input widths of the adapted linear layers, added up: of one decoder layer, where they differ on average."""
-    adapted = _adapted_shapes(figures, method)
+    adapted = _adapted_shapes(architecture, method)
     total = sum(inputs for name, (inputs, _) in adapted.items() if name.startswith(_LAYERS))
-    return -(-total // max(1, figures.num_layers))
+    return -(-total // max(1, architecture.num_layers))
 
 
-def adapter_parameters(figures: ArchitectureConfig, method: MethodConfig) -> int:
+def adapter_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
     """Trained parameters of the adapters: two thin matrices per adapted layer; DoRA adds a magnitude per output."""
-    adapted = _adapted_shapes(figures, method).values()
+    adapted = _adapted_shapes(architecture, method).values()
     total = sum(method.rank * (inputs + outputs) for inputs, outputs in adapted)
     if method.kind is MethodKind.dora:
         total += sum(outputs for _, outputs in adapted)
     return total
 
 
-def trained_parameters(figures: ArchitectureConfig, method: MethodConfig) -> int:
+def trained_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
     """Parameters that get gradients."""
-    return count_parameters(figures) if method.kind is MethodKind.full else adapter_parameters(figures, method)
+    return (
+        count_parameters(architecture) if method.kind is MethodKind.full else adapter_parameters(architecture, method)
+    )

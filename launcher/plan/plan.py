@@ -9,7 +9,7 @@ from launcher.config.build import plain
 from launcher.config.checks import has_validation
 from launcher.config.cluster_schema import ClusterConfig, ClusterKind
 from launcher.config.devices import host_memory_gib, visible_gpus
-from launcher.config.model_files import architecture, has_usual_modules
+from launcher.config.model_files import find_architecture, has_usual_modules
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
 from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
@@ -114,21 +114,21 @@ class Plan:
 
 def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
     """The plan of a run. Reads nothing but the model's config.json where its figures are not shipped."""
-    figures = architecture(config.model, model_dir=derived.model_dir)
-    memory = _memory_plan(config, derived, facts, figures) if figures is not None else None
-    speed = expected_speed(config, figures, derived.device, derived.threads_per_process)
+    architecture = find_architecture(config.model, model_dir=derived.model_dir)
+    memory = _memory_plan(config, derived, facts, architecture) if architecture is not None else None
+    speed = expected_speed(config, architecture, derived.device, derived.threads_per_process)
     tokens = round(facts.tokens * derived.total_steps / derived.steps_per_epoch)
     plan = Plan(
         model=config.model.name_or_path,
-        parameters=count_parameters(figures) if figures is not None else None,
-        trained_parameters=trained_parameters(figures, config.method) if figures is not None else None,
+        parameters=count_parameters(architecture) if architecture is not None else None,
+        trained_parameters=trained_parameters(architecture, config.method) if architecture is not None else None,
         method=config.method.kind.value,
         strategy=config.strategy.kind.value,
         precision=config.strategy.precision.value,
         data=facts,
         batch=_batch(config, derived, facts),
         memory=memory,
-        disk=_disk(config, derived, figures) if figures is not None else None,
+        disk=_disk(config, derived, architecture) if architecture is not None else None,
         bill=estimate_cost(config, speed, total_tokens=tokens, world_size=derived.world_size)
         if speed is not None
         else None,
@@ -136,8 +136,8 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
     _judge_memory(plan, config, derived)
     _judge_batch(plan, config)
     _judge_steps(plan, config)
-    if figures is not None and config.method.kind is not MethodKind.full:
-        _judge_adapters(plan, config, figures, names_known=_names_known(config, derived))
+    if architecture is not None and config.method.kind is not MethodKind.full:
+        _judge_adapters(plan, config, architecture, names_known=_names_known(config, derived))
     if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
         plan.warnings.append(
             f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} has no effect: this plan is for a CPU; "
@@ -174,8 +174,8 @@ def _load(micro_sequences: int, facts: DataFacts) -> Load:
     return Load(micro_sequences * facts.max_pack_tokens, micro_sequences * facts.max_pack_supervised)
 
 
-def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, figures: ArchitectureConfig) -> MemoryPlan:
-    need = estimate(config, figures, _topology(derived), _load(derived.micro_sequences, facts))
+def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, architecture: ArchitectureConfig) -> MemoryPlan:
+    need = estimate(config, architecture, _topology(derived), _load(derived.micro_sequences, facts))
     limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
     host_limit = config.cluster.host_memory_gib
     runs_here = config.cluster.kind is ClusterKind.local and (derived.device == "cpu" or bool(visible_gpus()))
@@ -189,7 +189,7 @@ def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, figures:
         host=_in_gib(need.host),
         host_total=need.host_total / GIB,
         host_limit=host_limit,
-        advice=_advice(config, derived, facts, figures, float(limit or 0)) if exceeds else [],
+        advice=_advice(config, derived, facts, architecture, float(limit or 0)) if exceeds else [],
     )
 
 
@@ -198,14 +198,14 @@ def _in_gib(items: dict[str, float]) -> dict[str, float]:
 
 
 def _advice(
-    config: RunConfig, derived: Derived, facts: DataFacts, figures: ArchitectureConfig, limit_gib: float
+    config: RunConfig, derived: Derived, facts: DataFacts, architecture: ArchitectureConfig, limit_gib: float
 ) -> list[str]:
     """Settings to change one after the other until it fits, cheapest first; those that save little are left out."""
     micro = derived.micro_sequences
 
     def need(candidate: RunConfig) -> MemoryEstimate:
         sequences = min(micro, candidate.batch.micro_sequences or micro)
-        return estimate(candidate, figures, _topology(derived), _load(sequences, facts))
+        return estimate(candidate, architecture, _topology(derived), _load(sequences, facts))
 
     steps: list[tuple[str, dict[str, object]]] = []
     current = need(config).device_total
@@ -253,8 +253,8 @@ _OFFLOAD: dict[str, object] = {
 }
 
 
-def _disk(config: RunConfig, derived: Derived, figures: ArchitectureConfig) -> Disk:
-    size = estimate(config, figures, _topology(derived), Load(1, 1)).checkpoint / GIB
+def _disk(config: RunConfig, derived: Derived, architecture: ArchitectureConfig) -> Disk:
+    size = estimate(config, architecture, _topology(derived), Load(1, 1)).checkpoint / GIB
     kept = config.checkpoint.keep_last + 1
     if config.checkpoint.keep_best and has_validation(config):
         kept += 1
@@ -272,19 +272,19 @@ def _judge_memory(plan: Plan, config: RunConfig, derived: Derived) -> None:
     if memory.device_limit is not None:
         used = memory.device_total / memory.device_limit
         text = f"about {memory.device_total:.1f} GiB of {memory.device_limit:.0f} GiB are needed on each GPU"
-        todo = "; ".join(memory.advice)
+        hint = "; ".join(memory.advice)
         if used > _MARGIN:
-            plan.problems.append(Problem("cluster.gpu_memory_gib", memory.device_limit, text, todo))
+            plan.problems.append(Problem("cluster.gpu_memory_gib", memory.device_limit, text, hint))
         elif used > _TIGHT:
-            plan.warnings.append(f"{text}: it may not fit" + (f"; {todo}" if todo else ""))
+            plan.warnings.append(f"{text}: it may not fit" + (f"; {hint}" if hint else ""))
     if memory.host_limit is not None and memory.host_total > memory.host_limit:
         text = f"about {memory.host_total:.0f} GiB of {memory.host_limit:.0f} GiB are needed on each machine"
         offloads = config.strategy.offload_optimizer or config.strategy.offload_params
-        todo = "use more machines, or offload less" if offloads else "use a smaller batch or model, or strategy=zero3"
+        hint = "use more machines, or offload less" if offloads else "use a smaller batch or model, or strategy=zero3"
         if derived.device == "cuda" and memory.host_total > _MARGIN * memory.host_limit:
-            plan.problems.append(Problem("cluster.host_memory_gib", memory.host_limit, text, todo))
+            plan.problems.append(Problem("cluster.host_memory_gib", memory.host_limit, text, hint))
         else:
-            plan.warnings.append(f"{text}: {todo}")
+            plan.warnings.append(f"{text}: {hint}")
 
 
 def _judge_batch(plan: Plan, config: RunConfig) -> None:
@@ -364,9 +364,9 @@ def _names_known(config: RunConfig, derived: Derived) -> bool:
     )
 
 
-def _judge_adapters(plan: Plan, config: RunConfig, figures: ArchitectureConfig, *, names_known: bool) -> None:
+def _judge_adapters(plan: Plan, config: RunConfig, architecture: ArchitectureConfig, *, names_known: bool) -> None:
     """Names of layers the model does not have. Only where its names are known: elsewhere they may well be right."""
-    named, shapes = config.method.target_modules, module_shapes(figures)
+    named, shapes = config.method.target_modules, module_shapes(architecture)
     absent = [name for name in named if name != "all-linear" and not matching(shapes, name)]
     if not absent:
         return

@@ -71,7 +71,7 @@ def plan_cheaply(config: RunConfig) -> PlannedRun:
         planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
     else:
         planned = _plan_unprepared(config, files)
-    planned.plan.problems.extend(finding.as_problem() for finding in planned.findings if finding.vetoes)
+    planned.plan.problems.extend(finding.as_problem() for finding in planned.findings if finding.blocks)
     return planned
 
 
@@ -161,7 +161,7 @@ def data_facts(prepared: PreparedInfo) -> DataFacts:
     """What the plan needs of a prepared data set."""
     train = prepared.train
     # to be looked at only: whether it may train is for the audit to say
-    packs = Prepared.open(prepared.folder, "train", allow_vetoed=True)
+    packs = Prepared.open(prepared.folder, "train", allow_blocked=True)
     return DataFacts(
         examples=train.num_examples,
         validation_examples=prepared.validation.num_examples if prepared.validation else 0,
@@ -192,8 +192,8 @@ def _hub_facts(config: RunConfig) -> DataFacts:
 def _prepare_if_small(config: RunConfig, files: ModelFiles) -> PreparedInfo | None:
     size = _local_bytes(config)
     if size is not None and size <= _SMALL_BYTES:
-        return prepare(config, files, allow_vetoed=True)
-    return find_prepared(config, files, allow_vetoed=True)
+        return prepare(config, files, allow_blocked=True)
+    return find_prepared(config, files, allow_blocked=True)
 
 
 def _local_bytes(config: RunConfig) -> int | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import cast
 
 import psutil
 
+from launcher.files import as_json
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts
 from launcher.runs.events import Event, read_events, words_of
@@ -44,7 +46,7 @@ class JobWord:
     """Why it waits, or why it never began: Slurm's own word."""
     why: str = ""
     """What that means."""
-    todo: str = ""
+    hint: str = ""
     """The command that helps a job that will not start by itself."""
     submitted: str = ""
     start: str = ""
@@ -81,7 +83,7 @@ class RunState:
     reason: str
     created: str
     updated: str
-    todo: str
+    hint: str = field(metadata={"json": "todo"})
     """The command that helps, empty where nothing needs help."""
     phase: str = ""
     """What rank 0 does now (runs/heartbeat.py); empty when nothing runs, or it has not said."""
@@ -102,7 +104,7 @@ class RunState:
 
     def as_dict(self) -> dict[str, object]:
         """For --json."""
-        return asdict(self)
+        return cast("dict[str, object]", as_json(self))
 
     @property
     def over(self) -> bool:
@@ -159,7 +161,7 @@ def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "")
         reason=reason,
         created=events[0].time if events else "",
         updated=max(status.updated, events[-1].time if events else ""),
-        todo=job.todo if waits and job else _todo(run_name(run_dir), state, alive, preempted, slurm=found.on_slurm),
+        hint=job.hint if waits and job else _todo(run_name(run_dir), state, alive, preempted, slurm=found.on_slurm),
         phase=_phase(run_dir, attempts, job) if alive and state == "running" else "",
         job_id=job.job_id if job else _job_id(attempts, status) if found.on_slurm else "",
         job_state=job.slurm_state if job else "",

@@ -35,7 +35,7 @@ def write_split(folder: Path, *, num_examples: int, seed: int, packing: bool, se
             line=np.arange(1, num_examples + 1, dtype=np.int64),
         )
     )
-    writer.finish(files=["random"], seq_len_tokens=seq_len_tokens, packing=packing, vetoed=False)
+    writer.finish(files=["random"], seq_len_tokens=seq_len_tokens, packing=packing, blocked=False)
 
 
 def make_data(folder: Path, *, num_examples: int = 24, packing: bool = False) -> Path:

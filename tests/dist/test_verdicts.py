@@ -118,4 +118,4 @@ def test_a_full_disk_is_named(small_disk: Path, tiny_model: Path, data: Path) ->
     assert process.returncode == ExitCode.CHECKPOINT
     assert (found.verdict_class, found.action) == (VerdictClass.disk, Action.requeue)
     assert "No space left on device" in found.summary
-    assert "make room" in found.todo
+    assert "make room" in found.hint

@@ -126,8 +126,8 @@ def _image_problems(cluster: ClusterConfig) -> Iterator[Problem]:
     elif image != image.strip():
         yield Problem(key, image, "begins or ends with a blank", "Leave the blank out")
     elif cluster.container is ContainerRuntime.apptainer and not _may_be_there(image):
-        todo = "Give the path of an image file, or a place such as docker://NAME"
-        yield Problem(key, image, f"does not exist; paths count from {Path.cwd()}", todo)
+        hint = "Give the path of an image file, or a place such as docker://NAME"
+        yield Problem(key, image, f"does not exist; paths count from {Path.cwd()}", hint)
 
 
 def _may_be_there(image: str) -> bool:
@@ -143,14 +143,14 @@ def _exists(path: Path) -> bool:
 
 
 def _mount_problems(cluster: ClusterConfig) -> Iterator[Problem]:
-    key, todo = "cluster.container_mounts", "Write /SOURCE:/TARGET, each mount as one item of the list"
+    key, hint = "cluster.container_mounts", "Write /SOURCE:/TARGET, each mount as one item of the list"
     for mount in cluster.container_mounts:
         if reason := why_unfit(mount, max_bytes=_MAX_BYTES):
             yield Problem(key, mount[:80], reason)
         elif (match := _MOUNT.fullmatch(mount)) is None:
-            yield Problem(key, mount, "is not a folder outside and its place inside, both absolute", todo)
+            yield Problem(key, mount, "is not a folder outside and its place inside, both absolute", hint)
         elif odd := _odd_letters(cluster, match[1] + match[2]):
-            yield Problem(key, mount, f"holds {odd}, which {cluster.container.value} takes for something else", todo)
+            yield Problem(key, mount, f"holds {odd}, which {cluster.container.value} takes for something else", hint)
         elif cluster.container is ContainerRuntime.apptainer and match[3] not in (None, "ro", "rw"):
             yield Problem(key, mount, f"{match[3]!r} is no option of a mount of apptainer", "Write :ro, :rw or nothing")
 

@@ -157,7 +157,7 @@ def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[Ru
         elif lost is None:
             states[run_dir] = replace(state, not_asked=jobs.not_asked)
         elif in_doubt and state.state not in FINAL_STATES:
-            states[run_dir] = replace(state, reason=_NO_ANSWER, todo=f"launcher resume {state.name}")
+            states[run_dir] = replace(state, reason=_NO_ANSWER, hint=f"launcher resume {state.name}")
     if ids:
         found = jobs.ask([*ids.values(), *forerunners.values()])
         for run_dir, job_id in ids.items():
@@ -247,7 +247,7 @@ def job_word(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -
         slurm_state=info.state,
         reason=info.reason if waits or never else "",
         why=why_it_waits(info.reason) if waits or never else "",
-        todo=_help(job_id, info.reason) if waits else "",
+        hint=_help(job_id, info.reason) if waits else "",
         submitted=_text(info.submitted),
         start=_text(info.started) if waits else "",
         nodes=info.nodes if phase is JobPhase.running else [],

@@ -99,8 +99,8 @@ def sbatch_problems(config: RunConfig) -> list[Problem]:
         why = f"the whole time limit is {60 * cluster.walltime_min} s (cluster.walltime_min = {cluster.walltime_min})"
         problems.append(Problem("cluster.signal_lead_s", cluster.signal_lead_s, why, "Give less, or a longer limit"))
     if cluster.gpu_type is not None and cluster.gpu_request is GpuRequest.none:
-        todo = "Leave it out, or use cluster.gpu_request=gres"
-        problems.append(Problem("cluster.gpu_type", cluster.gpu_type, "no GPUs are asked for by name", todo))
+        hint = "Leave it out, or use cluster.gpu_request=gres"
+        problems.append(Problem("cluster.gpu_type", cluster.gpu_type, "no GPUs are asked for by name", hint))
     return problems
 
 
@@ -202,11 +202,11 @@ def _stage_memory_gib(config: RunConfig, stage: str) -> float | None:
 
 def _weights_gib(config: RunConfig) -> float:
     """Host memory of an export, which eval makes too: all trained weights in 32 bits beside those that are written."""
-    figures = config.model.architecture
-    if figures.hidden_size == 0:  # a model of the user's own, of which nothing is known here
+    architecture = config.model.architecture
+    if architecture.hidden_size == 0:  # a model of the user's own, of which nothing is known here
         return 0.0
     per_parameter = 8 if config.method.kind is MethodKind.full else 4
-    return per_parameter * count_parameters(figures) / 2**30
+    return per_parameter * count_parameters(architecture) / 2**30
 
 
 def _gpus(cluster: ClusterConfig, count: int) -> tuple[str, str | None]:

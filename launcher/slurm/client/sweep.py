@@ -106,7 +106,7 @@ def member_problems(found: list[list[Problem]], differs: list[dict[str, str]]) -
         for problem in problems:
             if problem not in common:
                 where = f"[{index:02d}: {label}] {problem.key}"
-                own.append(Problem(where, problem.value, problem.why, problem.todo))
+                own.append(Problem(where, problem.value, problem.why, problem.hint))
     return common + own
 
 

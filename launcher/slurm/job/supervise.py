@@ -210,8 +210,8 @@ def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
         code = ExitCode.INTERRUPTED
     write_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
     logger.error("%s stops: %s", paths.root.name, verdict.summary)
-    if verdict.todo:
-        logger.error("what to do: %s", verdict.todo)
+    if verdict.hint:
+        logger.error("what to do: %s", verdict.hint)
     return code or ExitCode.BUG
 
 

@@ -95,8 +95,8 @@ def _misfits(config: RunConfig, partition: Partition) -> list[Problem]:
                 f"no node of partition {partition.name} has more than {most:,} {unit}, and {need:,} are needed on each"
             )
             is_default = key == "cluster.cpus_per_task" and value is None
-            todo = f"Left out it is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
-            problems.append(Problem(key, value, why, todo))
+            hint = f"Left out it is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
+            problems.append(Problem(key, value, why, hint))
     if problems:
         return problems + _too_many(cluster, partition, partition.nodes, "")
     fitting = sum(kind.count for kind in kinds if _is_big_enough(config, kind))
@@ -119,21 +119,21 @@ def _with_gpus(cluster: ClusterConfig, kinds: list[NodeKind], name: str) -> tupl
     types = sorted({kind for node in kinds for kind in node.gpus})
     if not types:
         why = f"no node of partition {name} has a GPU that Slurm knows of"
-        todo = "Use another cluster.partition, or cluster.gpu_request=none where nodes are given out whole"
-        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, todo)]
+        hint = "Use another cluster.partition, or cluster.gpu_request=none where nodes are given out whole"
+        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, hint)]
     if cluster.gpu_type is not None and cluster.gpu_type not in types:
         named = [kind for kind in types if kind]
-        todo = one_of(cluster.gpu_type, named) if named else "Leave it out: this cluster does not name its GPUs"
+        hint = one_of(cluster.gpu_type, named) if named else "Leave it out: this cluster does not name its GPUs"
         return kinds, [
-            Problem("cluster.gpu_type", cluster.gpu_type, f"no node of partition {name} has such GPUs", todo)
+            Problem("cluster.gpu_type", cluster.gpu_type, f"no node of partition {name} has such GPUs", hint)
         ]
     fitting = [kind for kind in kinds if _gpus_of(cluster, kind) >= needed]
     if not fitting:
         most = max(_gpus_of(cluster, kind) for kind in kinds)
         what = f"{cluster.gpu_type} GPUs" if cluster.gpu_type is not None else "GPUs"
         why = f"no node of partition {name} has more than {most} {what}"
-        todo = f"Give {most} or less, and more cluster.nodes"
-        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, todo)]
+        hint = f"Give {most} or less, and more cluster.nodes"
+        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, hint)]
     return fitting, []
 
 

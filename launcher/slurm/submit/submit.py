@@ -107,8 +107,8 @@ def kind_problems(config: RunConfig) -> list[Problem]:
     """A run that is not for Slurm cannot be submitted."""
     if _is_slurm(config):
         return []
-    todo = "Add cluster=slurm, or the file of your site (docs/slurm.md); launcher train runs it on this machine"
-    return [Problem("cluster.kind", config.cluster.kind.value, "only runs of kind slurm are submitted", todo)]
+    hint = "Add cluster=slurm, or the file of your site (docs/slurm.md); launcher train runs it on this machine"
+    return [Problem("cluster.kind", config.cluster.kind.value, "only runs of kind slurm are submitted", hint)]
 
 
 def ask_site(

@@ -97,8 +97,8 @@ def _uneven(configs: list[RunConfig]) -> list[Problem]:
     for name in configs[0].cluster.__dataclass_fields__:
         values = [getattr(config.cluster, name) for config in configs]
         if any(value != values[0] for value in values):
-            todo = f"Submit one sweep for each value; quote text that holds a comma: cluster.{name}=\"'a,b'\""
-            problems.append(Problem(f"cluster.{name}", values[1], "is not the same in all members of the sweep", todo))
+            hint = f"Submit one sweep for each value; quote text that holds a comma: cluster.{name}=\"'a,b'\""
+            problems.append(Problem(f"cluster.{name}", values[1], "is not the same in all members of the sweep", hint))
     for name in ("name", "runs_dir"):
         places = [getattr(config, name) for config in configs]
         if any(place != places[0] for place in places):

@@ -34,7 +34,7 @@ VERDICT = Verdict(
     device_hours=4.0,
     device_hours_lost=0.5,
     setting="fault.step_limit_s=600",
-    todo="it goes on by itself from step 20",
+    hint="it goes on by itself from step 20",
     job_id="17",
 )
 

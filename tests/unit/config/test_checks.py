@@ -135,7 +135,7 @@ def test_what_needs_held_out_examples_is_refused_without_any(tmp_path: Path) -> 
 def test_a_misspelt_file_names_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
     (problem,) = compose_with_problems([*BASE, f"data.path={tmp_path}/trian.jsonl"])[1]
-    assert f"Did you mean {tmp_path}/train.jsonl?" in problem.todo
+    assert f"Did you mean {tmp_path}/train.jsonl?" in problem.hint
 
 
 def test_a_runs_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -146,15 +146,15 @@ def test_a_runs_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_length_limit_is_read_from_a_local_model_too(tmp_path: Path) -> None:
-    figures = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    figures |= {"vocab_size": 8, "max_position_embeddings": 64}
-    (tmp_path / "config.json").write_text(json.dumps(figures))
+    architecture = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    architecture |= {"vocab_size": 8, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(architecture))
     assert keys(f"model.name_or_path={tmp_path}", "data.seq_len_tokens=65") == ["data.seq_len_tokens"]
 
 
 def test_the_missing_wandb_key_is_named_with_where_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = compose_with_problems([*BASE, "track.wandb=online"])[1]
-    assert "WANDB_API_KEY" in problem.todo and "https://wandb.ai/authorize" in problem.todo
+    assert "WANDB_API_KEY" in problem.hint and "https://wandb.ai/authorize" in problem.hint
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert keys("track.wandb=online") == []
 
@@ -182,4 +182,4 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else name)
     (problem,) = machine_problems(compose_config([*BASE, "method=qlora"]), [])
     assert (problem.key, problem.value) == ("method.kind", "qlora")
-    assert "tunelaunch[qlora]" in problem.todo
+    assert "tunelaunch[qlora]" in problem.hint

@@ -141,7 +141,7 @@ def test_all_problems_come_at_once_with_key_value_and_advice() -> None:
 )
 def test_an_unknown_key_names_the_nearest_one(typed: str, meant: str) -> None:
     (problem,) = problems_of(typed)
-    assert f"Did you mean {meant}?" in problem.todo
+    assert f"Did you mean {meant}?" in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_an_unknown_key_names_the_nearest_one(typed: str, meant: str) -> None:
 )
 def test_a_name_from_another_program_is_answered_with_ours(typed: str, meant: str) -> None:
     (problem,) = problems_of(typed)
-    assert problem.todo == f"Did you mean {meant}?"
+    assert problem.hint == f"Did you mean {meant}?"
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_name_from_another_program_is_answered_with_ours(typed: str, meant: st
 )
 def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> None:
     (problem,) = problems_of(typed)
-    assert told in problem.todo
+    assert told in problem.hint
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_what_has_no_single_counterpart_is_explained(typed: str, told: str) -> N
 )
 def test_a_field_of_a_part_is_compared_with_those_of_a_part(field: str, told: str) -> None:
     problems = problems_of("data.path=null", f"data.mixture=[{{path: builtin:next_number, {field}}}]")
-    assert [problem.todo.startswith(told) for problem in problems] == [True]
+    assert [problem.hint.startswith(told) for problem in problems] == [True]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_field_of_a_part_is_compared_with_those_of_a_part(field: str, told: st
 )
 def test_a_key_like_no_other_gets_no_suggestion(typed: str) -> None:
     (problem,) = problems_of(typed)
-    assert problem.todo == "`launcher check --cfg` lists every setting"
+    assert problem.hint == "`launcher check --cfg` lists every setting"
 
 
 def test_every_answer_to_a_foreign_name_leads_to_something_that_exists() -> None:
@@ -371,7 +371,7 @@ def test_a_value_that_would_overrule_another_typed_one_is_refused() -> None:
 )
 def test_a_typed_value_that_would_do_nothing_is_refused(overrides: list[str], key: str) -> None:
     (problem,) = problems_of(*overrides)
-    assert problem.key == key and problem.todo
+    assert problem.key == key and problem.hint
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_value_typed_against_a_recipe_that_decides_otherwise_is_refused(tmp_pa
     own = own_conf(tmp_path, "experiment/mine.yaml", "# @package _global_\noptim:\n  max_steps: 5\n  epochs: 2.0\n")
     assert compose_config([DATA, "experiment=mine"], extra_dir=own).optim.max_steps == 5
     _, problems = compose_with_problems([DATA, "experiment=mine", "optim.epochs=3"], extra_dir=own)
-    assert [(problem.key, problem.todo) for problem in problems] == [
+    assert [(problem.key, problem.hint) for problem in problems] == [
         ("optim.epochs", "Leave it out, or give optim.max_steps=null")
     ]
 
@@ -461,7 +461,7 @@ def test_an_own_file_that_cannot_be_composed_is_a_problem(tmp_path: Path, text: 
 
 def test_a_missing_value_says_how_to_give_it() -> None:
     (problem,) = problems_of("model=from_path")
-    assert (problem.key, problem.todo) == ("model.name_or_path", "Add model.name_or_path=VALUE")
+    assert (problem.key, problem.hint) == ("model.name_or_path", "Add model.name_or_path=VALUE")
 
 
 def test_a_folder_of_options_that_is_not_there_is_a_problem_beside_the_others(tmp_path: Path) -> None:

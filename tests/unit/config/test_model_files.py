@@ -18,9 +18,9 @@ from huggingface_hub.errors import (
 
 from launcher.config.model_files import (
     ModelSource,
-    architecture,
     embedded_folder,
     explain_hub_error,
+    find_architecture,
     find_model,
     model_source,
     read_architecture,
@@ -150,7 +150,7 @@ def test_a_model_in_the_hub_cache_is_found_without_network(cache: Path) -> None:
     folder = hub_cache(cache, "owner/name")
     files = find_model(ModelConfig(name_or_path="owner/name"))
     assert (files.folder, files.source, files.revision) == (folder, ModelSource.hub, "0123abc")
-    assert architecture(ModelConfig(name_or_path="owner/name")) == read_architecture(folder / "config.json")
+    assert find_architecture(ModelConfig(name_or_path="owner/name")) == read_architecture(folder / "config.json")
 
 
 def test_a_snapshot_without_weights_does_not_count_as_the_model(cache: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_failed_fetch_is_explained(error: Exception, says: str) -> None:
 
 def test_figures_are_read_from_config_json(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", {**CONFIG, "num_key_value_heads": None, "head_dim": None})
-    assert architecture(ModelConfig(name_or_path=str(folder))) == ArchitectureConfig(
+    assert find_architecture(ModelConfig(name_or_path=str(folder))) == ArchitectureConfig(
         hidden_size=32,
         intermediate_size=64,
         num_layers=2,
@@ -201,12 +201,12 @@ def test_figures_are_read_from_config_json(tmp_path: Path) -> None:
 
 
 def test_shipped_figures_win_and_need_no_folder() -> None:
-    figures = ArchitectureConfig(hidden_size=8)
-    assert architecture(ModelConfig(name_or_path="nowhere", architecture=figures)) is figures
+    architecture = ArchitectureConfig(hidden_size=8)
+    assert find_architecture(ModelConfig(name_or_path="nowhere", architecture=architecture)) is architecture
 
 
 def test_a_model_of_another_kind_has_no_figures(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", {"model_type": "t5", "d_model": 64})
-    assert architecture(ModelConfig(name_or_path=str(folder))) is None
+    assert find_architecture(ModelConfig(name_or_path=str(folder))) is None
     with pytest.raises(ModelError, match="no figure for hidden_size"):
         read_architecture(folder / "config.json")

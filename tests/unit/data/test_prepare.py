@@ -51,7 +51,7 @@ def write(path: Path, records: list[dict[str, object]]) -> str:
 
 
 def run(model: Model, **data: object) -> PreparedInfo:
-    return prepare(RunConfig(data=DataConfig(**data)), model, allow_vetoed=True)  # type: ignore[arg-type]
+    return prepare(RunConfig(data=DataConfig(**data)), model, allow_blocked=True)  # type: ignore[arg-type]
 
 
 def codes(info: PreparedInfo) -> dict[str, int]:
@@ -63,7 +63,7 @@ def texts(info: PreparedInfo, model: Model, split: str = "train") -> list[str]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
-    data = Prepared.open(info.folder, split, allow_vetoed=True)
+    data = Prepared.open(info.folder, split, allow_blocked=True)
     return [
         tokenizer.decode(data.tokens(i)[data.mask(i)].tolist(), skip_special_tokens=False)
         for i in range(data.num_examples)
@@ -167,7 +167,7 @@ def test_a_failure_leaves_nothing_behind(model: Model, tmp_path: Path, monkeypat
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Audit, "save", fail)
+    monkeypatch.setattr(Audit, "as_dict", fail)
     with pytest.raises(OSError, match="disk full"):
         run(model, path=write(tmp_path / "a.jsonl", pairs(30)))
     assert list((tmp_path / "cache" / "prepared").iterdir()) == []
@@ -229,7 +229,7 @@ def test_equal_inputs_are_held_out_together(model: Model, tmp_path: Path) -> Non
 def test_inputs_in_both_splits_are_an_error_with_places(model: Model, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", pairs(120)), write(tmp_path / "b.jsonl", pairs(3, 118))
     info = run(model, path=train, validation_path=held_out)
-    assert codes(info) == {"train_validation_overlap": 2} and info.audit.vetoed
+    assert codes(info) == {"train_validation_overlap": 2} and info.audit.blocked
     assert [place.line for place in info.audit.findings[0].places] == [1, 2]
 
 
@@ -267,7 +267,7 @@ def test_the_documentation_lists_every_finding_and_no_other() -> None:
     listed = re.findall(
         r"^\| `(\w+)` \| (error|warning)(.*?) \| (.*?) \| (.*?) \|$", DOC.read_text(), flags=re.MULTILINE
     )
-    assert [(code, severity, what, todo) for code, severity, _, what, todo in listed] == [
+    assert [(code, severity, what, hint) for code, severity, _, what, hint in listed] == [
         (code, rule.severity.value, rule.what, rule.hint) for code, rule in RULES.items()
     ]
 
@@ -317,7 +317,7 @@ def test_each_fault_of_an_example_has_its_code_and_line(
     assert list(found) == ([code] if code else [])
     if code:
         assert [place.line for place in found[code].places] == [2]
-        assert info.audit.vetoed == (RULES[code].severity is Severity.error)
+        assert info.audit.blocked == (RULES[code].severity is Severity.error)
 
 
 def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tm
     finding = info.audit.findings[0]
     assert (finding.code, finding.count, len(finding.places)) == ("broken_json", 57, MAX_LOCATIONS)
     with pytest.raises(DataError) as caught:
-        info.audit.raise_if_vetoed()
+        info.audit.raise_if_blocked()
     assert f"{path}:1: " in str(caught.value) and "and 37 more" in str(caught.value)
     assert "data.allow=[broken_json]" in str(caught.value)
 
@@ -354,11 +354,11 @@ def test_over_length_stops_unless_a_policy_is_given(model: Model, tmp_path: Path
     records = [*pairs(120), {"text_input": "a", "output": "long " * 200}]
     path = write(tmp_path / "a.jsonl", records)
     stopped = run(model, path=path, seq_len_tokens=128)
-    assert codes(stopped) == {"over_length": 1} and stopped.audit.vetoed
+    assert codes(stopped) == {"over_length": 1} and stopped.audit.blocked
     dropped = run(model, path=path, seq_len_tokens=128, over_length=OverLength.drop)
     assert codes(dropped) == {"over_length_dropped": 1} and dropped.audit.counts["train"].examples_dropped == 1
     cut = run(model, path=path, seq_len_tokens=128, over_length=OverLength.truncate)
-    assert codes(cut) == {"truncated": 1, "truncated_end_of_turn": 1} and not cut.audit.vetoed
+    assert codes(cut) == {"truncated": 1, "truncated_end_of_turn": 1} and not cut.audit.blocked
     counts = cut.audit.counts["train"]
     assert counts.examples_truncated == 1 and counts.tokens_cut > 0 and cut.train.length_max == 128
 
@@ -367,7 +367,7 @@ def test_copies_and_contradictions_point_to_their_first(model: Model, tmp_path: 
     records = [*pairs(110), pairs(1)[0], {"text_input": "input 5", "output": "other"}]
     info = run(model, path=write(tmp_path / "a.jsonl", records))
     found = {finding.code: finding.places[0] for finding in info.audit.findings}
-    assert set(found) == {"duplicate", "conflicting_outputs"} and not info.audit.vetoed
+    assert set(found) == {"duplicate", "conflicting_outputs"} and not info.audit.blocked
     assert (found["duplicate"].line, found["duplicate"].detail) == (111, f"as {tmp_path / 'a.jsonl'}:1")
     assert (found["conflicting_outputs"].line, found["conflicting_outputs"].detail) == (
         112,
@@ -402,7 +402,7 @@ def test_examples_without_the_system_message_of_most_are_named_in_both_splits(mo
         del record["messages"][0]  # type: ignore[attr-defined]
     paths = {"path": write(tmp_path / "a.jsonl", train), "validation_path": write(tmp_path / "b.jsonl", held_out)}
     info = run(model, **paths)
-    assert codes(info) == {"inconsistent_prefix": 13} and not info.audit.vetoed
+    assert codes(info) == {"inconsistent_prefix": 13} and not info.audit.blocked
     places = info.audit.findings[0].places
     assert [(Path(place.file).name, place.line) for place in places] == [
         *(("a.jsonl", line) for line in range(1, 120, 10)),
@@ -424,7 +424,7 @@ def test_free_text_has_no_common_pattern_to_break(model: Model, tmp_path: Path) 
 def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: Model, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(count)), task=TaskKind.classification)
     detail = info.audit.findings[0].places[0].detail
-    assert codes(info) == {"too_few_examples": 1} and not info.audit.vetoed
+    assert codes(info) == {"too_few_examples": 1} and not info.audit.blocked
     assert words in detail and "100 or more for classification" in detail and "about 20" in detail
 
 
@@ -432,26 +432,26 @@ def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: M
 def test_a_file_without_usable_examples_cannot_be_allowed(content: str, model: Model, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     info = run(model, path=str(tmp_path / "a.jsonl"), allow=list(RULES))
-    assert info.audit.vetoed and codes(info)["no_examples"] == 1
+    assert info.audit.blocked and codes(info)["no_examples"] == 1
 
 
 def test_held_out_data_without_usable_examples_is_an_error(model: Model, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", pairs(120)), write(tmp_path / "b.jsonl", [{"text_input": "a"}])
     info = run(model, path=train, validation_path=held_out, allow=["wrong_fields", "unknown_format"])
-    assert info.audit.vetoed and next(one for one in info.audit.findings if one.vetoes).code == "no_examples"
+    assert info.audit.blocked and next(one for one in info.audit.findings if one.blocks).code == "no_examples"
 
 
 def test_data_that_changes_while_it_is_read_is_not_kept(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.jsonl", pairs(30))
-    save = Audit.save
+    as_dict = Audit.as_dict
 
-    def change_and_save(audit: Audit, target: Path) -> None:
+    def change_the_file(audit: Audit) -> dict[str, object]:
         write(tmp_path / "a.jsonl", pairs(31))
-        save(audit, target)
+        return as_dict(audit)
 
-    monkeypatch.setattr(Audit, "save", change_and_save)
+    monkeypatch.setattr(Audit, "as_dict", change_the_file)
     with pytest.raises(DataError, match="changed while"):
         run(model, path=path)
     assert list((tmp_path / "cache" / "prepared").iterdir()) == []
@@ -513,15 +513,15 @@ def test_plain_text_is_checked_like_other_examples(
     records: list[dict[str, object]] = [*({"text": f"Once upon {i}"} for i in range(109)), {"text": text}]
     path = write(tmp_path / "a.jsonl", records)
     info = run(model, path=path, max_output_chars=40)
-    assert codes(info) == {code: 1} and info.audit.vetoed
+    assert codes(info) == {code: 1} and info.audit.blocked
     assert (info.audit.findings[0].places[0].line, info.audit.findings[0].places[0].detail) == (110, detail)
     accepted = run(model, path=path, max_output_chars=40, allow=[code])
-    assert not accepted.audit.vetoed and accepted.train.num_examples == 110
+    assert not accepted.audit.blocked and accepted.train.num_examples == 110
 
 
 def test_a_plain_text_of_nothing_but_the_end_token_is_empty(model: Model, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", [{"text": "Once"}, {"text": "<|im_end|>"}]))
-    assert codes(info)["empty_output"] == 1 and info.audit.vetoed
+    assert codes(info)["empty_output"] == 1 and info.audit.blocked
 
 
 def test_nothing_is_prepared_with_torch_loaded(model: Model, tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def batch_of(examples: list[tuple[list[int], list[int]]], first_line: int) -> To
     )
 
 
-def write(folder: Path, *, packing: bool = True, vetoed: bool = False) -> Prepared:
+def write(folder: Path, *, packing: bool = True, blocked: bool = False) -> Prepared:
     writer = SplitWriter(folder / "train")
     writer.write(batch_of(EXAMPLES[:3], 1))
     writer.write(batch_of([], 0))
     writer.write(batch_of(EXAMPLES[3:], 9))
-    writer.finish(files=["a.jsonl"], seq_len_tokens=5, packing=packing, vetoed=vetoed)
-    return Prepared.open(folder, "train", allow_vetoed=True)
+    writer.finish(files=["a.jsonl"], seq_len_tokens=5, packing=packing, blocked=blocked)
+    return Prepared.open(folder, "train", allow_blocked=True)
 
 
 def test_tokens_and_masks_come_back_across_batches(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_facts_are_written_to_meta(tmp_path: Path) -> None:
 
 
 def test_a_split_the_audit_refused_does_not_open(tmp_path: Path) -> None:
-    write(tmp_path, vetoed=True)
+    write(tmp_path, blocked=True)
     with pytest.raises(DataError, match="refused"):
         Prepared.open(tmp_path, "train")
 
@@ -99,6 +99,6 @@ def test_taking_rows_keeps_order_and_repeats() -> None:
 
 def test_an_empty_split_can_be_written_and_read(tmp_path: Path) -> None:
     writer = SplitWriter(tmp_path / "train")
-    writer.finish(files=[], seq_len_tokens=5, packing=True, vetoed=False)
+    writer.finish(files=[], seq_len_tokens=5, packing=True, blocked=False)
     data = Prepared.open(tmp_path, "train")
     assert (data.num_examples, data.num_packs, data.lengths.tolist(), data.pack_lengths.tolist()) == (0, 0, [], [])

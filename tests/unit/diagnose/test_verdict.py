@@ -214,7 +214,7 @@ def test_an_import_that_fails_before_our_code_runs_is_found_in_the_log(attempt: 
     )
     found = verdict_of(attempt, 1, "srun: error: n2: task 2: Exited with exit code 1\n")
     assert (found.verdict_class, found.rank, found.node) == (VerdictClass.configuration, 2, "n2")
-    assert "the environment on node n2 is not the one the run was made in" in found.todo
+    assert "the environment on node n2 is not the one the run was made in" in found.hint
     assert found.action is Action.stop
 
 

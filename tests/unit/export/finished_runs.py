@@ -44,7 +44,7 @@ def make_data(folder: Path, model: Path, *, system_prompt: str | None = None, pr
             line=np.arange(1, 5, dtype=np.int64),
         )
     )
-    writer.finish(files=["train.jsonl"], seq_len_tokens=64, packing=False, vetoed=False)
+    writer.finish(files=["train.jsonl"], seq_len_tokens=64, packing=False, blocked=False)
     return folder
 
 

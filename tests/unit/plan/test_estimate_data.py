@@ -33,7 +33,7 @@ def estimated(*overrides: str) -> DataEstimate:
 
 def prepared(model: Path, *overrides: str) -> PreparedInfo:
     config = config_of(f"model.name_or_path={model}", *overrides)
-    return prepare(config, find_model(config.model, weights=False), allow_vetoed=True)
+    return prepare(config, find_model(config.model, weights=False), allow_blocked=True)
 
 
 def codes(found: DataEstimate | PreparedInfo) -> dict[str, int]:
@@ -64,7 +64,7 @@ def test_findings_and_counts_are_those_of_preparing(tmp_path: Path, tiny_model: 
     path.write_text("\n".join(map(json.dumps, [*GOOD, *ODD])) + "\n\nnot json\n")
     seen, made = estimated(f"data.path={path}", *overrides), prepared(tiny_model, f"data.path={path}", *overrides)
     assert codes(seen) == codes(made)
-    assert [finding.vetoes for finding in seen.audit.findings] == [finding.vetoes for finding in made.audit.findings]
+    assert [finding.blocks for finding in seen.audit.findings] == [finding.blocks for finding in made.audit.findings]
     assert seen.facts.examples == made.train.num_examples
     assert seen.facts.validation_examples == (made.validation.num_examples if made.validation else 0)
     assert seen.facts.is_counted and seen.unread == ""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.config.compose import compose_config
-from launcher.config.model_files import architecture, read_architecture
+from launcher.config.model_files import find_architecture, read_architecture
 from launcher.config.schema import ArchitectureConfig, MethodConfig, MethodKind, ModelConfig, Precision, RunConfig
 from launcher.config.topology import Topology
 from launcher.plan.memory import GIB, Load, estimate, layer_bytes_per_token
@@ -20,9 +20,9 @@ EIGHT_GPUS = Topology("cuda", devices_per_node=8, nodes=1)
 
 
 def figures_of(model: str) -> ArchitectureConfig:
-    figures = architecture(compose_config([f"model={model}", "data=next_number"]).model)
-    assert figures is not None
-    return figures
+    architecture = find_architecture(compose_config([f"model={model}", "data=next_number"]).model)
+    assert architecture is not None
+    return architecture
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_activations_are_estimated_within_a_fifth(
     tokens, layers = 512, 6
     model = tiny("llama", num_hidden_layers=layers, hidden_size=96, intermediate_size=256)
     model.config.save_pretrained(tmp_path)
-    figures = read_architecture(tmp_path / "config.json")
+    architecture = read_architecture(tmp_path / "config.json")
     if half:
         model = model.bfloat16()
     if lora:
@@ -128,7 +128,7 @@ def test_activations_are_estimated_within_a_fifth(
 
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     config = compose_config(["experiment=quickstart", *overrides])
-    expected = tokens * (layers * layer_bytes_per_token(config, figures) + 12 * figures.hidden_size)
+    expected = tokens * (layers * layer_bytes_per_token(config, architecture) + 12 * architecture.hidden_size)
     assert saved_bytes(model, tokens, autocast=autocast) == pytest.approx(expected, rel=0.2)
 
 
@@ -138,9 +138,9 @@ def run(*overrides: str) -> RunConfig:
 
 def need(*overrides: str, topology: Topology = EIGHT_GPUS, tokens: int = 8192) -> dict[str, float]:
     config = run(*overrides)
-    figures = architecture(config.model)
-    assert figures is not None
-    made = estimate(config, figures, topology, Load(tokens, tokens // 2))
+    architecture = find_architecture(config.model)
+    assert architecture is not None
+    made = estimate(config, architecture, topology, Load(tokens, tokens // 2))
     return {name: size / GIB for name, size in made.device.items()} | {"total": made.device_total / GIB}
 
 
@@ -172,30 +172,30 @@ def test_checkpointing_trades_activations_for_time() -> None:
 
 def test_offload_moves_bytes_from_the_gpu_to_the_machine() -> None:
     config = run("strategy=zero3_offload")
-    figures = architecture(config.model)
-    assert figures is not None
-    made = estimate(config, figures, EIGHT_GPUS, Load(8192, 4096))
+    architecture = find_architecture(config.model)
+    assert architecture is not None
+    made = estimate(config, architecture, EIGHT_GPUS, Load(8192, 4096))
     assert made.device["weights"] == made.device["optimizer"] == made.device["gradients"] == 0
     assert made.host["offloaded"] == pytest.approx((2 + 12 + 4) * 8_030_261_248)
 
 
 def test_a_frozen_base_is_not_saved() -> None:
     config = run("strategy=ddp", "method=lora")
-    figures = architecture(config.model)
-    assert figures is not None
-    made = estimate(config, figures, EIGHT_GPUS, Load(10, 10))
-    assert made.checkpoint == 12 * trained_parameters(figures, config.method)
+    architecture = find_architecture(config.model)
+    assert architecture is not None
+    made = estimate(config, architecture, EIGHT_GPUS, Load(10, 10))
+    assert made.checkpoint == 12 * trained_parameters(architecture, config.method)
 
 
 @pytest.mark.parametrize("precision", list(Precision))
 def test_more_tokens_need_more_memory_in_every_precision(precision: Precision) -> None:
     config = run("strategy=zero3")
     config = replace(config, strategy=replace(config.strategy, precision=precision))
-    figures = architecture(config.model)
-    assert figures is not None
-    totals = [estimate(config, figures, ONE_GPU, Load(n, n)).device_total for n in (1024, 8192, 65536)]
+    architecture = find_architecture(config.model)
+    assert architecture is not None
+    totals = [estimate(config, architecture, ONE_GPU, Load(n, n)).device_total for n in (1024, 8192, 65536)]
     assert totals == sorted(totals)
 
 
 def test_a_model_without_shipped_or_local_figures_has_none(tmp_path: Path) -> None:
-    assert architecture(ModelConfig(name_or_path=str(tmp_path / "nothing"))) is None
+    assert find_architecture(ModelConfig(name_or_path=str(tmp_path / "nothing"))) is None

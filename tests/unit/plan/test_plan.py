@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.compose import compose_config
-from launcher.config.model_files import _USUAL_MODULES, architecture
+from launcher.config.model_files import _USUAL_MODULES, find_architecture
 from launcher.config.schema import ArchitectureConfig
 from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
@@ -53,7 +53,7 @@ def test_a_run_that_does_not_fit_is_refused_with_settings_that_make_it_fit() -> 
     made = plan("model=llama3_1_8b", "strategy=ddp")
     (problem,) = made.problems
     assert problem.key == "cluster.gpu_memory_gib"
-    assert problem.todo == "strategy.kind=zero2 brings it to 60.1 GiB"
+    assert problem.hint == "strategy.kind=zero2 brings it to 60.1 GiB"
     assert made.memory is not None
     assert float(made.memory.advice[-1].split()[-2]) < 80
 
@@ -75,7 +75,7 @@ def test_advice_that_is_followed_works(method: str, memory_gib: int) -> None:
 
 def test_what_cannot_fit_by_any_setting_says_so() -> None:
     made = plan("model=llama3_1_70b", "strategy=zero3", "cluster.gpu_memory_gib=4")
-    assert "use a smaller model" in made.problems[0].todo
+    assert "use a smaller model" in made.problems[0].hint
 
 
 def test_a_near_miss_is_a_warning() -> None:
@@ -110,8 +110,8 @@ def test_an_estimated_speed_says_what_it_rests_on() -> None:
 def test_adapters_train_faster_than_all_weights() -> None:
     config = compose_config(["model=llama3_1_8b", "data=next_number", "cluster=one_gpu_80gb"])
     lora = compose_config(["model=llama3_1_8b", "data=next_number", "cluster=one_gpu_80gb", "method=lora"])
-    figures = architecture(config.model)
-    speeds = [expected_speed(one, figures, "cuda", 1) for one in (config, lora)]
+    architecture = find_architecture(config.model)
+    speeds = [expected_speed(one, architecture, "cuda", 1) for one in (config, lora)]
     assert speeds[0] is not None and speeds[1] is not None
     assert speeds[1].tokens_per_s > speeds[0].tokens_per_s
 
@@ -188,7 +188,7 @@ def test_modules_the_model_does_not_have_are_refused_with_those_it_has(names: st
     (problem,) = small_plan("method=lora", f"method.target_modules={names}").problems
     assert problem.key == "method.target_modules"
     assert isinstance(problem.value, list) and problem.value[-1] in problem.why
-    assert "all-linear, or some of: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.todo
+    assert "all-linear, or some of: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.hint
 
 
 @pytest.mark.parametrize("names", ["[q_proj,v_proj]", "[mlp.up_proj]", "[layers.3.self_attn.q_proj]", "[lm_head]"])
@@ -199,9 +199,9 @@ def test_modules_are_named_as_peft_matches_them(names: str) -> None:
 
 
 def model_folder(folder: Path, model_type: str) -> str:
-    figures = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    figures |= {"vocab_size": 64, "max_position_embeddings": 4096}
-    (folder / "config.json").write_text(json.dumps({**figures, "model_type": model_type}))
+    architecture = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    architecture |= {"vocab_size": 64, "max_position_embeddings": 4096}
+    (folder / "config.json").write_text(json.dumps({**architecture, "model_type": model_type}))
     return f"model.name_or_path={folder}"
 
 
@@ -228,10 +228,10 @@ def test_the_names_counted_on_are_those_of_the_architecture(model_type: str) -> 
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     real = {name for name, module in model.named_modules() if isinstance(module, kinds)}
-    figures = ArchitectureConfig(
+    architecture = ArchitectureConfig(
         hidden_size=48, intermediate_size=80, num_layers=3, num_heads=6, num_kv_heads=2, vocab_size=96, head_dim=8
     )
-    assert set(module_shapes(figures)) == real
+    assert set(module_shapes(architecture)) == real
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_the_memory_of_a_gpu_means_nothing_to_a_plan_for_a_cpu() -> None:
 )
 def test_time_is_planned_for_the_card_a_cluster_file_names(cluster: str, source: str) -> None:
     config = compose_config(["model=llama3_1_8b", "data=next_number", "strategy=ddp", f"cluster={cluster}"])
-    speed = expected_speed(config, architecture(config.model), "cuda", 1)
+    speed = expected_speed(config, find_architecture(config.model), "cuda", 1)
     assert speed is not None and speed.source.endswith(source)
 
 
 def test_a_stated_16_bit_rate_is_not_taken_for_one_of_fp32() -> None:
     base = ["model=llama3_1_8b", "data=next_number", "strategy=ddp", "cluster=one_node_8gpu"]
     config = compose_config([*base, "strategy.precision=fp32"])
-    speed = expected_speed(config, architecture(config.model), "cuda", 1)
-    half = expected_speed(compose_config(base), architecture(config.model), "cuda", 1)
+    speed = expected_speed(config, find_architecture(config.model), "cuda", 1)
+    half = expected_speed(compose_config(base), find_architecture(config.model), "cuda", 1)
     assert speed is not None and half is not None
     assert half.tokens_per_s / speed.tokens_per_s == pytest.approx(312 / 19.5)

@@ -83,7 +83,7 @@ def test_a_requeued_run_is_running_and_waits(make_run: MakeRun) -> None:
     begin(run, "attempt_start", "state:running", "preempted", ended_at="2026-01-01T01:00:00.000Z")
     state = run_state(run, WAITING)
     assert outcome(state) == ("running", False, True)
-    assert not state.preempted and not state.over and state.todo == "" and state.nodes == []
+    assert not state.preempted and not state.over and state.hint == "" and state.nodes == []
 
 
 def test_the_speed_of_an_earlier_attempt_is_not_shown_while_the_next_one_starts(make_run: MakeRun) -> None:
@@ -104,7 +104,7 @@ def test_a_job_that_ended_without_a_last_word_has_failed(make_run: MakeRun, slur
     state = run_state(run, ended(slurm_state))
     assert outcome(state) == ("failed", False, False)
     assert slurm_state in state.reason and "no last word" in state.reason
-    assert state.todo == "launcher resume one"
+    assert state.hint == "launcher resume one"
 
 
 def test_a_job_that_slurm_does_not_know_any_more_has_failed(make_run: MakeRun) -> None:
@@ -118,7 +118,7 @@ def test_a_job_that_saved_and_was_not_queued_again_is_stopped_not_failed(make_ru
     run = make_run()
     begin(run, "attempt_start", "state:running", "preempted")
     state = run_state(run, ended("TIMEOUT"))
-    assert (state.state, state.preempted, state.todo) == ("running", True, "launcher resume one")
+    assert (state.state, state.preempted, state.hint) == ("running", True, "launcher resume one")
 
 
 def test_a_job_cancelled_in_slurm_while_it_waited_is_cancelled(make_run: MakeRun) -> None:

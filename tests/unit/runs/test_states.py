@@ -41,7 +41,7 @@ def worker_of_another_starter(*, words: list[str]) -> Iterator[int]:
 def test_a_run_that_was_never_started_says_how_to_start_it(make_run: MakeRun) -> None:
     state = run_state(make_run())
     assert (state.state, state.alive, state.attempt) == ("validating", False, 0)
-    assert state.todo == "launcher train --run one"
+    assert state.hint == "launcher train --run one"
 
 
 def test_a_run_whose_lock_is_held_is_running(make_run: MakeRun) -> None:
@@ -50,7 +50,7 @@ def test_a_run_whose_lock_is_held_is_running(make_run: MakeRun) -> None:
     write_events(run, "attempt_start", "state:running")
     with lock_run(run):
         state = run_state(run)
-    assert (state.state, state.alive, state.todo) == ("running", True, "")
+    assert (state.state, state.alive, state.hint) == ("running", True, "")
 
 
 def test_a_running_run_without_processes_has_failed_and_can_go_on(make_run: MakeRun) -> None:
@@ -60,7 +60,7 @@ def test_a_running_run_without_processes_has_failed_and_can_go_on(make_run: Make
     state = run_state(run)
     assert (state.state, state.alive) == ("failed", False)
     assert "processes are gone" in state.reason
-    assert state.todo == "launcher train --run one"
+    assert state.hint == "launcher train --run one"
 
 
 def test_a_stopped_run_that_saved_is_preempted_not_failed(make_run: MakeRun) -> None:
@@ -125,7 +125,7 @@ def test_a_finished_run_stays_finished_whatever_its_process_number_does_now(make
         RunPaths(run).status, Status(name="one", state="succeeded", pid=os.getpid(), host=socket.gethostname())
     )
     state = run_state(run)
-    assert (state.state, state.alive, state.todo) == ("succeeded", False, "")
+    assert (state.state, state.alive, state.hint) == ("succeeded", False, "")
 
 
 def test_no_starter_is_named_when_nobody_holds_the_run(make_run: MakeRun) -> None:

@@ -66,7 +66,7 @@ def test_a_held_job_says_how_it_is_released(reason: str) -> None:
     """squeue of Slurm 22.05 writes some reasons with blanks."""
     (info,) = parse_squeue(listed("PENDING", reason))
     word = job_word("7", info)
-    assert word.todo == "scontrol release 7" and word.why.endswith(f" ({reason})")
+    assert word.hint == "scontrol release 7" and word.why.endswith(f" ({reason})")
 
 
 def test_a_job_that_can_never_start_says_why() -> None:

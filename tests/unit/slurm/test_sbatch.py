@@ -229,7 +229,7 @@ def test_further_options_of_srun_for_a_site_pass(word: str) -> None:
 def test_an_option_that_runs_a_program_is_refused_with_another_way() -> None:
     (problem,) = sbatch_problems(job_config(srun_args=["--task-prolog=/site/prolog"]))
     assert "--task-prolog would run something else than the ranks" in str(problem)
-    assert "cluster.setup_file" in problem.todo
+    assert "cluster.setup_file" in problem.hint
 
 
 @pytest.mark.parametrize("folder", ["/runs/100%", "/runs/%j", "/runs/a\\b", "/runs/a\nb"])

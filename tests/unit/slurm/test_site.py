@@ -60,14 +60,14 @@ def test_cores_are_compared_as_they_will_be_asked_for() -> None:
     small = [gpu_partition(kinds=[NodeKind(count=4, cpus=16, memory_mib=512_000, gpus={"": 8}, state="idle")])]
     (problem,) = site_problems(job_config(devices_per_node=8), small)
     assert (problem.key, problem.value) == ("cluster.cpus_per_task", None)
-    assert "32 are needed on each" in problem.why and "Left out it is 4 for each GPU" in problem.todo
+    assert "32 are needed on each" in problem.why and "Left out it is 4 for each GPU" in problem.hint
     for fits in ({"cpus_per_task": 2}, {"exclusive": True}, {"gpu_request": GpuRequest.none}, {"devices_per_node": 4}):
         assert site_problems(job_config(**{"devices_per_node": 8, **fits}), small) == []
 
 
 def test_the_nearest_partition_is_named() -> None:
     (problem,) = site_problems(job_config(partition="gpus"), SITE)
-    assert "Did you mean gpu?" in problem.todo
+    assert "Did you mean gpu?" in problem.hint
 
 
 def test_all_that_is_lacking_is_said_at_once() -> None:
@@ -88,12 +88,12 @@ def test_a_job_may_go_where_it_fits() -> None:
 
 def test_without_a_default_partition_one_must_be_chosen() -> None:
     (problem,) = site_problems(job_config(), [gpu_partition(is_default=False)])
-    assert problem.key == "cluster.partition" and "gpu" in problem.todo
+    assert problem.key == "cluster.partition" and "gpu" in problem.hint
 
 
 def test_a_limit_on_the_nodes_of_one_job_is_known() -> None:
     (problem,) = site_problems(job_config(nodes=3), [gpu_partition(max_nodes=2)])
-    assert (problem.key, problem.todo) == ("cluster.nodes", "Give 2 or less")
+    assert (problem.key, problem.hint) == ("cluster.nodes", "Give 2 or less")
 
 
 def test_the_partition_of_the_other_stages_is_looked_at_only_for_them() -> None:

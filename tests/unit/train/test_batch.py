@@ -35,7 +35,7 @@ def of(folder: Path, examples: list[tuple[list[int], list[int]]]) -> Prepared:
             line=np.arange(1, len(examples) + 1),
         )
     )
-    writer.finish(files=["given"], seq_len_tokens=64, packing=False, vetoed=False)
+    writer.finish(files=["given"], seq_len_tokens=64, packing=False, blocked=False)
     return Prepared.open(folder, "train")
 
 
