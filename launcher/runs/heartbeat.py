@@ -11,9 +11,6 @@ from pathlib import Path
 
 from launcher.runs import jsonl
 
-PHASES = ("start", "meet", "load", "rehearse", "step", "evaluate", "save", "finish")
-"""In the order a rank comes to them; step, evaluate and save take turns."""
-
 EVERY_S = 1.0
 """A beat is written at a change of phase, and else at most so often. A reader adds it to the limit it allows."""
 
@@ -29,6 +26,7 @@ class Beat:
     host: str
     pid: int
     phase: str
+    """In order: start, meet, load, rehearse; step, evaluate and save in turns; finish."""
     step: int
     """Optimizer steps done."""
     beat: int

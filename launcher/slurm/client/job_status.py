@@ -113,10 +113,6 @@ class Jobs:
     def _mine_is_fresh(self) -> bool:
         return time.monotonic() - self._mine_at <= self._fresh_s
 
-    def forget(self) -> None:
-        """The next question is asked anew."""
-        self._asked_at = self._mine_at = float("-inf")
-
     def _question(self, wanted: frozenset[str]) -> None:
         try:
             jobs = self.slurm.listed(sorted(wanted))

@@ -76,7 +76,7 @@ def _prepare_sweep(folder: Path, allocation: Allocation) -> int:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Arguments, and what follows `--`: options for the stage's own command."""
-    words, _, further = _split(argv)
+    index = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="python -m launcher.slurm.job", description="the inside of a Slurm job")
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="settings of a new run (train only)")
@@ -85,17 +85,10 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--sweep", type=Path, metavar="DIR", help="folder of a sweep; the array's task id chooses the run"
     )
     parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(argv[:index])
     given = sum([args.run is not None, args.sweep is not None, bool(args.overrides)])
     if given != 1:
         raise UserError("give one of: --run RUN, --sweep DIR, or settings (experiment=NAME, section.key=VALUE)")
     if args.overrides and args.stage != "train":
         raise UserError(f"{args.stage} works on a run that is there: give --run RUN")
-    return args, further
-
-
-def _split(argv: list[str]) -> tuple[list[str], bool, list[str]]:
-    if "--" not in argv:
-        return argv, False, []
-    place = argv.index("--")
-    return argv[:place], True, argv[place + 1 :]
+    return args, argv[index + 1 :]
