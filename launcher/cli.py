@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from launcher import __version__
+from launcher.commands.options import OPTIONS
 from launcher.error_output import show_error
 from launcher.errors import ExitCode, LauncherError
 from launcher.log import setup_logging
@@ -45,14 +46,6 @@ _GROUPS = {
 _MODULES = {"eval": "evaluate"}
 
 
-class Verb(Protocol):
-    """What a module in launcher/commands offers."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, args: argparse.Namespace) -> int: ...
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code of one command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -81,11 +74,10 @@ def _dispatch(argv: list[str]) -> int:
     if name not in VERBS:
         print(_unknown_verb(name), file=sys.stderr)
         return ExitCode.USER
-    verb = load_verb(name)
-    args = make_parser(name, verb).parse_intermixed_args(rest)
+    args = make_parser(name).parse_intermixed_args(rest)
     setup_logging(verbose=args.debug)
     try:
-        return verb.run(args)
+        return load_verb(name)(args)
     except LauncherError as error:
         if args.debug:
             traceback.print_exc()
@@ -107,15 +99,17 @@ def _dispatch(argv: list[str]) -> int:
         return ExitCode.BUG
 
 
-def load_verb(name: str) -> Verb:
-    """The module of a verb; imported only when it is called for."""
-    return cast(Verb, importlib.import_module(f"launcher.commands.{_MODULES.get(name, name)}"))
+def load_verb(name: str) -> Callable[[argparse.Namespace], int]:
+    """`run` of the verb's module; what it imports may be heavy, so it is loaded only to run."""
+    module = importlib.import_module(f"launcher.commands.{_MODULES.get(name, name)}")
+    return cast("Callable[[argparse.Namespace], int]", module.run)
 
 
-def make_parser(name: str, verb: Verb) -> argparse.ArgumentParser:
+def make_parser(name: str) -> argparse.ArgumentParser:
     """The command line of one verb, with the options every verb has."""
     parser = argparse.ArgumentParser(prog=f"launcher {name}", description=VERBS[name], allow_abbrev=False)
-    verb.add_arguments(parser)
+    for add in OPTIONS[name]:
+        add(parser)
     parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     return parser
 

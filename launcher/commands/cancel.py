@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from launcher.checkpoint.commit import committed, verify
-from launcher.commands.options import add_json, add_runs_dir
 from launcher.errors import ExitCode, RunError, SlurmUnavailable
 from launcher.local.cancel import stop_local
 from launcher.paths import RunPaths
@@ -22,17 +21,6 @@ QUALITY = (
     "The quality of a cancelled model is not known: it was trained on part of what was planned. "
     "To stop earlier on purpose, start a new run with fewer epochs."
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run directory, its name, latest, or the name of a sweep")
-    parser.add_argument("--now", action="store_true", help="kill at once; unsaved steps are lost")
-    parser.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="seconds to wait for the run to stop (default: 60)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be stopped; change nothing")
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

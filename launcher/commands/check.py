@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from launcher.commands.options import add_json, add_settings
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.config.build import plain
 from launcher.config.cluster_schema import ClusterKind
@@ -27,12 +26,6 @@ from launcher.plan.run_plan import allow_problems, plan_cheaply
 from launcher.slurm.client.sbatch import sbatch_problems
 
 _PLAIN_WIDTH = 120
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_settings(parser)
-    parser.add_argument("--cfg", action="store_true", help="print every setting of the run as YAML")
-    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import add_conf_dir, add_json
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
@@ -24,23 +23,6 @@ from launcher.errors import ExitCode, Problem, UserError
 from launcher.slurm.client.query import Slurm
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="setting=value", help="cluster=SITE, cluster.nodes=N, runs_dir=DIR, ..."
-    )
-    add_conf_dir(parser)
-    parser.add_argument("--no-job", action="store_true", help="check from this host only; queue no job")
-    parser.add_argument(
-        "--wait",
-        type=float,
-        default=300.0,
-        metavar="S",
-        help="seconds to wait for the job, time in the queue included (default: 300)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the job; create and queue nothing")
-    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

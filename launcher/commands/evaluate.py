@@ -13,35 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode, UserError
 from launcher.evaluate.compare import NAMES, EvalResult
 from launcher.runs.run_dir import find_run
-
-_DEFAULT_CONDITIONS = "zero_shot,few_shot,retrieval,tuned"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="validation examples to use (default: all)")
-    parser.add_argument(
-        "--shots", type=int, default=5, metavar="K", help="worked examples in the few-shot prompt (default: 5)"
-    )
-    parser.add_argument(
-        "--conditions",
-        default=_DEFAULT_CONDITIONS,
-        metavar="LIST",
-        help=f"comma list of what to measure (default: {_DEFAULT_CONDITIONS})",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        metavar="N",
-        help="longest answer in tokens (default: slightly over the longest reference answer)",
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to evaluate (default: the newest valid one)")
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,26 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.runs.run_dir import find_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write; must be new or empty")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into the base model and write all weights"
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to export (default: the newest valid one)")
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16", "fp16"],
-        help="dtype of the weights (default: the base model's; fp32 for an unmerged adapter)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="run every check; write nothing")
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

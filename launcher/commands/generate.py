@@ -12,32 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.data.template import ChatFormat
 from launcher.errors import ExitCode, UserError
 from launcher.evaluate.questions import Prompt
 from launcher.export.example_kind import Taught, taught
 from launcher.export.source import open_source
 from launcher.runs.run_dir import find_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument(
-        "prompt",
-        metavar="PROMPT",
-        help="the prompt, or for a run on plain text the text to continue; - reads standard input",
-    )
-    parser.add_argument("--system", metavar="TEXT", help="system message (default: the run's, if it has one)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer in tokens (default: 256)"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--base-only", action="store_true", help="ask the base model only")
-    which.add_argument("--tuned-only", action="store_true", help="ask the tuned model only")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to use (default: the newest valid one)")
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

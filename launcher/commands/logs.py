@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.commands.options import add_run, add_runs_dir
 from launcher.errors import ExitCode, RunError
 from launcher.runs.rank_logs import JOB, LogLine, RankLog, find_logs, merge
 from launcher.runs.run_dir import find_run, last_attempt
@@ -19,20 +18,6 @@ from launcher.slurm.client.job_status import Jobs, live_state
 _POLL_S = 0.5
 # The record is read at every poll, but only a word from Slurm says that a job has gone; it is asked this often.
 _ASK_SLURM_S = 5.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="follow until the run ends, across requeues and new attempts"
-    )
-    parser.add_argument(
-        "--rank", type=int, metavar="N", help="only this rank (default: the job and all ranks, each line prefixed)"
-    )
-    parser.add_argument("--attempt", type=int, metavar="N", help="only this attempt; 0 for all (default: the newest)")
-    parser.add_argument("-n", "--lines", type=int, metavar="N", help="only the last N lines of each rank")
-    parser.add_argument("--json", action="store_true", help="print one JSON document: a list of {attempt, rank, lines}")
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

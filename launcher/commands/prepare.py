@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.options import add_json, add_settings
+from launcher.commands.options import DEFAULT_SHOWN
 from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
 from launcher.data.audit import RULES, AuditFinding
@@ -26,19 +26,9 @@ from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
 from launcher.plan.run_plan import locate_model
 
-_DEFAULT_SHOWN = 3
 _SHOWN_CHARS = 1500
 _PROGRESS_EVERY_S = 5.0
 _PLACES_SHOWN = 5
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_settings(parser)
-    parser.add_argument(
-        "--show", type=_count, metavar="N", help=f"examples to show (default: {_DEFAULT_SHOWN}; 0 with --json)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be prepared; do nothing")
-    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,20 +38,13 @@ def run(args: argparse.Namespace) -> int:
     files = locate_model(config.model, weights=False)
     with _progress(quiet=args.json) as progress:
         info = prepare(config, files, progress=progress, allow_blocked=True)
-    wanted = args.show if args.show is not None else 0 if args.json else _DEFAULT_SHOWN
+    wanted = args.show if args.show is not None else 0 if args.json else DEFAULT_SHOWN
     shown = preview_examples(config, files, wanted) if wanted else []
     if args.json:
         print(json.dumps({**info.as_dict(), "examples": [_as_dict(example) for example in shown]}, ensure_ascii=False))
     else:
         _show(info, shown)
     return ExitCode.USER if info.audit.blocked else ExitCode.DONE
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return count
 
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:

@@ -8,18 +8,10 @@ import shutil
 import sys
 import webbrowser
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.report.report import Report, make_report
 from launcher.report.terminal_curve import terminal_curve
 from launcher.runs.run_dir import find_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    add_json(parser)
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

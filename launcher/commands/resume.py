@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.commands.train import continue_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show where it would resume; start nothing")
-    add_json(parser, "print one JSON document at the end")
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from launcher.commands.options import add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.export.example_kind import Taught, taught
 from launcher.export.source import cached_folder, open_source
@@ -17,29 +16,6 @@ from launcher.runs.run_dir import find_run
 from launcher.serve.serving import ServerCommand, is_public, pick_engine, refuse_busy_port, server_command
 
 _QUESTION = "Hello!"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        metavar="ADDRESS",
-        help="address to listen on (default: 127.0.0.1, this host only)",
-    )
-    parser.add_argument("--engine", choices=["vllm", "transformers"], help="server to use (default: vllm if installed)")
-    parser.add_argument("--step", type=int, metavar="N", help="checkpoint to serve (default: the newest valid one)")
-    parser.add_argument(
-        "--server-option",
-        action="append",
-        default=[],
-        metavar="WORD",
-        help="extra argument for the server, such as --server-option=--max-model-len=4096; repeatable",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the command; write and start nothing")
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON document")
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from launcher.commands.options import add_json, add_runs_dir
 from launcher.commands.status_page import further_facts, page
 from launcher.commands.status_table import best_member, goodput_share, grid, table
 from launcher.errors import ExitCode
@@ -20,21 +19,6 @@ from launcher.runs.run_dir import all_runs, find_run
 from launcher.runs.states import RunState
 from launcher.slurm.client.job_status import Jobs, find_sweep, live_state, live_states, members_of
 from launcher.slurm.client.sweep import read_sweep
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="run directory, its name, latest, or the name of a sweep (default: all runs)",
-    )
-    add_runs_dir(parser)
-    parser.add_argument("--watch", action="store_true", help="refresh until RUN finishes, or until Ctrl-C")
-    parser.add_argument(
-        "--interval", type=float, default=2.0, metavar="S", help="refresh interval of --watch in seconds (default: 2)"
-    )
-    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.commands.options import add_conf_dir, add_json, add_runs_dir
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
@@ -34,40 +33,6 @@ from launcher.slurm.submit.submit import (
     submit_new,
 )
 from launcher.slurm.submit.sweep_submit import SweepPlan, plan_sweep, submit_sweep, sweep_requests
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="setting=value",
-        help="experiment=NAME, group=OPTION or section.key=VALUE[,VALUE]",
-    )
-    parser.add_argument("--run", metavar="RUN", help="queue the next attempt of this run (directory, name, or latest)")
-    add_conf_dir(parser)
-    parser.add_argument(
-        "--stages",
-        default="train",
-        metavar="LIST",
-        help="jobs to queue one after another: prepare,train,export,eval (default: train)",
-    )
-    parser.add_argument(
-        "--sweep",
-        type=Path,
-        metavar="FILE",
-        help="YAML file that maps settings to lists of values, or lists the members",
-    )
-    parser.add_argument(
-        "--throttle", type=int, default=0, metavar="N", help="members of a sweep that may run at once (default: all)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show the plan and the sbatch commands; create and queue nothing"
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="with --dry-run: show the batch script and the full plan"
-    )
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,22 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.metrics import read_metrics
 from launcher.runs.run_dir import find_run
 from launcher.tracking.sync import sync
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    parser.add_argument(
-        "--timeout-s", type=float, default=600.0, metavar="S", help="give up after S seconds (default: 600)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be sent; send nothing")
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

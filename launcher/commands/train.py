@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.commands.options import add_conf_dir, add_json, add_runs_dir
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.commands.submit import submit_again
 from launcher.config.cluster_schema import ClusterKind
@@ -23,25 +22,6 @@ from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run
 from launcher.runs.states import RunState, run_state
 from launcher.slurm.client.job_status import live_state
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="setting=value", help="experiment=NAME, group=OPTION or section.key=VALUE"
-    )
-    parser.add_argument("--run", metavar="RUN", help="continue this run (directory, name, or latest)")
-    parser.add_argument("--join", metavar="RUN", help="join a run that spans several hosts (cluster.hosts)")
-    parser.add_argument(
-        "--ssh",
-        action="store_true",
-        help="start the other hosts of cluster.hosts over ssh (or $LAUNCHER_REMOTE_SHELL)",
-    )
-    add_conf_dir(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="plan the run and prepare its data; create and start nothing"
-    )
-    add_json(parser, "print one JSON document at the end")
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

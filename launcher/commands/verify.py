@@ -12,18 +12,11 @@ from rich.text import Text
 
 from launcher.checkpoint.commit import Checkpoint, verify
 from launcher.checkpoint.manifest import read_manifest
-from launcher.commands.options import add_json, add_run, add_runs_dir
 from launcher.config.frozen import load_config
 from launcher.errors import CheckpointError, ExitCode, RunError
 from launcher.paths import RunPaths
 from launcher.runs.events import written_manifests
 from launcher.runs.run_dir import find_run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    add_json(parser)
-    add_runs_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import VERBS, load_verb, make_parser
+from launcher.cli import VERBS, make_parser
 from launcher.config.build import leaf_types
 from launcher.config.compose import GROUPS, compose_with_problems
 from launcher.config.schema import RunConfig
@@ -86,7 +86,7 @@ def parsed(command: Command) -> argparse.Namespace:
     verb, words = launcher_words(command)
     # `--step N` names a number and `--conditions LIST` a text: 1 is both.
     words = ["1" if PLACEHOLDER.fullmatch(word) else word for word in words]
-    return make_parser(verb, load_verb(verb)).parse_intermixed_args(words)
+    return make_parser(verb).parse_intermixed_args(words)
 
 
 def refusals(overrides: list[str]) -> list[str]:
