@@ -23,10 +23,10 @@ from launcher.errors import ErrorOnMain, ExitCode, LauncherError, Preempted, Use
 from launcher.log import setup_logging
 from launcher.paths import RunPaths
 from launcher.runs.rank_end import end_of, write_rank_end
+from launcher.runs.rank_environment import rank_numbers, ranks_per_node
 from launcher.runs.redact import redacted_text
 from launcher.runs.run_dir import find_run, lock_run, new_attempt
 from launcher.runs.states import run_state
-from launcher.train.ranks import rank_from_environment
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG, record_collectives
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if (args.run is None) == (not args.overrides):
         _parser().error("give either --run RUN or settings (experiment=NAME, section.key=VALUE), and not both")
-    part = _Part(rank_from_environment()[0])
+    part = _Part(rank_numbers(os.environ).rank)
     code, error = _guarded(lambda: _work(args, part))
     part.end(code, error)
     return _leave(code)
@@ -138,7 +138,7 @@ def _make_run(args: argparse.Namespace, world_size: int) -> Path:
     """Plans and creates a run for the ranks that are here. Ranks: 0."""
     from launcher.plan.create import create_planned, plan_overrides
 
-    per_node = _ranks_per_node(world_size)
+    per_node = ranks_per_node(os.environ, world_size)
     cluster = [f"cluster.devices_per_node={per_node}", f"cluster.nodes={world_size // per_node}"]
     adopted = [] if _plans_a_place(args) else cluster
     planned = plan_overrides([*args.overrides, *adopted], conf_dir=args.conf_dir)
@@ -161,14 +161,6 @@ def _plans_a_place(args: argparse.Namespace) -> bool:
         return True
     config, _ = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
     return config.cluster.devices_per_node is not None or config.cluster.nodes > 1
-
-
-def _ranks_per_node(world_size: int) -> int:
-    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    nodes = os.environ.get("SLURM_STEP_NUM_NODES", "1")
-    return max(1, world_size // (int(nodes) if nodes.isdigit() else 1))
 
 
 def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:

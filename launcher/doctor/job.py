@@ -20,6 +20,7 @@ from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.errors import ConfigErrors, Problem, WorldError
 from launcher.files import write_json
 from launcher.paths import cache_dir
+from launcher.runs.rank_environment import RankEnvironment
 from launcher.slurm.client.container import contained, site_options
 from launcher.slurm.job.allocation import Allocation, read_allocation
 from launcher.slurm.job.rendezvous import free_meeting_port, rank_interface
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     limit_s = PROBE_LIMIT_S + (IMAGE_LIMIT_S if cluster.container is not ContainerRuntime.none else 0.0)
     words = ["launcher.doctor.probe", str(folder), token]
     argv = step_argv(cluster, allocation, 1, words, folder=folder, output="probe-%n.json", gpus=device == "cuda")
-    probe_exit = _run(argv, limit_s, cluster.environment)
+    probe_exit = _run(argv, limit_s, {**step_environment(os.environ), **cluster.environment})
     _write(folder, {**started, "probe_exit": probe_exit, "sum_exit": None})
     sum_exit = None
     reports = _reports(folder)
@@ -96,11 +97,19 @@ def _sum(cluster: ClusterConfig, allocation: Allocation, device: str, per_node: 
         print(f"launcher: {error}", file=sys.stderr)
         return 1
     interface = rank_interface(allocation.nodes)
-    network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
-    meeting = {"MASTER_ADDR": allocation.nodes[0], "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    told = RankEnvironment(
+        master_address=allocation.nodes[0],
+        master_port=port,
+        threads=1,
+        device=device,
+        ranks_per_node=per_node,
+        nodes=allocation.nodes,
+        interface=interface,
+    )
     words = ["launcher.train.allreduce_check", device]
     argv = step_argv(cluster, allocation, per_node, words, folder=folder, output="link-%t.json", gpus=device == "cuda")
-    return _run(argv, SUM_LIMIT_S, {**network, **cluster.environment, **meeting})
+    environment = told.variables(step_environment(os.environ), settings=cluster.environment)
+    return _run(argv, SUM_LIMIT_S, environment)
 
 
 def step_argv(
@@ -136,9 +145,8 @@ def step_argv(
     ]
 
 
-def _run(argv: list[str], limit_s: float, further: dict[str, str]) -> int:
+def _run(argv: list[str], limit_s: float, environment: dict[str, str]) -> int:
     """Exit code of srun; 124 when it had to be ended."""
-    environment = {**step_environment(os.environ), **further}
     try:
         return subprocess.run(argv, env=environment, timeout=limit_s, check=False).returncode
     except subprocess.TimeoutExpired:

@@ -30,7 +30,7 @@ from launcher.paths import RunPaths
 from launcher.runs.hang_detector import Watch
 from launcher.runs.jsonl import utc_now
 from launcher.runs.machine_ranks import Place
-from launcher.runs.rank_environment import job_environment, rank_environment, write_names
+from launcher.runs.rank_environment import RankEnvironment, RankNumbers, job_environment, write_names
 from launcher.runs.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
@@ -69,24 +69,25 @@ def run_local(
     """
     paths = RunPaths(run_dir.resolve())
     derived = startable(paths, place)
-    # Ranks then leave it to us to end one that hangs.
-    job = {**job_environment(os.environ), "LAUNCHER_WATCHED": "1"}
+    job = job_environment(os.environ)
     place = place or Place(num_ranks=derived.world_size, master_port=free_port())
+    told = RankEnvironment(
+        master_address=place.master_address,
+        master_port=place.master_port,
+        threads=derived.threads_per_process,
+        device=derived.device,
+        ranks_per_node=place.num_ranks,
+        interface=place.interface,
+    )
     if place.leads:
-        write_names(paths.attempt(attempt) / "env.json", job)
+        write_names(paths.attempt(attempt) / "env.json", told.variables(job))
         record = begin_attempt(paths.root, attempt, derived)
     command = [*worker, "--run", str(paths.root), "--attempt", str(attempt)]
     with StopRequests() as stop:
         ranks: list[_Rank] = []
         for number in place.ranks():
-            environment = rank_environment(
-                job,
-                rank=number,
-                world_size=derived.world_size,
-                place=place,
-                threads_per_process=derived.threads_per_process,
-                device=derived.device,
-            )
+            numbers = RankNumbers(number, number - place.first_rank, derived.world_size)
+            environment = told.variables(job, numbers=numbers)
             show = console and number == place.first_rank
             ranks.append(_start_rank(number, command, environment, paths.rank_log(attempt, number), show, lock))
         if place.leads:

@@ -18,12 +18,11 @@ import launcher
 from launcher.config.schema import TrackConfig, TrackerName
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, EventWriter, read_events
+from launcher.runs.rank_environment import RANK_VARIABLES
 from launcher.tracking.tracker import chosen_trackers, load_tracker
 
 logger = logging.getLogger(__name__)
 
-# The child is not a rank: it must not find the variables by which ranks find each other.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 # Reports about the user's work to third parties that nobody agreed to.
 NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 

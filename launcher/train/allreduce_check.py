@@ -15,7 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from launcher.train.world import gpu_of, rank_from_environment
+from launcher.runs.rank_environment import rank_numbers
+from launcher.train.world import gpu_of
 
 _LIMIT = timedelta(seconds=60)
 _MIB = {"cpu": 16, "cuda": 256}
@@ -25,7 +26,7 @@ _ROUNDS = 3
 def main(argv: list[str]) -> int:
     """0 if the sum was right."""
     device_type = argv[0]
-    rank, local_rank, size = rank_from_environment()
+    rank, local_rank, size = rank_numbers(os.environ)
     report: dict[str, object] = {"rank": rank, "size": size, "host": socket.gethostname(), "error": ""}
     try:
         report |= _check(device_type, rank, local_rank, size)

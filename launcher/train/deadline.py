@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-
-END_TIME = "LAUNCHER_END_TIME_S"
-"""Unix seconds at which the job will be ended; set by whoever starts the ranks of a job with a time limit."""
-
-_OF_SLURM = "SLURM_JOB_END_TIME"
 
 _RECENT = 20
 
@@ -69,13 +62,3 @@ class Deadline:
     @property
     def _left_s(self) -> float:
         return float("inf") if self._end_s is None else self._end_s - self._clock()
-
-
-def end_time_from_environment() -> float | None:
-    """None where nothing ends the job, or where that cannot be read. Newer Slurm tells tasks of plain srun, too."""
-    for name in (END_TIME, _OF_SLURM):
-        with suppress(KeyError, ValueError):
-            end_s = float(os.environ[name])
-            if end_s > time.time():
-                return end_s
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from launcher.errors import ConfigErrors, ExitCode, LauncherError, Preempted, Ru
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
+from launcher.runs.rank_environment import job_end_time, rank_numbers
 from launcher.tracking.replay import start as start_replay
-from launcher.train.deadline import Deadline, end_time_from_environment
+from launcher.train.deadline import Deadline
 from launcher.train.engines.build import make_accelerator, make_engine
 from launcher.train.loop import train_loop
 from launcher.train.model import load_model
 from launcher.train.objective import SupervisedCrossEntropy
 from launcher.train.preflight import rehearse
-from launcher.train.ranks import rank_from_environment
 from launcher.train.recorder import Recorder
 from launcher.train.run import Run
 from launcher.train.saving import resume
@@ -50,7 +51,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     if frozen.derived is None:
         raise RunError(f"{paths.config} has no derived values: it is not the configuration of a run that was created")
     config, derived = frozen.config, frozen.derived
-    WATCHDOG.begin(paths, attempt, rank=rank_from_environment()[0], fault=config.fault)
+    WATCHDOG.begin(paths, attempt, rank=rank_numbers(os.environ).rank, fault=config.fault)
     WATCHDOG.enter("meet")
     started, import_s = time.perf_counter(), seconds_since_process_start()
     world = join_world(derived, limit_s=config.fault.meet_limit_s)
@@ -123,7 +124,7 @@ def prepare_run(
 
 def make_deadline(paths: RunPaths, config: RunConfig) -> Deadline:
     """When to stop for the job's time limit; earlier attempts tell how long saves and evaluations take."""
-    end_s = end_time_from_environment()
+    end_s = job_end_time(os.environ)
     if end_s is None:
         return Deadline(None, margin_s=0.0)
     saves = [event.fields.get("seconds") for event in read_events(paths.events) if event.event == "checkpoint"]

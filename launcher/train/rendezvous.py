@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from launcher.errors import Preempted, RanksMissing, RendezvousFailed
-from launcher.train.ranks import name_of
+from launcher.runs.rank_environment import rank_name
 from launcher.train.stop import STOP
 
 STOPPED_WAIT_S = 20.0
@@ -72,7 +72,7 @@ def first_collective(store: Store, rank: int, size: int, collective: Callable[[]
                 f"{_named(silent)} reached {_where()} but took no part in the first collective: {text}", ranks=silent
             ) from error
         raise RendezvousFailed(
-            f"{name_of(rank, os.environ)}: every rank reached {_where()}, but not each other: {text}. Between the "
+            f"{rank_name(os.environ, rank)}: every rank reached {_where()}, but not each other: {text}. Between the "
             f"nodes another network may be needed: {_other_network()}",
             rank=rank,
         ) from error
@@ -119,7 +119,7 @@ def _await_port(host: str, port: int, deadline: float, limit_s: float) -> None:
                 raise _preempted()
         if now > deadline:
             raise RanksMissing(
-                f"{name_of(0, os.environ)} did not answer within {limit_s:.0f} s (rendezvous {_where()}): {why}",
+                f"{rank_name(os.environ, 0)} did not answer within {limit_s:.0f} s (rendezvous {_where()}): {why}",
                 ranks=[0],
             )
         time.sleep(0.2)
@@ -169,7 +169,8 @@ def _await_decision(store: Store, rank: int, deadline: float) -> str:
             raise _preempted()
         if now > deadline:
             raise RanksMissing(
-                f"{name_of(0, os.environ)}, which says who has come, did not answer (rendezvous {_where()})", ranks=[0]
+                f"{rank_name(os.environ, 0)}, which says who has come, did not answer (rendezvous {_where()})",
+                ranks=[0],
             )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.5)
@@ -199,7 +200,7 @@ def _asked(ask: Callable[[], T]) -> T:
         if STOP.requested:
             raise _preempted() from error
         raise RanksMissing(
-            f"{name_of(0, os.environ)}, where all ranks meet, is gone (rendezvous {_where()}): "
+            f"{rank_name(os.environ, 0)}, where all ranks meet, is gone (rendezvous {_where()}): "
             f"{str(error).splitlines()[0]}",
             ranks=[0],
         ) from error
@@ -210,7 +211,7 @@ def _preempted() -> Preempted:
 
 
 def _named(ranks: list[int]) -> str:
-    names = [name_of(rank, os.environ) for rank in ranks[:_MOST_NAMED]]
+    names = [rank_name(os.environ, rank) for rank in ranks[:_MOST_NAMED]]
     more = len(ranks) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")
 

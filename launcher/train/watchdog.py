@@ -25,11 +25,9 @@ from launcher.errors import ExitCode, RankHung
 from launcher.paths import RunPaths
 from launcher.runs.heartbeat import Heart
 from launcher.runs.rank_end import end_of, write_rank_end
+from launcher.runs.rank_environment import is_watched
 
 logger = logging.getLogger(__name__)
-
-WATCHED = "LAUNCHER_WATCHED"
-"""Set to 1 by starters that look at the heartbeats and end the ranks when one hangs."""
 
 SHORTEST_STEP_LIMIT_S = 300.0
 FINISH_LIMIT_S = 120.0
@@ -67,7 +65,7 @@ class Watchdog:
             self._stacks = paths.stacks(attempt, rank).open("ab", buffering=0)
         self._last_s = time.monotonic()
         self._tell()
-        guard = _Guard(self, paths, attempt, rank, host, watched=os.environ.get(WATCHED) == "1")
+        guard = _Guard(self, paths, attempt, rank, host, watched=is_watched(os.environ))
         threading.Thread(target=guard.run, name="pulse", daemon=True).start()
 
     def beat(self, *, step: int | None = None) -> None:

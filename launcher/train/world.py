@@ -18,7 +18,7 @@ from launcher.config.cluster_schema import FaultConfig
 from launcher.config.schema import Derived
 from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, LauncherError, WorldError
 from launcher.runs.rank_end import fields_of
-from launcher.train.ranks import rank_from_environment as rank_from_environment
+from launcher.runs.rank_environment import rank_numbers
 from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
@@ -113,7 +113,7 @@ def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s)
     Raises: WorldError if another number of ranks came than planned (training with it would silently change the batch),
     or one did not come within `limit_s`. Ranks: all.
     """
-    rank, local_rank, size = rank_from_environment()
+    rank, local_rank, size = rank_numbers(os.environ)
     if size != derived.world_size:
         raise WorldError(
             f"{size} process{'es' if size != 1 else ''} started but the run was planned for {derived.world_size} "
@@ -129,7 +129,7 @@ def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> Wo
 
     Raises: WorldError naming who cannot be reached; Preempted when a stop signal came meanwhile. Ranks: all.
     """
-    rank, local_rank, size = rank_from_environment()
+    rank, local_rank, size = rank_numbers(os.environ)
     # Accelerate, DeepSpeed and torch read these; srun sets none of them.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
     device = torch.device("cpu")

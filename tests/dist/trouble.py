@@ -33,9 +33,9 @@ def hang(run_dir: str, kind: str, attempt: int = 1) -> str:
 
 
 def _is_victim() -> bool:
-    from launcher.train.ranks import rank_from_environment
+    from launcher.runs.rank_environment import rank_numbers
 
-    return rank_from_environment()[0] == HUNG_RANK
+    return rank_numbers(os.environ).rank == HUNG_RANK
 
 
 def hang_in_third_batch(step_module: ModuleType, kind: str) -> None:

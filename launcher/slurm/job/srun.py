@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ConfigErrors, RunError
 from launcher.paths import RunPaths
-from launcher.runs.rank_environment import job_environment
+from launcher.runs.rank_environment import RankEnvironment, job_environment
 from launcher.slurm.client.container import contained, container_problems, run_folders, site_options
 from launcher.slurm.client.option_validation import srun_word_problems
 
@@ -176,24 +176,15 @@ def ranks_environment(
         interface: network interface for the ranks, if they must be given one.
         nodes: of the job, in rank order, so that ranks can name the node of a missing rank.
     """
-    threads = config.cluster.threads_per_process or cpus_per_task
-    cpu_only = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if derived.device == "cpu" else {}
-    network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} if interface else {}
-    kept = step_environment(environ)
-    return {
-        "GOMP_SPINCOUNT": "1000",
-        **network,
-        **kept,
-        # Lines reach the log when they are written, not when the rank exits.
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        **config.cluster.environment,
-        **cpu_only,
-        **({} if end_time_s is None else {"LAUNCHER_END_TIME_S": f"{end_time_s:.0f}"}),
-        # The supervisor watches the ranks' heartbeats and ends them when one hangs.
-        "LAUNCHER_WATCHED": "1",
-        "LAUNCHER_NODES": ",".join(nodes),
-        "LAUNCHER_RANKS_PER_NODE": str(derived.devices_per_node),
-        "MASTER_ADDR": master_address,
-        "MASTER_PORT": str(master_port),
-    }
+    told = RankEnvironment(
+        master_address=master_address,
+        master_port=master_port,
+        threads=config.cluster.threads_per_process or cpus_per_task,
+        device=derived.device,
+        ranks_per_node=derived.devices_per_node,
+        nodes=nodes,
+        interface=interface,
+        end_time_s=end_time_s,
+    )
+    inherited = {"GOMP_SPINCOUNT": "1000", **step_environment(environ)}
+    return told.variables(inherited, settings=config.cluster.environment)

@@ -1,14 +1,25 @@
-"""What of the user's environment reaches a rank."""
+"""What of the user's environment reaches a rank, and what its starter adds."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from launcher.runs.machine_ranks import Place
-from launcher.runs.rank_environment import job_environment, rank_environment, write_names
+from launcher.runs.rank_environment import (
+    RankEnvironment,
+    RankNumbers,
+    is_watched,
+    job_end_time,
+    job_environment,
+    rank_name,
+    rank_numbers,
+    ranks_per_node,
+    write_names,
+)
 
 PASSED = (
     "PATH HOME LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES NCCL_DEBUG GLOO_SOCKET_IFNAME HF_TOKEN LC_ALL WANDB_API_KEY "
@@ -30,36 +41,41 @@ def test_stale_ranks_settings_of_accelerate_and_other_secrets_are_not(name: str)
     assert job_environment({name: "x"}) == {}
 
 
-def test_a_rank_knows_its_place_and_its_threads() -> None:
-    found = rank_environment(
-        {"PATH": "/bin"},
-        rank=1,
-        world_size=2,
-        place=Place(num_ranks=2, master_port=4321),
-        threads_per_process=3,
-        device="cuda",
-    )
+def told(**changes: Any) -> RankEnvironment:
+    given = {"master_address": "127.0.0.1", "master_port": 4321, "threads": 3, "device": "cuda", "ranks_per_node": 2}
+    return RankEnvironment(**{**given, **changes})
+
+
+def test_a_rank_reads_back_what_its_starter_wrote() -> None:
+    end_s = float(int(time.time()) + 600)
+    hosts = told(ranks_per_node=4, nodes=("n1", "n2"), end_time_s=end_s)
+    found = hosts.variables({"PATH": "/bin"}, numbers=RankNumbers(5, 1, 8))
     assert found["PATH"] == "/bin"
-    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("1", "1", "2", "2")
+    assert rank_numbers(found) == RankNumbers(rank=5, local_rank=1, world_size=8)
+    assert ranks_per_node(found, 8) == 4
+    assert [rank_name(found, rank) for rank in (3, 4, 8)] == ["rank 3 on n1", "rank 4 on n2", "rank 8"]
+    assert is_watched(found)
+    assert job_end_time(found) == end_s
     assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["OMP_NUM_THREADS"]) == ("127.0.0.1", "4321", "3")
 
 
-def test_a_rank_of_another_machine_counts_from_zero_there_and_goes_by_the_interface_that_leads_out() -> None:
-    place = Place(first_rank=4, num_ranks=4, master_address="boxa", master_port=4321, interface="eth1")
-    found = rank_environment(
-        {"NCCL_SOCKET_IFNAME": "ib0"}, rank=5, world_size=8, place=place, threads_per_process=1, device="cuda"
-    )
-    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("5", "1", "8", "4")
-    assert (found["MASTER_ADDR"], found["GLOO_SOCKET_IFNAME"]) == ("boxa", "eth1")
-    assert found["NCCL_SOCKET_IFNAME"] == "ib0"  # the user knows better
+def test_whoever_was_not_started_by_launcher_is_alone_unwatched_and_without_a_limit() -> None:
+    assert rank_numbers({}) == RankNumbers(0, 0, 1)
+    assert not is_watched({})
+    assert job_end_time({}) is None
+    assert rank_name({"SLURM_STEP_NODELIST": "n[1-2]"}, 3) == "rank 3 (nodes n[1-2])"
+
+
+def test_ranks_use_the_interface_that_leads_to_the_other_nodes_unless_the_user_names_one() -> None:
+    found = told(interface="eth1").variables({"NCCL_SOCKET_IFNAME": "ib0"})
+    assert (found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("eth1", "ib0")
 
 
 def test_a_cpu_run_sees_no_gpu_though_the_machine_has_some() -> None:
     job = {"CUDA_VISIBLE_DEVICES": "0,1"}
-    place = Place(num_ranks=1, master_port=1)
-    on_cpu = rank_environment(job, rank=0, world_size=1, place=place, threads_per_process=1, device="cpu")
+    on_cpu = told(device="cpu").variables(job, settings=job)
     assert (on_cpu["CUDA_VISIBLE_DEVICES"], on_cpu["DS_ACCELERATOR"]) == ("", "cpu")
-    on_gpu = rank_environment(job, rank=0, world_size=1, place=place, threads_per_process=1, device="cuda")
+    on_gpu = told(device="cuda").variables(job)
     assert on_gpu["CUDA_VISIBLE_DEVICES"] == "0,1" and "DS_ACCELERATOR" not in on_gpu
 
 

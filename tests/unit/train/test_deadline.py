@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.train.deadline import Deadline, end_time_from_environment
+from launcher.runs.rank_environment import job_end_time
+from launcher.train.deadline import Deadline
 
 END_S = 10_000.0
 
@@ -81,11 +82,5 @@ def test_without_a_limit_nothing_is_ever_near() -> None:
         ({"LAUNCHER_END_TIME_S": "0"}, None),
     ],
 )
-def test_the_end_is_read_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], end_s: float | None
-) -> None:
-    for name in ("LAUNCHER_END_TIME_S", "SLURM_JOB_END_TIME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert end_time_from_environment() == end_s
+def test_the_end_is_read_from_the_environment(environment: dict[str, str], end_s: float | None) -> None:
+    assert job_end_time(environment) == end_s

@@ -11,7 +11,8 @@ import pytest
 
 from launcher.errors import DataError, ErrorOnMain, ExitCode, LauncherError, Preempted
 from launcher.log import setup_logging
-from launcher.worker import _guarded, _plans_a_place, _ranks_per_node, main
+from launcher.runs.rank_environment import ranks_per_node
+from launcher.worker import _guarded, _plans_a_place, main
 
 NAMES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_NODES")
 
@@ -74,14 +75,10 @@ def test_every_error_has_its_exit_code(error: Exception, code: ExitCode, capfd: 
         ({"SLURM_STEP_NUM_NODES": "3"}, 2, 1),
     ],
 )
-def test_ranks_of_a_machine_are_counted_under_any_starter(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], world_size: int, per_node: int
+def test_ranks_of_a_node_are_counted_under_any_starter(
+    environment: dict[str, str], world_size: int, per_node: int
 ) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert _ranks_per_node(world_size) == per_node
+    assert ranks_per_node(environment, world_size) == per_node
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import torch
 from launcher.config.frozen import load_config
 from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, ExitCode, RunError, WorldError
 from launcher.paths import RunPaths
-from launcher.train.world import World, gpu_of, join_world, meet, on_main, rank_from_environment
+from launcher.runs.rank_environment import rank_numbers
+from launcher.train.world import World, gpu_of, join_world, meet, on_main
 from tests.dist.rig import make_data, make_run
 
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
@@ -60,12 +61,8 @@ STARTERS = [
 
 
 @pytest.mark.parametrize(("environment", "place"), STARTERS)
-def test_every_starter_is_understood(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int]
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert rank_from_environment() == place
+def test_every_starter_is_understood(environment: dict[str, str], place: tuple[int, int, int]) -> None:
+    assert rank_numbers(environment) == place
 
 
 def test_another_number_of_ranks_than_planned_is_refused_before_they_meet(
