@@ -18,9 +18,9 @@ from launcher.paths import scratch_cache
 from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run, run_name
 from launcher.runs.states import run_state
+from launcher.runs.submission import StageJob
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, sbatch_argv
-from launcher.slurm.client.submission import StageJob
 from launcher.slurm.client.sweep import Sweep, expand
 from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, requests_again, variables_of
 from launcher.slurm.submit.submit import (

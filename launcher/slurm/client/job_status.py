@@ -16,9 +16,9 @@ from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import SWEEP_FILE
 from launcher.runs.states import JobPhase, JobWord, RunState, is_on_slurm, run_state
 from launcher.runs.status import FINAL_STATES, read_status
+from launcher.runs.submission import Submission, read_submission
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
-from launcher.slurm.client.submission import Submission, read_submission
 from launcher.slurm.client.sweep import read_sweep
 from launcher.slurm.client.unacknowledged_jobs import lost_job
 

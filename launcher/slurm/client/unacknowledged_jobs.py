@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.runs.submission import Submission
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.sbatch import comment
-from launcher.slurm.client.submission import Submission
 
 
 def lost_job(submission: Submission, stage: str, jobs: Iterable[JobInfo]) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.config.schema import RunConfig
+from launcher.runs.submission import read_submission
 from launcher.slurm.client.sbatch import JobRequest, job_variables
-from launcher.slurm.client.submission import read_submission
 from launcher.slurm.submit.submit import Again, stage_requests, with_dependency
 
 NO_KEY = "KEY"

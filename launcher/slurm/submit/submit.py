@@ -38,6 +38,7 @@ from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now, utc_text
 from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_name, write_state
 from launcher.runs.states import run_state
+from launcher.runs.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import (
     STAGES,
@@ -48,7 +49,6 @@ from launcher.slurm.client.sbatch import (
     sbatch_environment,
     sbatch_problems,
 )
-from launcher.slurm.client.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.unacknowledged_jobs import lost_job
 from launcher.slurm.submit.site import site_problems, site_warnings
 

@@ -19,9 +19,9 @@ from launcher.errors import ConfigErrors, LauncherError, Problem, SlurmUnavailab
 from launcher.plan.run_plan import allow_problems
 from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import make_folder, refuse_taken_name, write_state
+from launcher.runs.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, job_variables, sbatch_argv, sbatch_environment, sbatch_problems
-from launcher.slurm.client.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.sweep import Member, Sweep, idle_apart, member_problems, varying_settings, write_sweep
 from launcher.slurm.submit.submit import (
     SubmitPlan,

@@ -11,10 +11,10 @@ from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.states import JobPhase
 from launcher.runs.status import Status, write_status
+from launcher.runs.submission import StageJob, Submission, write_submission
 from launcher.slurm.client.job_status import Jobs, find_sweep, job_of, job_word, live_states, members_of, why_it_waits
 from launcher.slurm.client.parse import JobInfo, parse_sacct, parse_squeue
 from launcher.slurm.client.query import Slurm
-from launcher.slurm.client.submission import StageJob, Submission, write_submission
 from launcher.slurm.client.sweep import Member, Sweep, write_sweep
 
 

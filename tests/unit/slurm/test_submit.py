@@ -21,9 +21,9 @@ from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.plan.create import complete_run
 from launcher.runs.events import read_events
+from launcher.runs.submission import read_submission
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import comment
-from launcher.slurm.client.submission import read_submission
 from launcher.slurm.client.sweep import read_sweep
 from launcher.slurm.job.main import main as job_main
 from launcher.slurm.submit.cancel import jobs_to_stop
