@@ -1,7 +1,8 @@
-"""Small files: atomic replacement, and dataclasses as JSON, strictly typed when they are read back."""
+"""Small files: atomic replacement, locks, and dataclasses as JSON, strictly typed when they are read back."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from launcher.errors import RecordError
 T = TypeVar("T")
 
 _NON_FINITE = ("NaN", "Infinity", "-Infinity")
+_BLOCK_BYTES = 512
 
 
 @contextmanager
@@ -61,6 +63,40 @@ def write_json(
     write_atomically(path, text, durable=durable, mode=mode)
 
 
+def rewrite(path: Path, document: object, *, durable: bool = False) -> None:
+    """JSON written over the old content, for a file that others poll: they find the old document or the new one.
+
+    Blanks fill it up to whole blocks, so that its length hardly ever changes. It is opened anew each time, because
+    network file systems send data on when a file is closed.
+    """
+    text = json.dumps(as_json(document), ensure_ascii=False, allow_nan=False).encode("utf-8", errors="backslashreplace")
+    text = text.ljust(-(-(len(text) + 1) // _BLOCK_BYTES) * _BLOCK_BYTES - 1) + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, text, 0)
+        os.ftruncate(descriptor, len(text))
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(path: Path, *, create: bool = True) -> int | None:
+    """A descriptor that holds the lock of a file, None while another one does.
+
+    The lock lasts until every process that has inherited the descriptor has closed it, or ended.
+
+    Raises: FileNotFoundError: there is no such file, and `create` is False.
+    """
+    descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY) | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 def fsync(path: Path) -> None:
     """Makes the content of a file, or the names inside a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -96,11 +132,19 @@ def read_record(cls: type[T], path: Path) -> T:
         OSError: the file cannot be read.
         RecordError: it is not JSON, lacks a key, or holds a value of another type; names file and key.
     """
+    return parse_record(cls, path.read_bytes(), path)
+
+
+def parse_record(cls: type[T], text: bytes, source: Path | str = "") -> T:
+    """`read_record` of a text that was read from `source`.
+
+    Raises: RecordError.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(path, "", f"is not JSON ({error})") from error
-    return record_from(cls, values, path)
+        raise RecordError(source, "", f"is not JSON ({error})") from error
+    return record_from(cls, values, source)
 
 
 def find_record(cls: type[T], path: Path) -> T | None:
@@ -138,6 +182,8 @@ class _Reader:
         return cls(**arguments)
 
     def _convert(self, hint: Any, value: object, key: str) -> object:
+        if type(value) is hint:  # most of them, and metrics.jsonl may be long
+            return value
         origin = get_origin(hint)
         if origin in (Union, types.UnionType):
             return self._union(get_args(hint), value, key)

@@ -55,9 +55,13 @@ class RunPaths:
     def attempt(self, number: int) -> Path:
         return self.attempts / f"{number:04d}"
 
+    def attempt_numbers(self) -> list[int]:
+        """Every attempt there is a folder of, oldest first."""
+        return sorted(int(path.name) for path in self.attempts.glob("[0-9]*") if path.name.isdigit())
+
     def newest_attempt(self) -> int:
         """Number of the newest attempt; 0 before the first."""
-        return max((int(path.name) for path in self.attempts.glob("[0-9]*") if path.name.isdigit()), default=0)
+        return max(self.attempt_numbers(), default=0)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
         """What one rank wrote on stdout and stderr."""
@@ -91,8 +95,8 @@ class RunPaths:
         """What the job itself and srun said during an attempt."""
         return self.attempt(attempt) / "job.log"
 
-    def box(self, attempt: int, number: int) -> Path:
-        """What one machine of a run over several (cluster.hosts) says of itself; rewritten in place once a second."""
+    def host_status(self, attempt: int, number: int) -> Path:
+        """What one host of a run on several (cluster.hosts) reports about itself; rewritten in place once a second."""
         return self.attempt(attempt) / f"box-{number:04d}.json"
 
     @property

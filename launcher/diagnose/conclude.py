@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from launcher.diagnose.evidence import JobEnd, collect
@@ -12,11 +12,9 @@ from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, writ
 from launcher.errors import ExitCode, LauncherError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
-from launcher.runs.events import EventWriter, read_events, words_of
+from launcher.runs.events import EventWriter, read_events
 from launcher.runs.hang_detector import Stall
 from launcher.runs.jsonl import utc_now
-from launcher.runs.run_dir import last_attempt
-from launcher.runs.status import read_status, write_status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +102,7 @@ def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, 
     reason = "" if verdict.verdict_class is VerdictClass.done else verdict.summary
     is_stopped = verdict.verdict_class in (VerdictClass.preempted, VerdictClass.timeout)
     blamed = {"rank_failed": verdict.rank, "node": verdict.node}
-    with events_of(paths, verdict.attempt) as events:
+    with closing(EventWriter(paths.events, verdict.attempt)) as events:
         if (is_stopped or report.exit_code == ExitCode.PREEMPTED) and "preempted" not in mine:
             events.write("preempted", reason=reason)
         if not is_told:
@@ -120,38 +118,3 @@ def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, 
             summary=verdict.summary,
             **blamed,
         )
-
-
-def write_state(paths: RunPaths, attempt: int, state: str, reason: str, *, again: bool = False) -> None:
-    """Makes `state` the state of the run, in its events and its status file.
-
-    Nothing happens once a newer attempt exists: the run is then what that one says.
-
-    Args:
-        again: also where the run is in this state already, because the reason is a better one.
-    """
-    if last_attempt(paths.root) > attempt:
-        return
-    if again or last_state(paths) != state:
-        with events_of(paths, attempt) as events:
-            events.write("state", state=state, reason=reason)
-    status = read_status(paths.status)
-    if status is not None and status.state != state:
-        now = dataclasses.replace(status, state=state, reason=reason, eta_s=None, updated=utc_now())
-        write_status(paths.status, now)
-
-
-def last_state(paths: RunPaths) -> str:
-    """State of the run by its events; empty before the first."""
-    states = words_of(read_events(paths.events), "state")
-    return str(states[-1].fields.get("state")) if states else ""
-
-
-@contextmanager
-def events_of(paths: RunPaths, attempt: int) -> Iterator[EventWriter]:
-    """Writes events of an attempt that do not come from a rank."""
-    writer = EventWriter(paths.events, attempt, -1)
-    try:
-        yield writer
-    finally:
-        writer.close()

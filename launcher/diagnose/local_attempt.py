@@ -7,13 +7,14 @@ from pathlib import Path
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
-from launcher.diagnose.conclude import conclude, write_state
+from launcher.diagnose.conclude import conclude
 from launcher.diagnose.outcome import Outcome
 from launcher.diagnose.verdict import Verdict
 from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.jsonl import utc_now
+from launcher.runs.status import set_state
 
 
 def begin_attempt(run_dir: Path, attempt: int, derived: Derived) -> AttemptRecord:
@@ -41,7 +42,7 @@ def end_attempt(run_dir: Path, record: AttemptRecord, outcome: Outcome) -> Verdi
     state = _state_after(paths, outcome)
     if state is not None:
         reason = "" if state == "succeeded" else conclusion.verdict.summary
-        write_state(paths, record.attempt, state, reason, again=state == "failed" and not conclusion.is_told)
+        set_state(paths, record.attempt, state, reason, again=state == "failed" and not conclusion.is_told)
     return conclusion.verdict
 
 

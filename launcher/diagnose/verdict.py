@@ -119,6 +119,5 @@ def read_verdict(run_dir: Path, attempt: int) -> Verdict | None:
 
 def read_verdicts(run_dir: Path) -> list[Verdict]:
     """All of them, oldest first."""
-    names = sorted(path.parent.name for path in RunPaths(run_dir).attempts.glob("[0-9]*/verdict.json"))
-    found = (read_verdict(run_dir, int(name)) for name in names if name.isdigit())
-    return [verdict for verdict in found if verdict is not None]
+    numbers = RunPaths(run_dir).attempt_numbers()
+    return [verdict for number in numbers if (verdict := read_verdict(run_dir, number)) is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.errors import RunError
 from launcher.paths import RunPaths
-from launcher.runs.events import read_events, words_of
+from launcher.runs.events import last_state
 from launcher.runs.run_dir import last_attempt, write_state
 from launcher.runs.states import RunProcess, is_alive, run_process, run_state
 from launcher.runs.status import read_status
@@ -38,13 +38,8 @@ def stop_local(run_dir: Path, *, now: bool, wait_s: float) -> None:
             )
         time.sleep(_POLL_S)
     # A run that nobody ran, or that was killed, could not write its end itself.
-    if "cancelled" not in _states_written(run_dir) and run_state(run_dir).state != "succeeded":
+    if last_state(RunPaths(run_dir).events) != "cancelled" and run_state(run_dir).state != "succeeded":
         write_state(run_dir, "cancelled", attempt=last_attempt(run_dir), reason="cancelled by the user")
-
-
-def _states_written(run_dir: Path) -> list[str]:
-    states = words_of(read_events(RunPaths(run_dir).events), "state")
-    return [str(event.fields.get("state")) for event in states[-1:]]
 
 
 def _signal(run_dir: Path, process: RunProcess | None, *, now: bool) -> None:

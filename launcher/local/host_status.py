@@ -6,8 +6,6 @@ anew shows what was written into it; and a reader needs no clock but its own: it
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -16,15 +14,13 @@ from pathlib import Path
 from types import TracebackType
 
 from launcher.errors import ExitCode, HostLost
-from launcher.files import as_json, find_record
+from launcher.files import find_record, rewrite
 from launcher.paths import RunPaths
 from launcher.runs.jsonl import utc_now
 
 BEAT_S = 1.0
 SILENT_S = 20.0
 """A machine that says nothing for so long is lost."""
-
-_BLOCK_BYTES = 512
 
 
 class BoxState(Enum):
@@ -105,16 +101,7 @@ class OwnNote:
     def _write(self) -> None:
         with self._lock:
             self._note = replace(self._note, beat=self._note.beat + 1, time=utc_now())
-            text = json.dumps(as_json(self._note)).encode()
-            # Blanks instead of a shorter file: whoever reads meanwhile finds one whole document or the other.
-            text = text.ljust(-(-len(text) // _BLOCK_BYTES) * _BLOCK_BYTES - 1) + b"\n"
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                os.pwrite(descriptor, text, 0)
-                os.ftruncate(descriptor, len(text))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            rewrite(self._path, self._note, durable=True)
 
 
 class OtherBoxes:
@@ -123,7 +110,7 @@ class OtherBoxes:
     def __init__(
         self, paths: RunPaths, attempt: int, hosts: list[str], own: int, *, silent_s: float = SILENT_S
     ) -> None:
-        self._files = {box: paths.box(attempt, box) for box in range(len(hosts)) if box != own}
+        self._files = {box: paths.host_status(attempt, box) for box in range(len(hosts)) if box != own}
         self._hosts = hosts
         self._silent_s = silent_s
         self._seen: dict[int, tuple[int, float]] = {}

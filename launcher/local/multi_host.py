@@ -100,7 +100,7 @@ def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote
         versions=_versions(),
     )
     with ExitStack() as held:
-        own = held.enter_context(OwnNote(part.paths.box(attempt, 0), note))
+        own = held.enter_context(OwnNote(part.paths.host_status(attempt, 0), note))
         started = held.enter_context(RemoteBoxes(part.paths, attempt, part.hosts)) if remote else None
         if started is None:
             words = " ".join(join_words(run_dir.resolve()))
@@ -163,7 +163,7 @@ def join(run_dir: Path, *, console: bool = True) -> int:
     note = BoxNote(
         box=part.box, host=socket.gethostname(), state=BoxState.joined, token=leader.token, versions=_versions()
     )
-    with OwnNote(part.paths.box(attempt, part.box), note) as own:
+    with OwnNote(part.paths.host_status(attempt, part.box), note) as own:
         if lacking is not None:
             own.end(lacking.exit_code, error=str(lacking))
             raise lacking
@@ -183,7 +183,7 @@ def _open_attempt(part: _Part) -> tuple[int, BoxNote]:
     told = False
     while time.monotonic() < deadline:
         attempt = last_attempt(part.paths.root)
-        note = read_note(part.paths.box(attempt, 0)) if attempt else None
+        note = read_note(part.paths.host_status(attempt, 0)) if attempt else None
         if note is not None and note.state is not BoxState.ended and note.beat != first.setdefault(attempt, note.beat):
             if note.state is BoxState.waiting:
                 return attempt, note

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from launcher.config.build import plain
 from launcher.config.schema import RunConfig
 from launcher.paths import RunPaths
-from launcher.runs.events import Event, words_of
+from launcher.runs.events import Event, valid_events
 from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Metrics
 from launcher.runs.status import FINAL_STATES
@@ -69,7 +69,7 @@ class Score:
 
 def last_state(events: list[Event]) -> tuple[str, str]:
     """The state the events leave the run in, and why."""
-    states = words_of(events, "state")
+    states = valid_events(events, "state")
     state = str(states[-1].fields.get("state", "")) if states else ""
     reasons = [text for event in states[-1:] for key in ("reason", "message") if (text := event.fields.get(key))]
     if state not in FINAL_STATES:

@@ -11,17 +11,17 @@ from launcher.paths import RunPaths
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
-    """One attempt of a run, written by whoever starts its ranks. Times are UTC, ISO 8601."""
+    """One attempt of a run, written by the starter of its ranks. Times are UTC, ISO 8601."""
 
     attempt: int
     starter: str
     """local, slurm, or other (torchrun, accelerate, srun by hand)."""
     host: str
-    """Machine of the starter."""
+    """Of the starter."""
     world_size: int
     started: str
     ended: str = ""
-    """Empty while it runs, and for ever if its starter was killed or lost its machine."""
+    """Empty while it runs, and for ever if its starter was killed or its host went down."""
     exit_code: int | None = None
     """What the attempt ended with, as the starter saw it."""
     job_id: str = ""
@@ -38,8 +38,8 @@ class AttemptRecord:
 
     def node_of(self, rank: int) -> str:
         """Host name of a rank; ranks are dealt out to nodes in blocks."""
-        place = rank // max(1, self.ranks_per_node)
-        return self.nodes[place] if place < len(self.nodes) else self.host
+        index = rank // max(1, self.ranks_per_node)
+        return self.nodes[index] if index < len(self.nodes) else self.host
 
 
 def write_attempt(run_dir: Path, record: AttemptRecord) -> None:
@@ -54,6 +54,5 @@ def read_attempt(run_dir: Path, attempt: int) -> AttemptRecord | None:
 
 def read_attempts(run_dir: Path) -> list[AttemptRecord]:
     """All records, oldest first."""
-    names = sorted(path.parent.name for path in RunPaths(run_dir).attempts.glob("[0-9]*/attempt.json"))
-    found = (read_attempt(run_dir, int(name)) for name in names if name.isdigit())
-    return [record for record in found if record is not None]
+    numbers = RunPaths(run_dir).attempt_numbers()
+    return [record for number in numbers if (record := read_attempt(run_dir, number)) is not None]

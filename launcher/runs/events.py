@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from launcher.errors import RecordError
+from launcher.files import record_from
 from launcher.runs import jsonl
+
+_HEAD = ("time", "event", "attempt", "rank")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +20,11 @@ class Event:
     time: str
     """UTC, ISO 8601 with milliseconds."""
     event: str
-    """state, attempt_start, attempt_end, signal, checkpoint, resume, warning, ...; docs/architecture.md lists them."""
-    attempt: int
-    """0 for what happens before the first attempt."""
-    rank: int
-    """-1 for a process that is no rank, such as the launcher itself."""
+    """state, attempt_start, attempt_end, signal, checkpoint, resume, warning, ...; docs/files.md lists them."""
+    attempt: int = 0
+    """0 before the first attempt."""
+    rank: int = -1
+    """-1 for a process that is not a rank, such as the launcher itself."""
     fields: dict[str, object] = field(default_factory=dict)
     """What belongs to this kind of event."""
 
@@ -27,7 +32,7 @@ class Event:
 class EventWriter:
     """Appends to events.jsonl. Ranks: any; each line is a single append, so writers do not mix."""
 
-    def __init__(self, path: Path, attempt: int, rank: int) -> None:
+    def __init__(self, path: Path, attempt: int, rank: int = -1) -> None:
         self._log = jsonl.AppendLog(path)
         self._attempt = attempt
         self._rank = rank
@@ -35,23 +40,38 @@ class EventWriter:
     def write(self, event: str, **fields: object) -> None:
         """Adds one event, now. Values JSON cannot hold are written as their text."""
         head = {"time": jsonl.utc_now(), "event": event, "attempt": self._attempt, "rank": self._rank}
-        self._log.append({**head, **{key: value for key, value in fields.items() if key not in head}})
+        self._log.append(head | {key: value for key, value in fields.items() if key not in _HEAD})
 
     def close(self) -> None:
         self._log.close()
 
 
+def write_event(path: Path, attempt: int, event: str, **fields: object) -> None:
+    """Adds one event on behalf of a process that is not a rank."""
+    with closing(EventWriter(path, attempt)) as events:
+        events.write(event, **fields)
+
+
 def read_events(path: Path) -> list[Event]:
     """All events in the order they were written; empty where there is no file."""
     lines, _ = jsonl.read_lines(path)
-    events = (parse_event(line) for line in lines)
-    return [event for event in events if event is not None]
+    return [event for line in lines if (event := parse_event(line)) is not None]
 
 
-def words_of(events: list[Event], name: str) -> list[Event]:
-    """Events of one kind, in order, without those of an attempt that spoke after a newer one had begun.
+def parse_event(line: dict[str, object]) -> Event | None:
+    """The event a line holds; None where it holds none."""
+    try:
+        event = record_from(Event, {key: line[key] for key in _HEAD if key in line})
+    except RecordError:
+        return None
+    return replace(event, fields={key: value for key, value in line.items() if key not in _HEAD})
 
-    An old attempt may come back to life, its machine suspended or cut off meanwhile; the run is not what it says then.
+
+def valid_events(events: list[Event], name: str) -> list[Event]:
+    """Events of one kind, in order, without those an attempt wrote after a newer one had begun.
+
+    An old attempt may come back to life, its host suspended or cut off meanwhile; what it then writes is not about the
+    run any more.
     """
     newest, found = 0, []
     for event in events:
@@ -61,24 +81,12 @@ def words_of(events: list[Event], name: str) -> list[Event]:
     return found
 
 
+def last_state(path: Path) -> str:
+    """State of the run by its events; empty before the first."""
+    states = valid_events(read_events(path), "state")
+    return str(states[-1].fields.get("state")) if states else ""
+
+
 def written_manifests(path: Path) -> set[str]:
     """sha256 of every checkpoint manifest this run says it wrote; what is not among them was planted."""
     return {str(event.fields["manifest_sha256"]) for event in read_events(path) if event.event == "checkpoint_prepared"}
-
-
-def parse_event(line: dict[str, object]) -> Event | None:
-    """The event a line holds; None when it names none."""
-    rest = dict(line)
-    name = rest.pop("event", None)
-    time = rest.pop("time", None)
-    attempt = rest.pop("attempt", 0)
-    rank = rest.pop("rank", -1)
-    if not isinstance(name, str) or not isinstance(time, str):
-        return None
-    return Event(
-        time=time,
-        event=name,
-        attempt=attempt if isinstance(attempt, int) else 0,
-        rank=rank if isinstance(rank, int) else -1,
-        fields=rest,
-    )

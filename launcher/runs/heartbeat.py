@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
+from launcher.errors import RecordError
+from launcher.files import find_record, parse_record, rewrite
 from launcher.runs import jsonl
 
 EVERY_S = 1.0
-"""A beat is written at a change of phase, and else at most so often. A reader adds it to the limit it allows."""
+"""A beat is written at a change of phase, otherwise at most this often. A reader adds it to the limit it allows."""
 
-_LINE_BYTES = 512
 _HOST_LENGTH = 200
+
+
+class Phase(StrEnum):
+    """What a rank is doing."""
+
+    start = "start"
+    meet = "meet"
+    load = "load"
+    rehearse = "rehearse"
+    step = "step"
+    """This one and the next two alternate."""
+    evaluate = "evaluate"
+    save = "save"
+    finish = "finish"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +41,7 @@ class Beat:
     host: str
     pid: int
     phase: str
-    """In order: start, meet, load, rehearse; step, evaluate and save in turns; finish."""
+    """A Phase; text, because a newer version may know more of them."""
     step: int
     """Optimizer steps done."""
     beat: int
@@ -34,7 +49,7 @@ class Beat:
     limit_s: float
     """A rank that is silent for longer in this phase hangs."""
     time: str
-    """UTC, ISO 8601, by the rank's own clock: for people. Who judges silence uses a clock of his own."""
+    """UTC, ISO 8601, by the rank's own clock: for people. A watcher measures silence by its own clock."""
 
 
 class Heart:
@@ -53,13 +68,13 @@ class Heart:
     def beat(self, phase: str, *, step: int, limit_s: float) -> bool:
         """Takes note of a sign of life; True when it was due to be written.
 
-        A file that cannot be written (a full disk, a removed run directory) is no reason to stop: it is tried again
+        A file that cannot be written (a full disk, a removed run directory) is not a reason to stop: it is tried again
         at the next beat.
         """
         self._count += 1
         now = self._clock()
-        # A limit that shrinks is written at once: the first step may take long, and whoever hangs just after it would
-        # else be given all of that time.
+        # A limit that shrinks is written at once: the first step may take long, and a rank that hangs just after it
+        # must not be given all of that time.
         is_new = phase != self._phase or limit_s < self._limit_s / 2
         if not is_new and now - self._written_at < EVERY_S:
             return False
@@ -75,45 +90,20 @@ class Heart:
             time=jsonl.utc_now(),
         )
         try:
-            _rewrite(self._path, jsonl.encode(asdict(beat)).ljust(_LINE_BYTES - 1) + b"\n")
+            rewrite(self._path, beat)
         except OSError:
             self._written_at = float("-inf")
         return True
 
 
-def _rewrite(path: Path, line: bytes) -> None:
-    """One write of always the same length, so a reader sees the old line or the new one.
-
-    Opened anew each time: network file systems send data on when a file is closed.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.pwrite(descriptor, line, 0)
-    finally:
-        os.close(descriptor)
-
-
 def read_beat(path: Path) -> Beat | None:
     """None where there is no file, or none that can be read."""
-    try:
-        return parse_beat(path.read_bytes())
-    except OSError:
-        return None
+    return find_record(Beat, path)
 
 
 def parse_beat(line: bytes) -> Beat | None:
-    """None where the line is no beat, or half of one."""
+    """None where the line is not a beat, or half of one."""
     try:
-        found = json.loads(line)
-        return Beat(
-            rank=int(found["rank"]),
-            host=str(found["host"]),
-            pid=int(found["pid"]),
-            phase=str(found["phase"]),
-            step=int(found["step"]),
-            beat=int(found["beat"]),
-            limit_s=float(found["limit_s"]),
-            time=str(found["time"]),
-        )
-    except (ValueError, TypeError, KeyError):
+        return parse_record(Beat, line)
+    except RecordError:
         return None

@@ -1,21 +1,21 @@
-"""Append-only files of JSON objects, one a line: the form of metrics.jsonl and events.jsonl.
+"""Append-only files of JSON objects, one per line: metrics.jsonl and events.jsonl. Times are UTC.
 
-Every line is strict JSON. What JSON has no number for is written as the strings "NaN", "Infinity" and "-Infinity"
-(as protobuf does), which `float()` reads back; finite floats are written with `repr`, so they come back bit for bit.
+Every line is strict JSON (`files.as_json`); finite floats are written with `repr`, so they come back bit for bit.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from launcher.files import as_json
+
 
 def utc_now() -> str:
-    """UTC time as ISO 8601 with milliseconds and Z."""
+    """ISO 8601 with milliseconds and Z."""
     return utc_text(datetime.now(UTC))
 
 
@@ -25,8 +25,16 @@ def utc_text(moment: datetime) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """The moment a line carries; ValueError when it is not a time."""
+    """Raises: ValueError: it is not a time."""
     return datetime.fromisoformat(text)
+
+
+def seconds_between(start: str, end: str) -> float:
+    """Seconds from one time to another; 0 where they cannot be read."""
+    try:
+        return max(0.0, (parse_time(end) - parse_time(start)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
 
 
 class AppendLog:
@@ -36,17 +44,21 @@ class AppendLog:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._torn = _ends_torn(self._fd)
+        size = os.fstat(self._fd).st_size
+        self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, line: dict[str, object]) -> None:
-        """Adds one line; OSError when the disk takes none or only a part of it."""
+        """Adds one line.
+
+        Raises: OSError: the disk took none of it, or only a part.
+        """
         if self._fd is None:
             raise ValueError(f"{self.path} is closed")
+        text = json.dumps(as_json(line), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         # A writer that died in the middle of a line left no newline: end its line, or ours would be lost with it.
-        data = (b"\n" if self._torn else b"") + encode(line) + b"\n"
-        written = os.write(self._fd, data)
-        self._torn = written != len(data)
-        if self._torn:
+        data = (b"\n" if self._is_torn else b"") + text.encode("utf-8", errors="backslashreplace") + b"\n"
+        self._is_torn = os.write(self._fd, data) != len(data)
+        if self._is_torn:
             raise OSError(errno.ENOSPC, "the line was written only in part", str(self.path))
 
     def close(self) -> None:
@@ -55,17 +67,11 @@ class AppendLog:
             self._fd = None
 
 
-def encode(line: dict[str, object]) -> bytes:
-    """One line without its newline."""
-    text = json.dumps(_strict(line), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", errors="backslashreplace")
-
-
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], int]:
     """Objects from byte `offset` on, and the offset where the next call goes on.
 
     A missing file has no lines. A last line without newline is still being written (or its writer died): it is left
-    for the next call. Lines that are no JSON object, left by a writer that died, are skipped.
+    for the next call. Lines that are not a JSON object, left by a writer that died, are skipped.
     """
     try:
         with path.open("rb") as file:
@@ -83,28 +89,3 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], in
         if isinstance(line, dict):
             lines.append(line)
     return lines, offset + len(complete)
-
-
-def _ends_torn(fd: int) -> bool:
-    size = os.fstat(fd).st_size
-    return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-
-
-def _strict(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
-
-
-def seconds_between(start: str, end: str) -> float:
-    """Seconds from one time to another; 0 where they cannot be read."""
-    try:
-        return max(0.0, (parse_time(end) - parse_time(start)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from launcher.errors import RecordError
+from launcher.files import record_from
 from launcher.runs import jsonl
 
 
@@ -40,22 +42,23 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class EvalRecord:
-    """One evaluation on the held-out examples."""
+    """One evaluation on the validation examples."""
 
     step: int
     epoch: float
     loss: float
-    """Mean over all supervised held-out tokens."""
+    """Mean over all supervised validation tokens."""
     tokens: int
-    """Supervised held-out tokens."""
+    """Supervised ones."""
     eval_time_s: float
     epoch_end: bool
-    """Whether it closes an epoch, as against an evaluation in between."""
+    """Whether it closes an epoch."""
     attempt: int
     time: str
 
 
 Record = StepRecord | EvalRecord
+_KINDS: dict[str, type[StepRecord] | type[EvalRecord]] = {"train": StepRecord, "eval": EvalRecord}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,10 @@ class MetricsWriter:
         self._log = jsonl.AppendLog(path)
 
     def write(self, record: Record) -> None:
-        """Adds one line; OSError when the disk does not take it."""
+        """Adds one line.
+
+        Raises: OSError: the disk does not take it.
+        """
         kind = "train" if isinstance(record, StepRecord) else "eval"
         fields = {name: value for name, value in asdict(record).items() if name != "metrics" or value}
         self._log.append({"kind": kind, **fields})
@@ -88,12 +94,9 @@ def read_metrics(path: Path) -> Metrics:
     An attempt starts again from its checkpoint, so its first line removes everything an older attempt wrote for what
     it does and later, and lines an older attempt still writes afterwards do not count.
     """
-    lines, _ = jsonl.read_lines(path)
     history = History()
-    for line in lines:
-        record = parse_record(line)
-        if record is not None:
-            history.add(record)
+    for record in read_every_record(path):
+        history.add(record)
     return history.metrics()
 
 
@@ -134,62 +137,8 @@ class History:
 
 def parse_record(line: dict[str, object]) -> Record | None:
     """The record a line of metrics.jsonl holds; None for a kind or shape this version does not know."""
+    kind = _KINDS.get(str(line.get("kind")))
     try:
-        if line.get("kind") == "train":
-            return _parse_step(line)
-        if line.get("kind") == "eval":
-            return _parse_eval(line)
-    except (KeyError, TypeError, ValueError):
+        return record_from(kind, line) if kind is not None else None
+    except RecordError:
         return None
-    return None
-
-
-def _parse_step(line: dict[str, object]) -> StepRecord:
-    return StepRecord(
-        step=_int(line["step"]),
-        epoch=_float(line["epoch"]),
-        loss=_float(line["loss"]),
-        lr=_float(line["lr"]),
-        grad_norm=_float(line["grad_norm"]),
-        tokens=_int(line["tokens"]),
-        supervised_tokens=_int(line["supervised_tokens"]),
-        tokens_per_s=_float(line["tokens_per_s"]),
-        step_time_s=_float(line["step_time_s"]),
-        memory_gib=_float(line["memory_gib"]),
-        total_tokens=_int(line["total_tokens"]),
-        attempt=_int(line["attempt"]),
-        time=str(line["time"]),
-        data_time_s=_float(line.get("data_time_s", 0.0)),
-        metrics=_floats(line.get("metrics", {})),
-    )
-
-
-def _parse_eval(line: dict[str, object]) -> EvalRecord:
-    return EvalRecord(
-        step=_int(line["step"]),
-        epoch=_float(line["epoch"]),
-        loss=_float(line["loss"]),
-        tokens=_int(line["tokens"]),
-        eval_time_s=_float(line["eval_time_s"]),
-        epoch_end=line["epoch_end"] is True,
-        attempt=_int(line["attempt"]),
-        time=str(line["time"]),
-    )
-
-
-def _int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
-    return value
-
-
-def _floats(value: object) -> dict[str, float]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is not a mapping")
-    return {str(name): _float(number) for name, number in value.items()}
-
-
-def _float(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import os
 import platform
 import re
@@ -20,9 +19,9 @@ from launcher import __version__
 from launcher.config.frozen import save_config
 from launcher.config.schema import Derived, FrozenRun, RunConfig
 from launcher.errors import RunError
-from launcher.files import replacing, write_json
+from launcher.files import replacing, try_lock, write_json
 from launcher.paths import RunPaths
-from launcher.runs.events import EventWriter
+from launcher.runs.events import write_event
 
 LATEST = "latest"
 SWEEP_FILE = "sweep.json"
@@ -83,10 +82,8 @@ def link_data(run_dir: Path, derived: Derived) -> None:
 
 
 def write_state(run_dir: Path, state: str, *, attempt: int = 0, **fields: object) -> None:
-    """Appends a state event, as the launcher (no rank)."""
-    writer = EventWriter(RunPaths(run_dir).events, attempt, -1)
-    writer.write("state", state=state, **fields)
-    writer.close()
+    """Appends a state event, as the launcher."""
+    write_event(RunPaths(run_dir).events, attempt, "state", state=state, **fields)
 
 
 def refuse_taken_name(config: RunConfig) -> None:
@@ -233,42 +230,35 @@ def last_attempt(run_dir: Path) -> int:
 
 @contextmanager
 def lock_run(run_dir: Path) -> Iterator[int]:
-    """Holds the run for one starter on this machine; gives the descriptor, which ranks inherit.
+    """Holds the run for one starter on this host; gives the descriptor, which ranks inherit.
 
-    The lock lasts until the starter and every rank it started are gone, so nobody resumes beside ranks still saving.
+    The lock lasts until the starter and all its ranks are gone, so nobody resumes while ranks still save.
 
     Raises:
         RunError: somebody else holds it.
     """
-    descriptor = os.open(RunPaths(run_dir).lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Not at the first try: `launcher status` holds it for a moment, to see whether somebody else does.
+    for pause_s in (0.0, 0.05, 0.1, 0.2):
+        time.sleep(pause_s)
+        if (descriptor := try_lock(RunPaths(run_dir).lock)) is not None:
+            break
+    else:
+        raise RunError(
+            f"{run_dir} is running already; watch it with: launcher logs -f {run_dir.name}, "
+            f"stop it with: launcher cancel {run_dir.name}"
+        )
     try:
-        # Not at the first try: `launcher status` holds it for a moment, to see whether somebody else does.
-        if not any(_try_lock(descriptor, after_s=pause_s) for pause_s in (0.0, 0.05, 0.1, 0.2)):
-            raise RunError(
-                f"{run_dir} is running already; watch it with: launcher logs -f {run_dir.name}, "
-                f"stop it with: launcher cancel {run_dir.name}"
-            )
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def is_locked(run_dir: Path) -> bool:
-    """Whether somebody on this machine runs this directory now."""
+    """Whether somebody on this host runs this directory now."""
     try:
-        descriptor = os.open(RunPaths(run_dir).lock, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = try_lock(RunPaths(run_dir).lock, create=False)
     except FileNotFoundError:
         return False
-    try:
-        return not _try_lock(descriptor)
-    finally:
+    if descriptor is not None:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int, *, after_s: float = 0.0) -> bool:
-    time.sleep(after_s)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return descriptor is None

@@ -14,7 +14,7 @@ import psutil
 from launcher.files import as_json
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts
-from launcher.runs.events import Event, read_events, words_of
+from launcher.runs.events import Event, read_events, valid_events
 from launcher.runs.heartbeat import read_beat
 from launcher.runs.jsonl import parse_time
 from launcher.runs.run_dir import is_locked, last_attempt, run_name
@@ -132,7 +132,7 @@ def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "")
     events = read_events(paths.events)
     status = read_status(paths.status) or Status(name=run_dir.name, state="validating", updated="")
     attempts = read_attempts(run_dir)
-    ends = words_of(events, "attempt_end")
+    ends = valid_events(events, "attempt_end")
     saved_step, saved_at = _last_checkpoint(events, status)
     found = _Finding(run_dir, events, status, attempts, job)
     state, alive, preempted, reason = found.judge()
@@ -247,10 +247,10 @@ class _Finding:
 
     def judge(self) -> tuple[str, bool | None, bool, str]:
         """State, alive, preempted and reason."""
-        states = words_of(self.events, "state")
+        states = valid_events(self.events, "state")
         state = str(states[-1].fields.get("state")) if states else "validating"
         if state in FINAL_STATES and not self._was_submitted_after(states[-1]):
-            ends = words_of(self.events, "attempt_end")
+            ends = valid_events(self.events, "attempt_end")
             return state, self._alive(over=True), False, _reason(states[-1:] + ends[-1:])
         if self.job is None:
             return self._by_processes(state)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.files import find_record, write_json
+from launcher.paths import RunPaths
 from launcher.runs import jsonl
+from launcher.runs.events import last_state, write_event
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -32,7 +34,7 @@ class Status:
     pid: int | None = None
     """Process id of rank 0."""
     host: str | None = None
-    """Machine of rank 0."""
+    """Of rank 0."""
     job_id: str | None = None
     """Slurm job, where it is one."""
     reason: str = ""
@@ -41,13 +43,28 @@ class Status:
 
 
 def write_status(path: Path, status: Status) -> None:
-    """Replaces status.json in one step, so that a reader sees the old or the new one, never a part.
-
-    It is not synced to disk: it is only a view, and syncing would make the loop wait for the file system.
-    """
+    # Not synced to disk: it is only a view, and syncing would make the training loop wait for the file system.
     write_json(path, status, indent=None, durable=False)
 
 
 def read_status(path: Path) -> Status | None:
-    """What status.json says; None where there is none or it cannot be read."""
+    """None where there is none, or none that can be read."""
     return find_record(Status, path)
+
+
+def set_state(paths: RunPaths, attempt: int, state: str, reason: str, *, again: bool = False) -> None:
+    """Makes `state` the state of the run, in its events and its status file.
+
+    Nothing happens once a newer attempt exists: only that one decides then.
+
+    Args:
+        again: also where the run is in this state already, because the reason is a better one.
+    """
+    if paths.newest_attempt() > attempt:
+        return
+    if again or last_state(paths.events) != state:
+        write_event(paths.events, attempt, "state", state=state, reason=reason)
+    status = read_status(paths.status)
+    if status is not None and status.state != state:
+        now = replace(status, state=state, reason=reason, eta_s=None, updated=jsonl.utc_now())
+        write_status(paths.status, now)

@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,9 +25,10 @@ from filelock import FileLock, Timeout
 from launcher.config.build import plain
 from launcher.config.frozen import load_config
 from launcher.errors import RunError
+from launcher.files import write_json
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
-from launcher.runs.events import EventWriter, read_events, words_of
+from launcher.runs.events import EventWriter, read_events, valid_events
 from launcher.runs.metrics import EvalRecord, History, Record, StepRecord, parse_record
 from launcher.runs.redact import redacted, redacted_text
 from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, load_tracker
@@ -155,12 +155,7 @@ def read_cursor(path: Path) -> Cursor | None:
 
 
 def write_cursor(path: Path, cursor: Cursor) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(jsonl.encode(asdict(cursor)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_json(path, cursor, indent=None)
 
 
 def scores(paths: RunPaths) -> dict[str, float]:
@@ -251,7 +246,7 @@ def _lock(path: Path, title: str) -> FileLock:
 
 
 def _run_failed(run_dir: Path) -> bool:
-    states = words_of(read_events(RunPaths(run_dir).events), "state")
+    states = valid_events(read_events(RunPaths(run_dir).events), "state")
     return bool(states) and states[-1].fields.get("state") == "failed"
 
 

@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from launcher.files import try_lock
+
 
 class BuildLock:
     """In place of torch's FileBaton, whose lock is that a file exists.
@@ -21,14 +23,8 @@ class BuildLock:
 
     def try_acquire(self) -> bool:
         """True for the one process that is to build."""
-        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
+        self._descriptor = try_lock(self._path)
+        return self._descriptor is not None
 
     def wait(self) -> None:
         """Returns when the builder is done, or dead."""

@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from launcher.checkpoint.commit import committed, verify
-from launcher.diagnose.conclude import last_state
 from launcher.paths import RunPaths
-from launcher.runs.events import Event, read_events
+from launcher.runs.events import Event, last_state, read_events
 from launcher.runs.metrics import read_metrics
 from launcher.runs.status import read_status
 from tests.slurm import faults
@@ -47,7 +46,7 @@ MOMENTS: dict[str, Callable[[SlurmRun], bool]] = {
     "stepped": second_has_stepped,
     "saving": second_is_saving,
     "saved": lambda run: bool(events_of(run, 2, "checkpoint")),
-    "done": lambda run: last_state(RunPaths(run.run_dir)) == "succeeded",
+    "done": lambda run: last_state(RunPaths(run.run_dir).events) == "succeeded",
 }
 
 SEEDS = [pytest.param(0), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 20))]
@@ -69,7 +68,9 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     old = save_config(cluster, node, run)
     cluster.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"])
     run.wait_attempt(2, timeout_s=180)
-    wait_until(lambda: MOMENTS[moment](run) or last_state(RunPaths(run.run_dir)) == "succeeded", 180, moment, run)
+    wait_until(
+        lambda: MOMENTS[moment](run) or last_state(RunPaths(run.run_dir).events) == "succeeded", 180, moment, run
+    )
     told = time.monotonic()
     for process in old:
         process.resume()
@@ -84,7 +85,9 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
     status = read_status(paths.status)
     assert run.losses() == golden
     assert (
-        last_state(paths) == "succeeded" and status is not None and (status.state, status.attempt) == ("succeeded", 2)
+        last_state(paths.events) == "succeeded"
+        and status is not None
+        and (status.state, status.attempt) == ("succeeded", 2)
     )
     assert [verdict["verdict_class"] for verdict in run.verdicts()] == ["node_failure", "done"], run.story("verdicts")
     second_began = events_of(run, 2, "job_start")[0].time

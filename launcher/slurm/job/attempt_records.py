@@ -10,13 +10,14 @@ from typing import overload
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
-from launcher.diagnose.conclude import StarterReport, conclude, events_of
+from launcher.diagnose.conclude import StarterReport, conclude
 from launcher.diagnose.evidence import JobEnd
 from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
 from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
-from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
+from launcher.runs.attempts import AttemptRecord, read_attempts, write_attempt
+from launcher.runs.events import write_event
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job.allocation import Allocation
@@ -59,9 +60,7 @@ def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
 
 def _open_attempts(run_dir: Path) -> list[AttemptRecord]:
     """Attempts of jobs that nobody has judged, oldest first."""
-    names = sorted(path.parent.name for path in RunPaths(run_dir).attempts.glob("[0-9]*/attempt.json"))
-    records = (read_attempt(run_dir, int(name)) for name in names if name.isdigit())
-    found = [record for record in records if record is not None and record.starter == "slurm" and not record.ended]
+    found = [record for record in read_attempts(run_dir) if record.starter == "slurm" and not record.ended]
     return [record for record in found if read_verdict(run_dir, record.attempt) is None]
 
 
@@ -83,15 +82,16 @@ def begin_attempt(
         ranks_per_node=derived.devices_per_node,
     )
     write_attempt(run_dir, record)
-    with events_of(RunPaths(run_dir), attempt) as events:
-        events.write(
-            "job_start",
-            job_id=record.job_id,
-            restart=record.restart,
-            nodes=record.nodes,
-            queued=record.queued,
-            started=record.started,
-        )
+    write_event(
+        RunPaths(run_dir).events,
+        attempt,
+        "job_start",
+        job_id=record.job_id,
+        restart=record.restart,
+        nodes=record.nodes,
+        queued=record.queued,
+        started=record.started,
+    )
     return record
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.frozen import load_config
 from launcher.config.schema import DataConfig, Derived, FrozenRun
-from launcher.diagnose.conclude import last_state
 from launcher.errors import ExitCode, RunError, UserError
 from launcher.paths import RunPaths
 from launcher.plan.create import complete_run
+from launcher.runs.events import last_state
 from launcher.slurm.client.container import example_files, run_folders
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.srun import stage_argv, stage_environment
@@ -33,7 +33,7 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
     """
     if stage == "prepare":
         return _prepare(run_dir)
-    if last_state(RunPaths(run_dir)) != "succeeded":
+    if last_state(RunPaths(run_dir).events) != "succeeded":
         raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
     return _run_alone(stage_words(stage, run_dir, further), run_dir, load_config(RunPaths(run_dir).config), allocation)
 

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.conclude import StarterReport, conclude, events_of, last_state, write_state
+from launcher.diagnose.conclude import StarterReport, conclude
 from launcher.diagnose.evidence import JobEnd
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
 from launcher.errors import ExitCode, RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
+from launcher.runs.events import last_state, write_event
 from launcher.runs.rank_environment import write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
+from launcher.runs.status import set_state
 from launcher.runs.stop_requests import StopRequests
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
@@ -50,12 +52,12 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         LauncherError: the run cannot be started by this job; nothing was changed then.
     """
     paths = RunPaths(run_dir)
-    if last_state(paths) == "succeeded":
+    if last_state(paths.events) == "succeeded":
         logger.info("%s has finished; there is nothing left to do", run_dir)
         return ExitCode.DONE
     if paths.cancel.exists():
         logger.warning("%s was cancelled; to go on with it: launcher resume %s", run_dir, run_dir.name)
-        write_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
+        set_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
         return ExitCode.INTERRUPTED
     config, derived = _frozen(paths)
     check_world(config, derived, allocation)
@@ -187,7 +189,7 @@ def _conclude(
     log("attempt %d ended: %s: %s", record.attempt, verdict.verdict_class.value, verdict.summary)
     match verdict.action:
         case Action.none:
-            patiently(lambda: write_state(paths, record.attempt, "succeeded", ""), "the state of the run")
+            patiently(lambda: set_state(paths, record.attempt, "succeeded", ""), "the state of the run")
             return ExitCode.DONE
         case Action.stop:
             # A run that only a limit stops is told apart from one that no further attempt could mend.
@@ -208,7 +210,7 @@ def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
     is_cancelled = verdict.verdict_class is VerdictClass.cancelled
     if is_cancelled:
         code = ExitCode.INTERRUPTED
-    write_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
+    set_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
     logger.error("%s stops: %s", paths.root.name, verdict.summary)
     if verdict.hint:
         logger.error("what to do: %s", verdict.hint)
@@ -236,22 +238,22 @@ def _go_on(paths: RunPaths, verdict: Verdict, allocation: Allocation, code: int)
 def _record_requeue(paths: RunPaths, verdict: Verdict, requeued: Requeued, allocation: Allocation) -> None:
     attempt = verdict.attempt
     if not requeued.done:
-        with events_of(paths, attempt) as events:
-            events.write("requeue_failed", job_id=allocation.name, problem=requeued.problem)
+        write_event(paths.events, attempt, "requeue_failed", job_id=allocation.name, problem=requeued.problem)
         reason = f"{verdict.summary}; job {allocation.name} could not be queued again: {requeued.problem}"
-        write_state(paths, attempt, "failed", reason)
+        set_state(paths, attempt, "failed", reason)
         logger.error("%s. Go on with: launcher resume %s", reason, paths.root.name)
         return
-    with events_of(paths, attempt) as events:
-        events.write(
-            "requeue",
-            job_id=allocation.name,
-            by_slurm=requeued.by_slurm,
-            without=list(requeued.excluded),
-            reason=verdict.summary,
-        )
+    write_event(
+        paths.events,
+        attempt,
+        "requeue",
+        job_id=allocation.name,
+        by_slurm=requeued.by_slurm,
+        without=list(requeued.excluded),
+        reason=verdict.summary,
+    )
     # Rank 0 may have called a failure final; the run goes on.
-    write_state(paths, attempt, "running", "queued again")
+    set_state(paths, attempt, "running", "queued again")
     if requeued.problem:
         logger.warning("%s", requeued.problem)
     logger.warning("job %s is queued again and goes on from the newest checkpoint", allocation.name)

@@ -5,7 +5,6 @@ In the order of a submission: plan_submission, create, queue_run. sweep_submit.p
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -32,6 +31,7 @@ from launcher.errors import (
     SlurmUnavailable,
     UserError,
 )
+from launcher.files import try_lock
 from launcher.paths import RunPaths
 from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, plan_run, prepares_quickly
 from launcher.runs.events import EventWriter
@@ -247,12 +247,11 @@ def submitting(run_dir: Path) -> Iterator[None]:
     """
     if is_locked(run_dir):
         raise RunError(f"{run_dir.name} is running on this machine; stop it first with launcher cancel {run_dir.name}")
-    descriptor = os.open(run_dir / ".submit.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = try_lock(run_dir / ".submit.lock")
+    if descriptor is None:
+        raise RunError(f"{run_dir.name} is being submitted by somebody else at this moment")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise RunError(f"{run_dir.name} is being submitted by somebody else at this moment") from None
     finally:
         os.close(descriptor)
 

@@ -88,7 +88,7 @@ def paths_in(folder: Path) -> RunPaths:
 
 
 def test_what_a_machine_says_is_read_back_whole_while_it_keeps_changing(tmp_path: Path) -> None:
-    path = paths_in(tmp_path).box(1, 0)
+    path = paths_in(tmp_path).host_status(1, 0)
     with OwnNote(path, note(0, error="long " * 300)) as own:
         seen = set()
         deadline = time.monotonic() + 60
@@ -103,7 +103,7 @@ def test_what_a_machine_says_is_read_back_whole_while_it_keeps_changing(tmp_path
 
 
 def test_a_machine_that_leaves_by_an_error_says_so(tmp_path: Path) -> None:
-    path = paths_in(tmp_path).box(1, 1)
+    path = paths_in(tmp_path).host_status(1, 1)
     with pytest.raises(WorldError), OwnNote(path, note(1)):
         raise WorldError("no way")
     found = read_note(path)
@@ -113,10 +113,10 @@ def test_a_machine_that_leaves_by_an_error_says_so(tmp_path: Path) -> None:
 def test_a_machine_that_ended_well_is_not_lost_and_one_that_failed_is(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     others = OtherBoxes(paths, 1, ["boxa", "boxb"], 0)
-    with OwnNote(paths.box(1, 1), note(1)) as own:
+    with OwnNote(paths.host_status(1, 1), note(1)) as own:
         own.end(75)
     assert others.lost() is None
-    with OwnNote(paths.box(1, 1), note(1)) as own:
+    with OwnNote(paths.host_status(1, 1), note(1)) as own:
         own.end(5)
     lost = OtherBoxes(paths, 1, ["boxa", "boxb"], 0).lost()
     assert lost is not None and not lost.is_silent and lost.data["code"] == 5
@@ -125,13 +125,13 @@ def test_a_machine_that_ended_well_is_not_lost_and_one_that_failed_is(tmp_path: 
 def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
     others = OtherBoxes(paths, 1, ["boxa", "boxb"], 0, silent_s=3)
-    with OwnNote(paths.box(1, 1), note(1)):
+    with OwnNote(paths.host_status(1, 1), note(1)):
         until = time.monotonic() + 4
         while time.monotonic() < until:
             assert others.lost() is None
             time.sleep(0.05)
-    text = paths.box(1, 1).read_text().replace('"ended"', '"running"')
-    paths.box(1, 1).write_text(text)  # as a machine that lost its power leaves it
+    text = paths.host_status(1, 1).read_text().replace('"ended"', '"running"')
+    paths.host_status(1, 1).write_text(text)  # as a machine that lost its power leaves it
     began = time.monotonic()
     while not (lost := others.lost()):
         assert time.monotonic() - began < 60
@@ -188,10 +188,10 @@ def test_joining_a_run_that_nobody_leads_ends_with_what_to_do(pair: Path) -> Non
 
 
 def test_a_record_left_by_a_dead_leader_is_not_joined(pair: Path) -> None:
-    with OwnNote(RunPaths(pair).box(1, 0), note(0, state=BoxState.waiting)):
+    with OwnNote(RunPaths(pair).host_status(1, 0), note(0, state=BoxState.waiting)):
         pass
-    text = RunPaths(pair).box(1, 0).read_text().replace('"ended"', '"waiting"')
-    RunPaths(pair).box(1, 0).write_text(text)
+    text = RunPaths(pair).host_status(1, 0).read_text().replace('"ended"', '"waiting"')
+    RunPaths(pair).host_status(1, 0).write_text(text)
     with pytest.raises(WorldError, match="was seen here within 1 s"):
         join(pair)
 
@@ -199,12 +199,12 @@ def test_a_record_left_by_a_dead_leader_is_not_joined(pair: Path) -> None:
 def test_a_machine_with_other_versions_is_refused_on_both_sides(pair: Path) -> None:
     waiting = note(0, state=BoxState.waiting, versions={"launcher": "0.0.1"})
     with (
-        OwnNote(RunPaths(pair).box(1, 0), waiting),
+        OwnNote(RunPaths(pair).host_status(1, 0), waiting),
         pytest.raises(RunError, match=r"differ: launcher .* here, 0\.0\.1"),
     ):
         # The file changes once a second, and the limit is one: give it the time to be seen alive.
         _join_patiently(pair)
-    told = read_note(RunPaths(pair).box(1, 1))
+    told = read_note(RunPaths(pair).host_status(1, 1))
     assert told is not None and "differ: launcher" in told.error and told.token == "t"
 
 
@@ -229,5 +229,5 @@ def test_a_machine_that_does_not_come_is_named_and_the_attempt_is_judged(tmp_pat
         lead(run, attempt=attempt, console=False, lock=None, remote=False)
     verdict = read_verdict(run, attempt)
     assert verdict is not None and verdict.verdict_class.value == "rendezvous"
-    left = read_note(RunPaths(run).box(attempt, 0))
+    left = read_note(RunPaths(run).host_status(attempt, 0))
     assert left is not None and (left.state, left.exit_code) == (BoxState.ended, 4)

@@ -4,7 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.runs.events import EventWriter, read_events, words_of
+from launcher.runs.events import EventWriter, read_events, valid_events
 
 
 def test_an_event_carries_time_attempt_rank_and_its_fields(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_an_old_attempt_says_beside_a_newer_one_does_not_count(tmp_path: Pa
         (1, "failed"),
     ]:
         EventWriter(path, attempt=attempt, rank=0).write("state", state=state)
-    counted = [(event.attempt, event.fields["state"]) for event in words_of(read_events(path), "state")]
+    counted = [(event.attempt, event.fields["state"]) for event in valid_events(read_events(path), "state")]
     assert counted == [(0, "queued"), (1, "running"), (2, "running"), (2, "succeeded")]
     EventWriter(path, attempt=0, rank=-1).write("state", state="queued")
-    assert words_of(read_events(path), "state")[-1].fields["state"] == "queued"
+    assert valid_events(read_events(path), "state")[-1].fields["state"] == "queued"

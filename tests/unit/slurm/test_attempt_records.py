@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.diagnose.conclude import last_state, write_state
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict, write_verdict
 from launcher.errors import RunError, SlurmUnavailable
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
-from launcher.runs.events import read_events
+from launcher.runs.events import last_state, read_events
 from launcher.runs.run_dir import new_attempt
+from launcher.runs.status import set_state
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
@@ -110,7 +110,7 @@ def test_a_state_is_written_once(make_run: MakeRun) -> None:
     run_dir = make_run()
     paths = RunPaths(run_dir)
     for _ in range(2):
-        write_state(paths, 1, "running", "queued again")
+        set_state(paths, 1, "running", "queued again")
     states = [event.fields["state"] for event in read_events(paths.events) if event.event == "state"]
     assert states[-1] == "running" and states.count("running") == 1
 
@@ -120,7 +120,7 @@ def test_an_old_attempt_has_no_say_in_the_state_of_the_run(make_run: MakeRun) ->
     paths = RunPaths(run_dir)
     new_attempt(run_dir)
     new_attempt(run_dir)
-    write_state(paths, 2, "succeeded", "")
+    set_state(paths, 2, "succeeded", "")
     before = paths.events.read_text()
-    write_state(paths, 1, "failed", "its node was cut off")
-    assert paths.events.read_text() == before and last_state(paths) == "succeeded"
+    set_state(paths, 1, "failed", "its node was cut off")
+    assert paths.events.read_text() == before and last_state(paths.events) == "succeeded"
