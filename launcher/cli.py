@@ -81,7 +81,7 @@ def _dispatch(argv: list[str]) -> int:
     except LauncherError as error:
         if args.debug:
             traceback.print_exc()
-        show_error(error, as_json=getattr(args, "json", False))
+        show_error(error, in_json=getattr(args, "json", False))
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

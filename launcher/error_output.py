@@ -6,12 +6,13 @@ import json
 import sys
 
 from launcher.errors import ConfigErrors, DataError, LauncherError, Problem, public_name
+from launcher.files import as_json
 
 
-def show_error(error: LauncherError, *, as_json: bool) -> None:
-    """Prints an error without a traceback: on stderr, and with `as_json` as one JSON document on stdout as well."""
+def show_error(error: LauncherError, *, in_json: bool = False) -> None:
+    """Prints an error without a traceback: on stderr, and with `in_json` as one JSON document on stdout as well."""
     problems = error.problems if isinstance(error, ConfigErrors | DataError) else []
-    if as_json:
+    if in_json:
         document = {
             "error": public_name(error),
             "message": str(error),
@@ -33,7 +34,7 @@ def show_error(error: LauncherError, *, as_json: bool) -> None:
 
 def _problem_fields(problem: Problem) -> dict[str, object]:
     value = problem.value if isinstance(problem.value, str | int | float | bool | None) else str(problem.value)
-    return {"key": problem.key, "value": value, "why": problem.why, "todo": problem.hint}
+    return {**as_json(problem), "value": value}
 
 
 def _show_on_terminal(headline: str, problems: list[Problem]) -> None:

@@ -37,7 +37,7 @@ stops because its attempts made no progress, or were too many, exits with 9.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import ClassVar
@@ -123,7 +123,7 @@ class Problem:
     key: str
     value: object
     why: str
-    hint: str = ""
+    hint: str = field(default="", metadata={"json": "todo"})
 
     def __str__(self) -> str:
         text = f"{self.key} = {self.value!r}: {self.why}"

@@ -1,4 +1,4 @@
-"""Where everything lies inside a run directory; the one place these names are written."""
+"""The path of every file in a run directory and of the cache; no other module spells these names."""
 
 from __future__ import annotations
 
@@ -11,46 +11,52 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class _Name:
+    """A file or folder of fixed name inside the run directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: RunPaths, owner: type[RunPaths]) -> Path:
+        return paths.root / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunPaths:
     """Paths of one run: names, and which attempt is the newest. Nothing is created here."""
 
     root: Path
+    config = _Name("config.yaml")
+    """Frozen configuration, complete, with the derived values; all that workers read."""
+    plan = _Name("plan.json")
+    """The plan `launcher check` printed when the run was created."""
+    versions = _Name("versions.json")
+    """Versions of the main packages, and the code revision, when the run was created."""
+    submission = _Name("submission.json")
+    """Jobs of a submitted run: argv and job id of each stage (runs/submission.py)."""
+    events = _Name("events.jsonl")
+    metrics = _Name("metrics.jsonl")
+    status = _Name("status.json")
+    data = _Name("data")
+    """Link to the prepared data set (holds audit.json, train/, validation/)."""
+    checkpoints = _Name("checkpoints")
+    attempts = _Name("attempts")
+    lock = _Name(".lock")
+    """Held (flock) by whoever runs this directory on this host, ranks included."""
+    cancel = _Name("cancel")
+    """Marker left by `launcher cancel`; tells a stop by the user from a preemption."""
+    plots = _Name("plots")
+    report = _Name("report.html")
+    eval = _Name("eval.json")
+    """Result of `launcher eval`."""
+    eval_partial = _Name("eval-partial.json")
+    """Result of an evaluation that looked at less than the one in eval.json did."""
+    export = _Name("export")
+    """Default Hugging Face folder, made from the newest checkpoint for eval, generate and serve."""
 
-    @property
-    def config(self) -> Path:
-        """Frozen configuration, complete, with the derived values; all that workers read."""
-        return self.root / "config.yaml"
-
-    @property
-    def plan(self) -> Path:
-        """The plan `launcher check` printed when the run was created, as JSON."""
-        return self.root / "plan.json"
-
-    @property
-    def events(self) -> Path:
-        return self.root / "events.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def status(self) -> Path:
-        return self.root / "status.json"
-
-    @property
-    def data(self) -> Path:
-        """Link to the prepared data set (holds audit.json, train/, validation/)."""
-        return self.root / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def attempts(self) -> Path:
-        return self.root / "attempts"
+    def tracker(self, name: str) -> Path:
+        """A tracker's own files, its cursor and the log of its replay."""
+        return self.root / name
 
     def attempt(self, number: int) -> Path:
         return self.attempts / f"{number:04d}"
@@ -80,7 +86,7 @@ class RunPaths:
         return self.attempt(attempt) / "verdict.json"
 
     def rank_end(self, attempt: int, rank: int) -> Path:
-        """The last word of a rank: exit code and error; absent when it was killed."""
+        """How a rank ended: exit code and error; absent when it was killed."""
         return self.attempt(attempt) / f"end-{rank:04d}.json"
 
     def heartbeat(self, attempt: int, rank: int) -> Path:
@@ -99,56 +105,9 @@ class RunPaths:
         """What one host of a run on several (cluster.hosts) reports about itself; rewritten in place once a second."""
         return self.attempt(attempt) / f"box-{number:04d}.json"
 
-    @property
-    def submission(self) -> Path:
-        """Jobs of a submitted run: argv and job id of each stage (slurm/submit/submit.py)."""
-        return self.root / "submission.json"
-
-    @property
-    def versions(self) -> Path:
-        """Versions of the main packages, and the code revision, when the run was created."""
-        return self.root / "versions.json"
-
-    @property
-    def lock(self) -> Path:
-        """Held (flock) by whoever runs this directory on this machine, ranks included."""
-        return self.root / ".lock"
-
-    @property
-    def cancel(self) -> Path:
-        """Marker left by `launcher cancel`; tells a stop by the user from a preemption."""
-        return self.root / "cancel"
-
-    @property
-    def plots(self) -> Path:
-        return self.root / "plots"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def eval(self) -> Path:
-        """Result of `launcher eval`, as JSON."""
-        return self.root / "eval.json"
-
-    @property
-    def eval_partial(self) -> Path:
-        """Result of an evaluation that looked at less than the one in eval.json did."""
-        return self.root / "eval-partial.json"
-
-    def tracker(self, name: str) -> Path:
-        """A tracker's own files, its cursor and the log of its replay."""
-        return self.root / name
-
-    @property
-    def export(self) -> Path:
-        """Default Hugging Face folder, made from the newest checkpoint for eval, generate and serve."""
-        return self.root / "export"
-
 
 def cache_dir() -> Path:
-    """Where converted models and prepared data are kept: $LAUNCHER_CACHE, else ~/.cache/launcher."""
+    """Where converted models and prepared data are kept: $LAUNCHER_CACHE, or ~/.cache/launcher."""
     return Path(os.environ.get("LAUNCHER_CACHE") or Path.home() / ".cache" / "launcher")
 
 
@@ -156,13 +115,13 @@ _SCRATCH: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
 def new_cache_dir() -> Path:
-    """Where prepared data and hashes that are made now are kept: as cache_dir, but see scratch_cache."""
+    """Where new prepared data and hashes go: cache_dir, or a temporary folder inside scratch_cache."""
     return _SCRATCH.get() or cache_dir()
 
 
 @contextmanager
 def scratch_cache() -> Iterator[None]:
-    """For a dry run: what the cache holds is found, and what is made meanwhile lies elsewhere and goes at the end."""
+    """For a dry run: the cache is read as usual, but anything new goes to a temporary folder, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="launcher-") as folder:
         token = _SCRATCH.set(Path(folder))
         try:

@@ -172,7 +172,7 @@ def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
         return stop.exit_code, stop
     except LauncherError as error:
         if not isinstance(error, ErrorOnMain):
-            show_error(error, as_json=False)
+            show_error(error)
         return error.exit_code, error
     except BaseException as error:
         traceback.print_exc()

@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from launcher.commands.plan_view import in_short, print_plan
-from launcher.config.build import plain
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.compose import compose_with_problems
 from launcher.config.devices import visible_gpus
 from launcher.config.frozen import to_yaml
@@ -21,6 +19,7 @@ from launcher.config.package_floors import package_problems
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import RunConfig
 from launcher.errors import DataError, ExitCode, Problem
+from launcher.files import as_json
 from launcher.plan.plan import Plan
 from launcher.plan.run_plan import allow_problems, plan_cheaply
 from launcher.slurm.client.sbatch import sbatch_problems
@@ -30,7 +29,8 @@ _PLAIN_WIDTH = 120
 
 def run(args: argparse.Namespace) -> int:
     config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
-    problems += _job_problems(config)
+    if config.cluster.is_slurm:  # what sbatch would refuse; whether the site has it, `launcher submit` asks there
+        problems += sbatch_problems(config)
     if args.cfg and not args.json:
         _print_settings(config, problems)
         return ExitCode.USER if problems else ExitCode.DONE
@@ -49,14 +49,6 @@ def run(args: argparse.Namespace) -> int:
 def _blocks_planning(problems: list[Problem]) -> bool:
     """Whether what is wrong leaves nothing to look at data and memory with."""
     return any(problem.key.split(".")[0].lstrip("+~") not in ("name", "runs_dir", "track") for problem in problems)
-
-
-def _job_problems(config: RunConfig) -> list[Problem]:
-    """What Slurm would not take as it stands; whether the cluster has it, launcher submit asks there."""
-    if config.cluster.kind is not ClusterKind.slurm:
-        return []
-
-    return sbatch_problems(config)
 
 
 @dataclass(slots=True)
@@ -90,22 +82,14 @@ def _plan(config: RunConfig) -> _Seen:
 def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
     document: dict[str, object] = {
         "ok": not problems,
-        "problems": [
-            {"key": problem.key, "value": _jsonable(problem.value), "why": problem.why, "todo": problem.hint}
-            for problem in problems
-        ],
+        "problems": as_json(problems),
         "warnings": seen.warnings,
         "unaudited": seen.unaudited or None,
-        "plan": seen.plan.as_dict() if seen.plan is not None else None,
+        "plan": as_json(seen.plan),
     }
     if with_config:
-        document["config"] = plain(config)
+        document["config"] = as_json(config)
     return document
-
-
-def _jsonable(value: object) -> object:
-    value = plain(value)
-    return value if isinstance(value, str | int | float | bool | list | dict | type(None)) else str(value)
 
 
 def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
@@ -141,5 +125,5 @@ def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
         return f"{so_far}; the audit has not run on all of it: {escape(seen.unaudited)}. {prepare} does"
     if seen.is_elsewhere:
         return so_far
-    verb = "submit" if config.cluster.kind.value == "slurm" else "train"
+    verb = "submit" if config.cluster.is_slurm else "train"
     return "[bold green]this run can start[/]  " + escape(shlex.join(["launcher", verb, *overrides]))

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
 from launcher.doctor.filesystem import folder_findings, shared_finding
@@ -49,12 +48,11 @@ def _concerns_place(problem: Problem, overrides: list[str]) -> bool:
 
 
 def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[CheckResult]:
-    is_site = config.cluster.kind is ClusterKind.slurm
     # A doctor finds out whether the controller answers; waiting long for it would hide that it does not.
     slurm = Slurm(retry_s=5.0)
     findings = [*machine_findings(), *folder_findings(Path(config.runs_dir))]
-    findings += tool_findings(slurm, needed=is_site)
-    if not is_site:
+    findings += tool_findings(slurm, needed=config.cluster.is_slurm)
+    if not config.cluster.is_slurm:
         return [*findings, *(of_problem("settings", problem) for problem in problems)]
     if has_failed(finding for finding in findings if finding.check == "slurm"):
         return findings
@@ -71,7 +69,7 @@ def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
     argv: list[str] = []
-    if config.cluster.kind is ClusterKind.slurm and not args.no_job:
+    if config.cluster.is_slurm and not args.no_job:
         argv = plan_job(config, os.environ).argv
     if args.json:
         print(json.dumps({"dry_run": True, "argv": argv}, indent=2))

@@ -14,6 +14,7 @@ from rich.console import Console
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
+from launcher.files import as_json
 from launcher.paths import scratch_cache
 from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run, run_name
@@ -67,7 +68,7 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
     queued = submit_new(plan, slurm, os.environ)
     warnings = [*plan.warnings, *_audit(plan.planned)]
     if args.json:
-        print(json.dumps({**_queued_document(queued, warnings), "plan": plan.planned.plan.as_dict()}, indent=2))
+        print(json.dumps({**_queued_document(queued, warnings), "plan": as_json(plan.planned.plan)}, indent=2))
     else:
         print(_plan_summary(plan.planned))
         _tell_queued(queued, warnings)
@@ -197,7 +198,7 @@ def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
     if not args.json:
         _show_plan(plan.planned, verbose=args.verbose)
     _show_jobs(
-        requests, config, as_json=args.json, verbose=args.verbose, warnings=warnings, plan=plan.planned.plan.as_dict()
+        requests, config, as_json=args.json, verbose=args.verbose, warnings=warnings, plan=as_json(plan.planned.plan)
     )
     return ExitCode.DONE
 
@@ -212,7 +213,7 @@ def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
         _show_plan(plan.plans[0].planned, verbose=args.verbose)
         for one in plan.differs:
             print("member    " + " ".join(f"{key}={value}" for key, value in one.items()))
-    plan_fields = plan.plans[0].planned.plan.as_dict()
+    plan_fields = as_json(plan.plans[0].planned.plan)
     _show_jobs(
         requests,
         plan.first,

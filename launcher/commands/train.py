@@ -14,6 +14,7 @@ from launcher.commands.submit import submit_again
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.frozen import load_config
 from launcher.errors import ExitCode, RunError, SlurmUnavailable, UserError
+from launcher.files import as_json
 from launcher.local.multi_host import join
 from launcher.local.start import start_run
 from launcher.paths import RunPaths
@@ -41,7 +42,7 @@ def _new(args: argparse.Namespace) -> int:
     planned = plan_overrides(args.overrides, conf_dir=args.conf_dir)
     if args.dry_run:
         if args.json:
-            print(json.dumps({"dry_run": True, "plan": planned.plan.as_dict()}, indent=2))
+            print(json.dumps({"dry_run": True, "plan": as_json(planned.plan)}, indent=2))
         else:
             _print_plan(planned)
             print("dry run: nothing was created or started")

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from launcher.checkpoint.commit import Checkpoint, verify
 from launcher.checkpoint.manifest import read_manifest
-from launcher.config.frozen import load_config
-from launcher.errors import CheckpointError, ExitCode, RunError
+from launcher.config.frozen import load_prepared
+from launcher.errors import CheckpointError, ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.events import written_manifests
 from launcher.runs.run_dir import find_run
@@ -50,9 +50,7 @@ def _verify_all(run_dir: Path) -> list[_Checked]:
 def _identity(run_dir: Path) -> tuple[str, set[str]]:
     """The run's id, and the hashes of the manifests its journal says it wrote."""
     paths = RunPaths(run_dir)
-    derived = load_config(paths.config).derived
-    if derived is None:
-        raise RunError(f"{paths.config} holds no derived values; it was not made by launcher train")
+    _, derived = load_prepared(paths.config)
     return derived.run_id, written_manifests(paths.events)
 
 

@@ -21,6 +21,7 @@ from omegaconf import MISSING
 from launcher.config.foreign_settings import VAGUE_NAMES, answer, foreign_names
 from launcher.config.limits import Limits
 from launcher.errors import Problem
+from launcher.files import as_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -114,19 +115,6 @@ def one_of(value: object, choices: list[str]) -> str:
     return (f"Did you mean {near[0]}? " if near else "") + f"Choose one of: {', '.join(choices)}"
 
 
-def plain(value: object) -> Any:
-    """The value as dicts, lists and scalars for YAML and JSON; enum members become their values."""
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
 def build(
     cls: type[T], values: Mapping[str, object], problems: list[Problem], *, prefix: str = "", complete: bool = False
 ) -> T:
@@ -182,7 +170,7 @@ class _Builder:
         if get_origin(hint) is dict:
             if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
                 return self._invalid(key, value, "must be a mapping with text keys", "Write {name: value, ...}")
-            return plain(value)
+            return as_json(value)
         if isinstance(hint, type) and issubclass(hint, Enum):
             choices = [str(member.value) for member in hint]
             if isinstance(value, str) and value in choices:

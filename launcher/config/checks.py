@@ -12,7 +12,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from launcher.config.build import field_limits
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import find_architecture
 from launcher.config.path_checks import path_problems
@@ -37,7 +36,7 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
 
 def config_problems(config: RunConfig) -> list[Problem]:
     """Everything wrong with a configuration, as far as it, the files it names and the environment show."""
-    gpus = visible_gpus() if config.cluster.kind is ClusterKind.local else []
+    gpus = [] if config.cluster.is_slurm else visible_gpus()
     problems = list(_range_problems(config))
     for rule in _RULES:
         problems += rule(config)
@@ -216,7 +215,7 @@ def _host_problems(config: RunConfig) -> Iterator[Problem]:
     cluster = config.cluster
     if not cluster.hosts:
         return
-    if cluster.kind is not ClusterKind.local:
+    if cluster.is_slurm:
         why = "is for runs without Slurm, and cluster.kind is slurm"
         yield Problem("cluster.hosts", cluster.hosts, why, "Leave it out; cluster.nodelist requests particular nodes")
     elif cluster.nodes != len(cluster.hosts):
@@ -236,7 +235,7 @@ def _device_problems(config: RunConfig, topology: Topology) -> Iterator[Problem]
     if strategy.kind is StrategyKind.single and topology.world_size > 1:
         why = f"the run has {topology.world_size} processes (cluster.nodes = {topology.nodes})"
         yield Problem("strategy.kind", "single", why, "Use strategy=ddp, zero1, zero2 or zero3")
-    if config.cluster.kind is ClusterKind.slurm and config.cluster.devices_per_node is None:
+    if config.cluster.is_slurm and config.cluster.devices_per_node is None:
         why = "the GPUs of a Slurm job cannot be counted in advance"
         yield Problem("cluster.devices_per_node", None, why, "Give the number")
     needs_gpu = attention in (Attention.varlen, Attention.flash_attention_2)

@@ -65,6 +65,11 @@ class HardwareConfig:
     hosts: list[str] = field(default_factory=list)
     """Hosts of a run over several nodes without Slurm, the leader first. Default: this machine only."""
 
+    @property
+    def is_slurm(self) -> bool:
+        """Whether the run is a Slurm job, on other hosts than this one."""
+        return self.kind is ClusterKind.slurm
+
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig(HardwareConfig):

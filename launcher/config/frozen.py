@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from launcher.config.build import build, plain
-from launcher.config.schema import SCHEMA_VERSION, FrozenRun, RunConfig
+from launcher.config.build import build
+from launcher.config.schema import SCHEMA_VERSION, Derived, FrozenRun, RunConfig
 from launcher.errors import Problem, RunError
-from launcher.files import write_atomically
+from launcher.files import as_json, write_atomically
 
 
 def to_yaml(values: object) -> str:
     """YAML of a dataclass or of plain values, readable in any script, that loads as exactly the same values."""
-    data = plain(values)
+    data = as_json(values)
     text = _dump(data, allow_unicode=True)
     # A few control characters (NEL for one) do not survive unescaped.
     return text if yaml.safe_load(text) == data else _dump(data, allow_unicode=False)
@@ -58,6 +58,21 @@ def load_config(path: Path) -> FrozenRun:
     return frozen
 
 
+def load_prepared(path: Path) -> tuple[RunConfig, Derived]:
+    """Settings and derived values of the run frozen at `path`.
+
+    Raises:
+        RunError: as load_config, and where its data was not prepared yet.
+    """
+    frozen = load_config(path)
+    if frozen.derived is None:
+        raise RunError(
+            f"{path.parent} is not prepared yet: {path.name} has no derived values. The prepare stage of its "
+            f"submission makes them; look at its output, or run: sbatch slurm/prepare.sbatch --run {path.parent}"
+        )
+    return frozen.config, frozen.derived
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -79,8 +94,8 @@ def config_hash(config: RunConfig, data_key: str | None = None) -> str:
     parts = {
         "model": [config.model.name_or_path, config.model.revision],
         "data": data_key if data_key is not None else _data_identity(config),
-        "method": plain(config.method),
-        "optim": plain(config.optim),
+        "method": as_json(config.method),
+        "optim": as_json(config.optim),
         "seed": config.seed,
         "batch": [config.batch.global_sequences, config.batch.global_tokens],
         "precision": config.strategy.precision.value,
@@ -89,5 +104,5 @@ def config_hash(config: RunConfig, data_key: str | None = None) -> str:
 
 
 def _data_identity(config: RunConfig) -> dict[str, Any]:
-    values: dict[str, Any] = plain(config.data)
+    values: dict[str, Any] = as_json(config.data)
     return {key: value for key, value in values.items() if key not in ("num_workers", "allow")}

@@ -11,7 +11,6 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from launcher.config.build import one_of
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import Gpu
 from launcher.config.model_files import EMBEDDED, ModelSource, model_source
 from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
@@ -38,9 +37,7 @@ def machine_problems(config: RunConfig, gpus: list[Gpu]) -> list[Problem]:
     Args:
         gpus: devices.visible_gpus(). Nothing is reported for Slurm jobs, which run on other machines.
     """
-    if config.cluster.kind is not ClusterKind.local:
-        return []
-    return [*_missing_packages(config), *_missing_gpus(config, gpus)]
+    return [] if config.cluster.is_slurm else [*_missing_packages(config), *_missing_gpus(config, gpus)]
 
 
 def _data_paths(config: RunConfig) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.config.cluster_schema import ClusterKind, Device
+from launcher.config.cluster_schema import Device
 from launcher.config.devices import Gpu
 from launcher.config.schema import RunConfig, StrategyKind
 
@@ -31,12 +31,11 @@ def resolve_topology(config: RunConfig, gpus: list[Gpu]) -> Topology:
     what its settings say: it runs on another machine.
     """
     cluster = config.cluster
-    is_job = cluster.kind is ClusterKind.slurm
     device = str(cluster.device.value)
     if cluster.device is Device.auto:
-        device = "cuda" if gpus or is_job else "cpu"
+        device = "cuda" if gpus or cluster.is_slurm else "cpu"
     count = cluster.devices_per_node
     if count is None:
-        takes_all = device == "cuda" and not is_job and config.strategy.kind is not StrategyKind.single
+        takes_all = device == "cuda" and not cluster.is_slurm and config.strategy.kind is not StrategyKind.single
         count = max(1, len(gpus)) if takes_all else 1
     return Topology(device=device, devices_per_node=count, nodes=cluster.nodes)

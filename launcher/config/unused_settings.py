@@ -8,12 +8,12 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from launcher.config.build import plain
 from launcher.config.checks import setting
-from launcher.config.cluster_schema import ClusterConfig, ClusterKind, ContainerRuntime, HardwareConfig
+from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime, HardwareConfig
 from launcher.config.model_files import ModelSource, model_source
 from launcher.config.schema import MethodKind, RunConfig, Schedule
 from launcher.errors import Problem
+from launcher.files import as_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def ineffective_overrides(config: RunConfig, overrides: Collection[str]) -> list
         keys = [key for key in rule.keys if key in overrides and not _is_noop(config, default, key)]
         why = rule.why_not(config) if keys else ""
         if why:
-            problems += [Problem(key, plain(setting(config, key)), why, rule.hint) for key in keys]
+            problems += [Problem(key, as_json(setting(config, key)), why, rule.hint) for key in keys]
     return problems
 
 
@@ -48,7 +48,7 @@ def unused_warnings(config: RunConfig) -> list[str]:
         keys = [key for key in rule.keys if rule.warns and setting(config, key) != setting(default, key)]
         why = rule.why_not(config) if keys else ""
         if why:
-            given = ", ".join(f"{key} = {plain(setting(config, key))}" for key in keys)
+            given = ", ".join(f"{key} = {as_json(setting(config, key))}" for key in keys)
             warnings.append(f"{given} has no effect: {why}")
     return warnings
 
@@ -114,11 +114,11 @@ def _of_local_model(config: RunConfig) -> str:
 
 
 def _without_slurm(config: RunConfig) -> str:
-    return "" if config.cluster.kind is ClusterKind.slurm else "it is for Slurm, and cluster.kind is local"
+    return "" if config.cluster.is_slurm else "it is for Slurm, and cluster.kind is local"
 
 
 def _without_container(config: RunConfig) -> str:
-    in_none = config.cluster.kind is ClusterKind.slurm and config.cluster.container is ContainerRuntime.none
+    in_none = config.cluster.is_slurm and config.cluster.container is ContainerRuntime.none
     return "cluster.container is none" if in_none else ""
 
 

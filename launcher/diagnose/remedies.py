@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.schema import Precision, RunConfig
 from launcher.diagnose.causes import Cause
 from launcher.diagnose.evidence import Evidence
@@ -59,7 +58,7 @@ def _less_gpu_memory(config: RunConfig) -> str:
 
 def _more_host_memory(config: RunConfig) -> str:
     asked = config.cluster.memory_gib_per_node
-    if config.cluster.kind is ClusterKind.slurm and asked != 0:
+    if config.cluster.is_slurm and asked != 0:
         # 0 asks Slurm for all there is.
         return f"cluster.memory_gib_per_node={2 * asked:g}" if asked else "cluster.memory_gib_per_node=0"
     if config.strategy.offload_params:
@@ -78,7 +77,7 @@ def _within_the_limit(config: RunConfig, evidence: Evidence) -> str:
 
 
 def _exclude(config: RunConfig, node: str) -> str:
-    if not node or config.cluster.kind is not ClusterKind.slurm:
+    if not node or not config.cluster.is_slurm:
         return ""
     present = config.cluster.exclude
     return f"cluster.exclude='{present},{node}'" if present else f"cluster.exclude={node}"
@@ -86,7 +85,7 @@ def _exclude(config: RunConfig, node: str) -> str:
 
 def _other_interface(config: RunConfig) -> str:
     """Elsewhere than in a job the ranks have the caller's environment, and the setting is refused."""
-    return "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}" if config.cluster.kind is ClusterKind.slurm else ""
+    return "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}" if config.cluster.is_slurm else ""
 
 
 def _longer_limit(config: RunConfig, evidence: Evidence) -> str:

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.config.build import build, plain
+from launcher.config.build import build
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.errors import ConfigErrors, Problem, WorldError
-from launcher.files import write_json
+from launcher.files import as_json, write_json
 from launcher.paths import cache_dir
 from launcher.runs.rank_environment import RankEnvironment
 from launcher.slurm.client.container import contained, site_options
@@ -36,7 +36,7 @@ _SITE_KEYS = ("container", "container_image", "container_mounts", "srun_args", "
 
 def write_site(folder: Path, cluster: ClusterConfig) -> None:
     """What of the site's settings decides how a task starts, for `main` to read in the job."""
-    settings = plain(cluster)
+    settings = as_json(cluster)
     text = json.dumps({key: settings[key] for key in _SITE_KEYS})
     (folder / SITE).write_text(text + "\n", encoding="utf-8")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, newest_verified
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.config.model_files import ModelSource, model_source
 from launcher.config.schema import Derived, MethodKind, RunConfig
 from launcher.errors import RunError
@@ -65,18 +65,16 @@ def open_source(run_dir: Path, step: int | None = None) -> ExportSource:
     Raises: RunError where there is no run or no checkpoint yet, CheckpointError where none can be trusted.
     """
     paths = RunPaths(run_dir)
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(f"{paths.config} has no derived values: this run was never started, so there is nothing to use.")
+    config, derived = load_prepared(paths.config)
     # Reading some shards unpickles them, so only checkpoints that this run says it wrote are opened.
     written = written_manifests(paths.events)
-    checkpoint = newest_verified(run_dir, run_id=frozen.derived.run_id, trusted=written, step=step)
+    checkpoint = newest_verified(run_dir, run_id=derived.run_id, trusted=written, step=step)
     if checkpoint is None:
         raise RunError(
             f"{run_dir} has no checkpoint yet. Let it train to its first save (launcher status {run_dir.name}), "
             f"or continue it: launcher train --run {run_dir.name}"
         )
-    return ExportSource(paths=paths, config=frozen.config, derived=frozen.derived, checkpoint=checkpoint)
+    return ExportSource(paths=paths, config=config, derived=derived, checkpoint=checkpoint)
 
 
 def cached_folder(source: ExportSource, *, merge: bool) -> Path:

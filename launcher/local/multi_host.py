@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.devices import visible_gpus
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_config, load_prepared
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
@@ -238,13 +238,11 @@ def _wait_for_start(part: _Part, attempt: int) -> None:
 
 def _part(run_dir: Path) -> _Part:
     paths = RunPaths(run_dir.resolve())
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(f"{paths.config} holds no derived values; it was not made by launcher train")
-    hosts = frozen.config.cluster.hosts
+    config, derived = load_prepared(paths.config)
+    hosts = config.cluster.hosts
     if len(hosts) < 2:
         raise RunError(f"{run_dir.name} is a run on one machine: it was made without cluster.hosts")
-    return _Part(paths, frozen.config, frozen.derived, own_box(hosts))
+    return _Part(paths, config, derived, own_box(hosts))
 
 
 def _versions() -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
 from launcher.diagnose.outcome import Outcome
@@ -116,15 +116,13 @@ def startable(paths: RunPaths, place: Place | None) -> Derived:
 
     Raises: RunError if it was never planned, or was planned for several hosts and has no `place` among them.
     """
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(f"{paths.config} holds no derived values; it was not made by launcher train")
-    if place is None and frozen.config.cluster.nodes > 1:
+    config, derived = load_prepared(paths.config)
+    if place is None and config.cluster.nodes > 1:
         raise RunError(
-            f"{paths.root.name} was planned for {frozen.config.cluster.nodes} machines, and this command starts only "
+            f"{paths.root.name} was planned for {config.cluster.nodes} machines, and this command starts only "
             "this one. Make it with cluster.hosts, or use launcher submit, or torchrun -m launcher.train on each"
         )
-    return frozen.derived
+    return derived
 
 
 @dataclass(slots=True)

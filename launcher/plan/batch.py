@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.config.cluster_schema import ClusterKind
 from launcher.config.devices import usable_cores
 from launcher.config.model_files import find_architecture
 from launcher.config.schema import Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
@@ -148,7 +147,7 @@ def peak_lr(config: RunConfig, *, epoch_tokens: float, model_dir: str = "") -> f
 def _threads(config: RunConfig, devices_per_node: int) -> int:
     if config.cluster.threads_per_process is not None:
         return config.cluster.threads_per_process
-    if config.cluster.kind is ClusterKind.slurm:
+    if config.cluster.is_slurm:
         return 0  # the job's cores are not this machine's: each task takes what Slurm gives it
     return max(1, usable_cores() // devices_per_node)
 

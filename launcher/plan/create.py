@@ -42,7 +42,7 @@ def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> Pla
 
 def create_planned(planned: PlannedRun) -> Path:
     """The run directory of a planned run."""
-    return create_run(planned.config, planned.derived, planned.plan.as_dict())
+    return create_run(planned.config, planned.derived, planned.plan)
 
 
 def complete_run(run_dir: Path) -> bool:
@@ -63,7 +63,7 @@ def complete_run(run_dir: Path) -> bool:
     planned = plan_run(frozen.config, progress=_PreparationLog())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
-    write_json(paths.plan, planned.plan.as_dict(), indent=2)
+    write_json(paths.plan, planned.plan, indent=2)
     link_data(run_dir, planned.derived)
     save_config(paths.config, FrozenRun(config=frozen.config, derived=planned.derived))
     return True

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from launcher.config.build import plain
 from launcher.config.checks import has_validation
-from launcher.config.cluster_schema import ClusterConfig, ClusterKind
+from launcher.config.cluster_schema import ClusterConfig
 from launcher.config.devices import host_memory_gib, visible_gpus
 from launcher.config.model_files import find_architecture, has_usual_modules
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
@@ -106,11 +104,6 @@ class Plan:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        values: dict[str, Any] = plain(self)
-        return values
-
 
 def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
     """The plan of a run. Reads nothing but the model's config.json where its figures are not shipped."""
@@ -178,7 +171,7 @@ def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, architec
     need = estimate(config, architecture, _topology(derived), _load(derived.micro_sequences, facts))
     limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
     host_limit = config.cluster.host_memory_gib
-    runs_here = config.cluster.kind is ClusterKind.local and (derived.device == "cpu" or bool(visible_gpus()))
+    runs_here = not config.cluster.is_slurm and (derived.device == "cpu" or bool(visible_gpus()))
     if host_limit is None and runs_here:  # a machine without GPUs is only planning for another one
         host_limit = host_memory_gib()
     exceeds = limit is not None and need.device_total > limit * GIB

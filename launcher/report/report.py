@@ -12,11 +12,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from launcher.config.build import plain
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
-from launcher.errors import RunError
-from launcher.files import write_atomically
+from launcher.files import as_json, write_atomically
 from launcher.paths import RunPaths
 from launcher.report import plots, run_facts
 from launcher.report.advice import Advice, Level, plateau_advice
@@ -134,19 +132,17 @@ def gather(run_dir: Path) -> Facts:
     Raises: RunError when it has no config.yaml.
     """
     paths = RunPaths(run_dir)
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(f"{paths.config}: the derived values are missing; this is no run that was started")
+    config, derived = load_prepared(paths.config)
     metrics = read_metrics(paths.metrics)
     return Facts(
         paths=paths,
-        config=frozen.config,
-        derived=frozen.derived,
+        config=config,
+        derived=derived,
         metrics=metrics,
         events=read_events(paths.events),
         result=read_loose(paths.eval),
         audit=read_loose(paths.data / "audit.json"),
-        advice=plateau_advice(metrics, frozen.config),
+        advice=plateau_advice(metrics, config),
         goodput=run_goodput(run_dir),
         verdicts={int(path.parent.name): read_loose(path) for path in paths.attempts.glob("[0-9]*/verdict.json")},
     )
@@ -194,7 +190,7 @@ def page_html(facts: Facts) -> str:
             audit=facts.audit,
             timeline=timeline(facts.events),
             settings=run_facts.settings(facts.config),
-            derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(plain(derived)).items()},
+            derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(as_json(derived)).items()},
             versions=read_loose(facts.paths.versions).entries,
             wandb_url=urls[-1] if urls else None,
             tracker_notes=facts.tracker_notes,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, is_dataclass
 
 from omegaconf import MISSING
 
-from launcher.config.build import plain
 from launcher.config.schema import RunConfig
+from launcher.files import as_json
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, valid_events
 from launcher.runs.jsonl import seconds_between
@@ -168,10 +168,10 @@ def settings(config: RunConfig) -> dict[str, list[Setting]]:
     for item in fields(config):
         value, default = getattr(config, item.name), getattr(defaults, item.name)
         if is_dataclass(value) and not isinstance(value, type):
-            given, usual = flat(plain(value)), flat(plain(default))
+            given, usual = flat(as_json(value)), flat(as_json(default))
             groups[item.name] = [_setting(key, given[key], usual.get(key)) for key in given]
         else:
-            groups["run"].append(_setting(item.name, plain(value), plain(default)))
+            groups["run"].append(_setting(item.name, as_json(value), as_json(default)))
     return groups
 
 

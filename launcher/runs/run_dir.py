@@ -47,7 +47,7 @@ _PACKAGES = (
 )
 
 
-def create_run(config: RunConfig, derived: Derived | None, plan: dict[str, object]) -> Path:
+def create_run(config: RunConfig, derived: Derived | None, plan: object) -> Path:
     """A new run directory (mode 0700): config.yaml, plan.json, versions.json, the link to the data, a first event.
 
     Nothing is ever overwritten. config.yaml comes last: a folder without it is no run. Without `derived` the data is

@@ -22,10 +22,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from launcher.config.build import plain
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.errors import RunError
-from launcher.files import write_json
+from launcher.files import as_json, write_json
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
 from launcher.runs.events import EventWriter, read_events, valid_events
@@ -79,10 +78,8 @@ class Sender:
         self._attempt = 0
         self.rows = 0
         """Records sent so far."""
-        frozen = load_config(self._paths.config)
-        if frozen.derived is None:
-            raise RunError(f"{self._paths.config}: the derived values are missing, so the run has no id")
-        settings = redacted({**plain(frozen.config), "derived": plain(frozen.derived)}, os.environ)
+        config, derived = load_prepared(self._paths.config)
+        settings = redacted({**as_json(config), "derived": as_json(derived)}, os.environ)
         folder = self._paths.tracker(name)
         self._cursor_path = folder / f"cursor-{destination}.json"
         self._lock = _lock(folder / "sender.lock", load_tracker(name).title)
@@ -90,8 +87,8 @@ class Sender:
             TrackedRun(
                 paths=self._paths,
                 folder=folder,
-                run_id=frozen.derived.run_id,
-                track=frozen.config.track,
+                run_id=derived.run_id,
+                track=config.track,
                 settings=settings if isinstance(settings, dict) else {},
                 destination=destination,
                 training_pid=training_pid,

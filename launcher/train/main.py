@@ -11,7 +11,7 @@ import psutil
 from accelerate.utils import set_seed
 
 from launcher.checkpoint.manifest import TrainState
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.config.package_floors import outdated_packages
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order
@@ -47,10 +47,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     Raises: Preempted after a stop signal, state saved; other LauncherErrors with what to do.
     """
     paths = RunPaths(run_dir)
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(f"{paths.config} has no derived values: it is not the configuration of a run that was created")
-    config, derived = frozen.config, frozen.derived
+    config, derived = load_prepared(paths.config)
     WATCHDOG.begin(paths, attempt, rank=rank_numbers(os.environ).rank, fault=config.fault)
     WATCHDOG.enter("meet")
     started, import_s = time.perf_counter(), seconds_since_process_start()

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config.cluster_schema import ClusterKind, Device
+from launcher.config.cluster_schema import Device
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import RunError, WorldError
@@ -101,7 +101,7 @@ def adopted(asked: Asked, allocation: Allocation) -> list[str]:
     is_cpu = cluster.device is Device.cpu or not allocation.gpus_per_node
     per_node = (allocation.tasks_per_node or 1) if is_cpu else allocation.gpus_per_node
     settings: dict[str, object] = {}
-    if cluster.kind is not ClusterKind.slurm:
+    if not cluster.is_slurm:
         settings["cluster.kind"] = "slurm"
     if cluster.device is Device.auto:
         settings["cluster.device"] = "cpu" if is_cpu else "cuda"

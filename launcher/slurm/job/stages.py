@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from launcher.config.cluster_schema import ContainerRuntime
-from launcher.config.frozen import load_config
-from launcher.config.schema import DataConfig, Derived, FrozenRun
+from launcher.config.frozen import load_prepared
+from launcher.config.schema import DataConfig, Derived
 from launcher.errors import ExitCode, RunError, UserError
 from launcher.paths import RunPaths
 from launcher.plan.create import complete_run
@@ -35,7 +35,7 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
         return _prepare(run_dir)
     if last_state(RunPaths(run_dir).events) != "succeeded":
         raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
-    return _run_alone(stage_words(stage, run_dir, further), run_dir, load_config(RunPaths(run_dir).config), allocation)
+    return _run_alone(stage_words(stage, run_dir, further), run_dir, allocation)
 
 
 def _prepare(run_dir: Path) -> int:
@@ -51,19 +51,18 @@ def stage_words(stage: str, run_dir: Path, further: list[str]) -> list[str]:
     return [stage, str(run_dir), *further]
 
 
-def _run_alone(words: list[str], run_dir: Path, frozen: FrozenRun, allocation: Allocation) -> int:
-    if frozen.derived is None:
-        raise RunError(f"{RunPaths(run_dir).config} has no derived values: this run was never started")
-    is_contained = frozen.config.cluster.container is not ContainerRuntime.none
+def _run_alone(words: list[str], run_dir: Path, allocation: Allocation) -> int:
+    config, derived = load_prepared(RunPaths(run_dir).config)
+    is_contained = config.cluster.container is not ContainerRuntime.none
     argv = stage_argv(
-        frozen.config,
+        config,
         words,
-        shown=stage_folders(words, run_dir, frozen.config.data, frozen.derived) if is_contained else [],
-        gpus=words[0] == "eval" and frozen.derived.device == "cuda",
+        shown=stage_folders(words, run_dir, config.data, derived) if is_contained else [],
+        gpus=words[0] == "eval" and derived.device == "cuda",
         cpus_per_task=allocation.cpus_per_node,
         python=sys.executable,
     )
-    environment = stage_environment(os.environ, frozen.config, cpus=allocation.cpus_per_node)
+    environment = stage_environment(os.environ, config, cpus=allocation.cpus_per_node)
     done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 

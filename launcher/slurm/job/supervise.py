@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from launcher.config.frozen import load_config
+from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.conclude import StarterReport, conclude
 from launcher.diagnose.evidence import JobEnd
 from launcher.diagnose.verdict import Action, Verdict, VerdictClass, write_verdict
 from launcher.diagnose.verdict_class import ACTIONS
-from launcher.errors import ExitCode, RunError, SlurmError
+from launcher.errors import ExitCode, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import last_state, write_event
@@ -59,7 +59,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         logger.warning("%s was cancelled; to go on with it: launcher resume %s", run_dir, run_dir.name)
         set_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
         return ExitCode.INTERRUPTED
-    config, derived = _frozen(paths)
+    config, derived = load_prepared(paths.config)
     check_world(config, derived, allocation)
     slurm = Slurm(retry_s=_ASK_S)
     attempt_records.refuse_beside_other_job(run_dir, allocation, slurm)
@@ -72,16 +72,6 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
             return _attempt(paths, attempt, config, derived, allocation, slurm, stop)
-
-
-def _frozen(paths: RunPaths) -> tuple[RunConfig, Derived]:
-    frozen = load_config(paths.config)
-    if frozen.derived is None:
-        raise RunError(
-            f"{paths.root} is not prepared yet: config.yaml has no derived values. The prepare stage of its submission "
-            "makes them; look at its output, or run: sbatch slurm/prepare.sbatch --run " + str(paths.root)
-        )
-    return frozen.config, frozen.derived
 
 
 @contextmanager

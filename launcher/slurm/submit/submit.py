@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from launcher.config.cluster_schema import ClusterKind, PrepareAt
+from launcher.config.cluster_schema import PrepareAt
 from launcher.config.compose import compose_with_problems
 from launcher.config.frozen import load_config
 from launcher.config.package_floors import package_problems
@@ -90,11 +90,11 @@ def plan_submission(
         RunError: the name is taken. ModelError, DataError: model or data cannot be used.
     """
     config, problems = compose_with_problems(overrides, extra_dir=conf_dir)
-    if not problems or _is_slurm(config):
+    if not problems or config.cluster.is_slurm:
         problems = problems + kind_problems(config) + sbatch_problems(config)
         problems = problems + package_problems(config) + allow_problems(config)
     warnings: list[str] = []
-    if _is_slurm(config):
+    if config.cluster.is_slurm:
         found, warnings = ask_site(config, slurm, stages, must_be_there=not dry_run)
         problems = problems + found
     if problems:
@@ -105,7 +105,7 @@ def plan_submission(
 
 def kind_problems(config: RunConfig) -> list[Problem]:
     """A run that is not for Slurm cannot be submitted."""
-    if _is_slurm(config):
+    if config.cluster.is_slurm:
         return []
     hint = "Add cluster=slurm, or the file of your site (docs/slurm.md); launcher train runs it on this machine"
     return [Problem("cluster.kind", config.cluster.kind.value, "only runs of kind slurm are submitted", hint)]
@@ -147,10 +147,6 @@ def plan_checked(
     return SubmitPlan(planned=planned, stages=stages, in_job=in_job, warnings=[*warnings, *planned.plan.warnings])
 
 
-def _is_slurm(config: RunConfig) -> bool:
-    return config.cluster.kind is ClusterKind.slurm
-
-
 def _prepares_in_job(config: RunConfig, stages: tuple[str, ...], *, dry_run: bool) -> bool:
     if "prepare" in stages or config.cluster.prepare is PrepareAt.job:
         return True
@@ -173,7 +169,7 @@ def check_stages(stages: tuple[str, ...]) -> None:
 def create(plan: SubmitPlan) -> Path:
     """The run directory of a planned submission; no job yet."""
     planned = plan.planned
-    run_dir = create_run(planned.config, None if plan.in_job else planned.derived, planned.plan.as_dict())
+    run_dir = create_run(planned.config, None if plan.in_job else planned.derived, planned.plan)
     key = secrets.token_hex(8) if plan.in_job else planned.derived.run_id
     write_submission(run_dir, Submission(key=key))
     return run_dir.absolute()

@@ -13,6 +13,7 @@ from launcher.config.model_files import _USUAL_MODULES, find_architecture
 from launcher.config.schema import ArchitectureConfig
 from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
+from launcher.files import as_json
 from launcher.plan.batch import derive
 from launcher.plan.cost import expected_speed
 from launcher.plan.parameters import module_shapes
@@ -40,7 +41,12 @@ EIGHT_B = ["model=llama3_1_8b", "strategy=zero3"]
 
 def test_a_plan_is_plain_json() -> None:
     made = plan(*EIGHT_B)
-    assert json.loads(json.dumps(made.as_dict()))["parameters"] == 8_030_261_248
+    assert json.loads(json.dumps(as_json(made)))["parameters"] == 8_030_261_248
+
+
+def test_a_problem_keeps_the_field_names_that_scripts_read() -> None:
+    (problem,) = as_json(plan("model=llama3_1_8b", "strategy=ddp"))["problems"]
+    assert list(problem) == ["key", "value", "why", "todo"]
 
 
 def test_a_run_that_fits_has_no_problem_and_no_advice() -> None:
