@@ -23,6 +23,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- NonFiniteError            exit 5   loss or gradient is NaN or infinite
 |-- RankHung                  exit 7   a rank made no progress and ended itself
 |-- SlurmError                exit 8   Slurm refused what was asked of it
+|   |-- UnknownJob            exit 8   Slurm does not know the job
 |   `-- SlurmUnavailable      exit 8   Slurm cannot be asked at the moment
 |       `-- SlurmMissing      exit 2   this machine has no Slurm
 |-- Preempted                 exit 75  saved at a step edge; start me again
@@ -297,6 +298,12 @@ class SlurmError(LauncherError):
     """Slurm refused what was asked of it; the message is Slurm's own."""
 
     exit_code = ExitCode.UNAVAILABLE
+
+
+class UnknownJob(SlurmError):
+    """Slurm does not know the job: it never existed, or ended too long ago."""
+
+    public_name = "SlurmError"
 
 
 class SlurmUnavailable(SlurmError):

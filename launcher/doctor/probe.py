@@ -26,7 +26,7 @@ from pathlib import Path
 
 from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
 from launcher.runs.run_dir import versions
-from launcher.slurm.client.query import hostnames
+from launcher.slurm.client.parse import hostnames
 from launcher.slurm.job.rendezvous import meeting_ports
 
 START_S = 30.0

@@ -1,74 +1,80 @@
-"""What Slurm's tools print, as values. Pure; for the text of Slurm 22.05 to 25.x."""
+"""Parses what Slurm's tools print. Pure; for the text of Slurm 22.05 to 25.x."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import product
 
 from launcher.errors import LauncherError
 
-FINISHED_STATES = frozenset(
-    {
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    }
-)
+FINISHED_STATES = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+}  # fmt: skip
 """Job states that do not change any more."""
 
-_NOTHING = frozenset({"", "(null)", "N/A", "n/a", "None", "Unknown", "NONE"})
+# Formats of the tools, by the name scontrol gives the field. A comment may hold anything, so it comes last.
+SQUEUE = {
+    "JobId": "%A", "ArrayJobId": "%F", "ArrayTaskId": "%K", "JobState": "%T", "Partition": "%P", "TimeLimit": "%l",
+    "SubmitTime": "%V", "StartTime": "%S", "EndTime": "%e", "NodeList": "%N", "Reason": "%r", "Comment": "%k",
+}  # fmt: skip
+SACCT = {
+    "JobId": "JobID", "JobState": "State", "ExitCode": "ExitCode", "Partition": "Partition", "SubmitTime": "Submit",
+    "EligibleTime": "Eligible", "StartTime": "Start", "EndTime": "End", "TimeLimit": "Timelimit",
+    "NodeList": "NodeList",
+}  # fmt: skip
+SINFO = {
+    "Partition": "%P", "Nodes": "%D", "CPUs": "%c", "Memory": "%m", "TimeLimit": "%l", "JobSize": "%s", "Up": "%a",
+    "State": "%T", "Gres": "%G",
+}  # fmt: skip
+
+_NOTHING = frozenset({"", "(null)", "N/A", "n/a", "None", "Unknown", "NONE", "None assigned"})
+_OUT_OF_SERVICE = ("down", "drain", "fail", "maint", "unk", "power", "inval")
 _MAX_HOSTS = 100_000
-# A key begins the line or follows a blank; what follows its = may hold anything, blanks and other keys' names too.
+# A key begins the line or follows a blank; its value may hold anything, blanks and the names of other keys too.
 _KEY = re.compile(r"(?:^| )([A-Z][\w:/.]*)=")
-# The one field that comes early and holds what somebody typed.
+# The one user-chosen value that comes before Slurm's own fields.
 _JOB_NAME = re.compile(r"(?<= )JobName=.*? (?=UserId=[^ ]*\(\d+\) GroupId=)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobInfo:
-    """One job as Slurm tells it. Times are UTC."""
+    """One job as Slurm describes it. Times are UTC."""
 
     job_id: str
-    """Slurm's own number; a member of an array that has begun has one of its own."""
+    """Slurm's number; a member of an array that has started has one of its own."""
     state: str
     """PENDING, RUNNING, COMPLETING, ...: the base state, without flags."""
     reason: str = ""
-    """Why it waits or ended; empty where Slurm gives none."""
+    """Why it waits or ended; empty if Slurm gives none."""
     nodes: list[str] = field(default_factory=list)
     restarts: int = 0
     submitted: datetime | None = None
     eligible: datetime | None = None
-    """When it could have started, as far as dependencies and delays are concerned."""
+    """When dependencies and delays first allowed it to start."""
     started: datetime | None = None
-    """Real start, or the one Slurm expects."""
+    """Actual start, or the one Slurm expects."""
     ended: datetime | None = None
-    """Real end, or the one the time limit sets."""
+    """Actual end, or the one the time limit sets."""
     time_limit_s: int | None = None
-    """None: no limit, or not told."""
+    """None: no limit, or unknown."""
     partition: str = ""
     exit_code: str = ""
     """CODE:SIGNAL of the batch script."""
     comment: str = ""
-    stdout: str = ""
     array_job_id: str = ""
     array_task_id: str = ""
-    """A number, or a list such as 1-2%1 for members that wait together; empty for a job that is no array."""
+    """A number, or a list such as 1-2%1 for members that are pending together; empty if the job is not an array."""
     excluded: list[str] = field(default_factory=list)
     """Nodes it must not get."""
-    dependency: str = ""
 
     @property
     def name(self) -> str:
-        """What people call the job: ARRAY_TASK for a member of an array, else its number."""
+        """ARRAY_TASK for a member of an array, otherwise its number."""
         return f"{self.array_job_id}_{self.array_task_id}" if self.array_task_id else self.job_id
 
     @property
@@ -82,11 +88,10 @@ class NodeKind:
 
     count: int
     cpus: int
-    """As Slurm counts them: hardware threads where it gives those out."""
+    """As Slurm counts them: hardware threads where it allocates those."""
     memory_mib: int
     gpus: dict[str, int] = field(default_factory=dict)
-    """Number by type; the type is empty where the site names none."""
-    features: list[str] = field(default_factory=list)
+    """Number by type; the type is empty if the site names none."""
     state: str = ""
 
     @property
@@ -109,8 +114,12 @@ class Partition:
 
     @property
     def nodes(self) -> int:
-        """Nodes there are, whatever their state."""
+        """Number of nodes in any state."""
         return sum(kind.count for kind in self.kinds)
+
+    @property
+    def working_nodes(self) -> int:
+        return sum(kind.count for kind in self.kinds if not kind.state.startswith(_OUT_OF_SERVICE))
 
 
 def parse_jobs(text: str) -> list[JobInfo]:
@@ -119,164 +128,93 @@ def parse_jobs(text: str) -> list[JobInfo]:
 
 
 def parse_job(line: str) -> JobInfo:
-    """One line of it. What a job name or comment holds is never taken for another field.
+    """One line of it. Text in a job name or comment is never taken for another field.
 
     Raises:
-        LauncherError: it is no such line.
+        LauncherError: the line does not describe a job.
     """
-    fields = _fields(_JOB_NAME.sub("", line, count=1))
-    if "JobId" not in fields or "JobState" not in fields:
-        raise LauncherError(f"scontrol printed what is not known: {line[:200]!r}")
+    line = _JOB_NAME.sub("", line, count=1)
+    keys = list(_KEY.finditer(line))
+    ends = [key.start() for key in keys[1:]] + [len(line)]
+    # The first of two wins: what users type (comment, paths) comes after Slurm's own fields.
+    fields = {key[1]: line[key.end() : end].strip() for key, end in reversed(list(zip(keys, ends, strict=False)))}
+    if not {"JobId", "JobState"} <= fields.keys():
+        raise LauncherError(f"scontrol printed something unexpected: {line[:200]!r}")
+    return _job(fields)
+
+
+def parse_squeue(text: str) -> list[JobInfo]:
+    """`squeue --noheader` with the SQUEUE format; restarts and exclusions are not in it."""
+    return [_job(row) for row in _rows(text, SQUEUE)]
+
+
+def parse_sacct(text: str) -> list[JobInfo]:
+    """`sacct --allocations --noheader --parsable2` with the SACCT format."""
+    return [_job(row) for row in _rows(text, SACCT)]
+
+
+def _rows(text: str, names: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Lines of cells between `|`; the last cell may hold `|` itself, other lines are passed over."""
+    for line in text.splitlines():
+        cells = line.split("|", len(names) - 1)
+        if len(cells) == len(names):
+            yield dict(zip(names, (cell.strip() for cell in cells), strict=True))
+
+
+def _job(fields: Mapping[str, str]) -> JobInfo:
+    found = {key: value for key, value in fields.items() if value not in _NOTHING}
+
+    def text(key: str) -> str:
+        return found.get(key, "")
+
+    array, _, task = fields["JobId"].partition("_")  # as sacct writes a member of an array
+    task = text("ArrayTaskId") or task
     return JobInfo(
         job_id=fields["JobId"],
-        state=fields["JobState"].split("+")[0],
-        reason=_text(fields, "Reason"),
-        nodes=hostnames(_text(fields, "NodeList")),
-        restarts=_count(fields.get("Restarts", "")),
-        submitted=parse_slurm_time(fields.get("SubmitTime", "")),
-        eligible=parse_slurm_time(fields.get("EligibleTime", "")),
-        started=parse_slurm_time(fields.get("StartTime", "")),
-        ended=parse_slurm_time(fields.get("EndTime", "")),
-        time_limit_s=parse_duration_s(fields.get("TimeLimit", "")),
-        partition=_text(fields, "Partition"),
-        exit_code=_text(fields, "ExitCode"),
-        comment=_text(fields, "Comment"),
-        stdout=_last(line, "StdOut"),
-        array_job_id=_text(fields, "ArrayJobId"),
-        array_task_id=_text(fields, "ArrayTaskId"),
-        excluded=hostnames(_text(fields, "ExcNodeList")),
-        dependency=_text(fields, "Dependency"),
+        state=re.split("[+ ]", fields["JobState"])[0],  # PENDING+REQUEUED, CANCELLED by 1000
+        reason=text("Reason"),
+        nodes=hostnames(text("NodeList")),
+        restarts=_count(text("Restarts")),
+        submitted=parse_slurm_time(text("SubmitTime")),
+        eligible=parse_slurm_time(text("EligibleTime")),
+        started=parse_slurm_time(text("StartTime")),
+        ended=parse_slurm_time(text("EndTime")),
+        time_limit_s=parse_duration_s(text("TimeLimit")),
+        partition=text("Partition"),
+        exit_code=text("ExitCode"),
+        comment=text("Comment"),
+        array_job_id=(text("ArrayJobId") or array) if task else "",
+        array_task_id=task,
+        excluded=hostnames(text("ExcNodeList")),
     )
-
-
-def _fields(line: str) -> dict[str, str]:
-    """Values by key. The first of two wins: what users type (comment, paths) comes after what Slurm says."""
-    places = list(_KEY.finditer(line))
-    fields: dict[str, str] = {}
-    ends = [place.start() for place in places[1:]] + [len(line)]
-    for place, end in zip(places, ends, strict=False):
-        value = line[place.end() : end]
-        fields.setdefault(place.group(1), value.strip())
-    return fields
-
-
-def _last(line: str, key: str) -> str:
-    """The value of a key that comes after the comment; a comment that holds the same key does not win."""
-    _, found, rest = line.rpartition(f" {key}=")
-    if not found:
-        return ""
-    end = _KEY.search(rest)
-    value = rest[: end.start()] if end else rest
-    return "" if value.strip() in _NOTHING else value.strip()
-
-
-def _text(fields: dict[str, str], key: str) -> str:
-    value = fields.get(key, "")
-    return "" if value in _NOTHING else value
 
 
 def _count(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-SQUEUE_FORMAT = "%A|%F|%K|%T|%P|%l|%V|%S|%e|%N|%r|%k"
-"""Fields of squeue for parse_squeue; the comment, which may hold anything, comes last."""
-
-
-def parse_squeue(text: str) -> list[JobInfo]:
-    """`squeue --noheader --format=SQUEUE_FORMAT`; restarts, paths and exclusions are not in it."""
-    jobs = []
-    for line in text.splitlines():
-        cells = [_plain(cell) for cell in line.split("|", SQUEUE_FORMAT.count("|"))]
-        if len(cells) == SQUEUE_FORMAT.count("|") + 1:
-            job_id, array, task, state, partition, limit, submitted, started, ended, nodes, reason, comment = cells
-            jobs.append(
-                JobInfo(
-                    job_id=job_id,
-                    state=state,
-                    reason=reason,
-                    nodes=hostnames(nodes),
-                    submitted=parse_slurm_time(submitted),
-                    started=parse_slurm_time(started),
-                    ended=parse_slurm_time(ended),
-                    time_limit_s=parse_duration_s(limit),
-                    partition=partition,
-                    comment=comment,
-                    array_job_id=array if task else "",
-                    array_task_id=task,
-                )
-            )
-    return jobs
-
-
-SACCT_FORMAT = "JobID,State,ExitCode,Partition,Submit,Eligible,Start,End,Timelimit,NodeList"
-"""Fields of sacct for parse_sacct."""
-
-
-def parse_sacct(text: str) -> list[JobInfo]:
-    """`sacct --allocations --noheader --parsable2 --format=SACCT_FORMAT`: jobs as the site's accounting knows them."""
-    jobs = []
-    for line in text.splitlines():
-        cells = [_plain(cell) for cell in line.split("|")]
-        if len(cells) != SACCT_FORMAT.count(",") + 1:
-            continue
-        name, state, exit_code, partition, submitted, eligible, started, ended, limit, nodes = cells
-        array, is_member, task = name.partition("_")
-        jobs.append(
-            JobInfo(
-                job_id=name,
-                state=state.split(" ")[0].rstrip("+"),  # CANCELLED by 1000
-                exit_code=exit_code,
-                partition=partition,
-                submitted=parse_slurm_time(submitted),
-                eligible=parse_slurm_time(eligible),
-                started=parse_slurm_time(started),
-                ended=parse_slurm_time(ended),
-                time_limit_s=parse_duration_s(limit),
-                nodes=[] if nodes.startswith("None") else hostnames(nodes),
-                array_job_id=array if is_member else "",
-                array_task_id=task,
-            )
-        )
-    return jobs
-
-
-def _plain(cell: str) -> str:
-    cell = cell.strip()
-    return "" if cell in _NOTHING else cell
-
-
-SINFO_FORMAT = "%P|%D|%c|%m|%l|%s|%a|%T|%G|%f"
-"""Fields of sinfo for parse_partitions."""
-
-
 def parse_partitions(text: str) -> list[Partition]:
-    """`sinfo --all --exact --noheader --format=SINFO_FORMAT`, one kind of nodes a line."""
+    """`sinfo --all --exact --noheader` with the SINFO format, one kind of nodes a line."""
     found: dict[str, Partition] = {}
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.split("|", SINFO_FORMAT.count("|"))]
-        if len(cells) != SINFO_FORMAT.count("|") + 1:
-            continue
-        name, count, cpus, memory, limit, size, up, state, gres, features = cells
+    for row in _rows(text, SINFO):
+        largest = row["JobSize"].rpartition("-")[2]
         partition = Partition(
-            name=name.removesuffix("*"),
-            is_default=name.endswith("*"),
-            is_up=up.startswith("up"),
-            time_limit_s=parse_duration_s(limit),
-            max_nodes=int(largest) if (largest := size.rpartition("-")[2]).isdigit() else None,
+            name=row["Partition"].removesuffix("*"),
+            is_default=row["Partition"].endswith("*"),
+            is_up=row["Up"].startswith("up"),
+            time_limit_s=parse_duration_s(row["TimeLimit"]),
+            max_nodes=int(largest) if largest.isdigit() else None,
+        )
+        kind = NodeKind(
+            count=_count(row["Nodes"]),
+            cpus=_count(row["CPUs"].rstrip("+")),
+            memory_mib=_count(row["Memory"].rstrip("+")),
+            gpus=parse_gpus(row["Gres"]),
+            state=row["State"].rstrip("*~#!%$@^-+").lower(),
         )
         kinds = found.setdefault(partition.name, partition).kinds
-        if _count(count):
-            kinds.append(
-                NodeKind(
-                    count=int(count),
-                    cpus=_count(cpus.rstrip("+")),
-                    memory_mib=_count(memory.rstrip("+")),
-                    gpus=parse_gpus(gres),
-                    features=[] if features in _NOTHING else features.split(","),
-                    state=state.rstrip("*~#!%$@^-+").lower(),
-                )
-            )
+        if kind.count:
+            kinds.append(kind)
     return list(found.values())
 
 
@@ -286,13 +224,12 @@ _GRES = re.compile(
 
 
 def parse_gpus(text: str) -> dict[str, int]:
-    """GPUs of a node by type, from `gpu:h100:4(S:0-1),gpu:a100:2,shard:8`; type "" where none is named."""
+    """GPUs of a node by type, from `gpu:h100:4(S:0-1),gpu:a100:2,shard:8`; type "" if none is named."""
     gpus: dict[str, int] = {}
-    for word in _split_outside(text, "()"):
-        match = _GRES.fullmatch(word)
+    for match in map(_GRES.fullmatch, _split_outside_brackets(text)):
         if match is not None:
-            kind = match.group("kind") or ""
-            gpus[kind] = gpus.get(kind, 0) + int(match.group("count") or 1)
+            kind = match["kind"] or ""
+            gpus[kind] = gpus.get(kind, 0) + int(match["count"] or 1)
     return gpus
 
 
@@ -302,7 +239,7 @@ def parse_duration_s(text: str) -> int | None:
     if match is None:
         return None
     days, first, second, third = (int(part) if part else 0 for part in match.groups())
-    if match.group(1) or match.group(4):  # with days the first number is hours, as it is where three stand
+    if match[1] or match[4]:  # after days, and as one of three, the first number is hours
         return days * 86_400 + first * 3600 + second * 60 + third
     return first * 60 + second
 
@@ -316,37 +253,27 @@ def parse_slurm_time(text: str) -> datetime | None:
 
 
 def hostnames(nodelist: str) -> list[str]:
-    """Single names from Slurm's node list: `n[1-3,07],gpu[01-02]-[a]`; in the order given.
+    """The nodes of a Slurm node list such as `n[1-3,07],gpu[01-02]-[a]`, in the order given.
 
     Raises:
-        LauncherError: brackets that do not close, a range that is none, or more names than any cluster has.
+        LauncherError: brackets that do not match, an invalid range, or more names than any cluster has.
     """
     names: list[str] = []
-    for word in _split_outside(nodelist, "[]"):
-        parts = re.split(r"\[([^\[\]]*)\]", word)
-        if any("[" in part or "]" in part for part in parts[::2]):
-            raise LauncherError(f"{nodelist!r} is no list of nodes: its brackets do not match")
-        choices = [_range(part, nodelist) if place % 2 else [part] for place, part in enumerate(parts)]
-        size = 1
-        for choice in choices:
-            size *= len(choice)
-        if len(names) + size > _MAX_HOSTS:
+    for part in _split_outside_brackets(nodelist):
+        # Texts and the contents of brackets in turn.
+        pieces = re.split(r"\[([^\[\]]*)\]", part)
+        if any("[" in text or "]" in text for text in pieces[::2]):
+            raise LauncherError(f"{nodelist!r} is not a list of nodes: its brackets do not match")
+        choices = [_range(text, nodelist) if index % 2 else [text] for index, text in enumerate(pieces)]
+        if len(names) + math.prod(map(len, choices)) > _MAX_HOSTS:
             raise LauncherError(f"{nodelist!r} names more than {_MAX_HOSTS:,} nodes")
-        names += ["".join(pieces) for pieces in product(*choices)]
+        names += ["".join(chosen) for chosen in product(*choices)]
     return names
 
 
-def _split_outside(text: str, brackets: str) -> list[str]:
-    """Words between commas, where commas inside brackets do not count."""
-    opening, closing = brackets[0], brackets[1]
-    words, depth = [""], 0
-    for letter in text.strip():
-        depth += (letter == opening) - (letter == closing)
-        if letter == "," and depth == 0:
-            words.append("")
-        else:
-            words[-1] += letter
-    return [word.strip() for word in words if word.strip() and word.strip() not in _NOTHING]
+def _split_outside_brackets(text: str) -> list[str]:
+    parts = (part.strip() for part in re.split(r",(?![^\[(]*[\])])", text))
+    return [part for part in parts if part not in _NOTHING]
 
 
 def _range(text: str, nodelist: str) -> list[str]:
@@ -358,5 +285,5 @@ def _range(text: str, nodelist: str) -> list[str]:
         elif low.isdigit() and high.isdigit() and 0 <= int(high) - int(low) < _MAX_HOSTS:
             numbers += [f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1)]
         else:
-            raise LauncherError(f"{nodelist!r} is no list of nodes: {piece!r} is no range")
+            raise LauncherError(f"{nodelist!r} is not a list of nodes: {piece!r} is not a range")
     return numbers

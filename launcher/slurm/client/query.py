@@ -6,18 +6,17 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from launcher.errors import SlurmError, SlurmMissing, SlurmUnavailable
+from launcher.errors import SlurmError, SlurmMissing, SlurmUnavailable, UnknownJob
 from launcher.slurm.client.parse import (
-    SACCT_FORMAT,
-    SINFO_FORMAT,
-    SQUEUE_FORMAT,
+    SACCT,
+    SINFO,
+    SQUEUE,
     JobInfo,
-    NodeKind,
     Partition,
-    hostnames,
     parse_jobs,
     parse_partitions,
     parse_sacct,
@@ -25,19 +24,10 @@ from launcher.slurm.client.parse import (
     parse_squeue,
 )
 
-__all__ = [
-    "JobInfo",
-    "NodeKind",
-    "Partition",
-    "Slurm",
-    "hostnames",
-    "run_tool",
-]
-
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
-# Messages of the tools while the controller is down, busy or failing over: the same call may succeed later.
-_PASSING = (
+# What the tools print while the controller is down, busy or failing over: the same call may succeed later.
+_TEMPORARY = (
     "unable to contact slurm controller",
     "unable to establish controller",
     "socket timed out",
@@ -51,13 +41,15 @@ _PASSING = (
     "slurm temporarily unable",
     "resource temporarily unavailable",
 )
-_UNKNOWN_JOB = "invalid job id"
-# Settings of these tools in the user's shell would change what a call does or prints.
+_SQUEUE = ("squeue", "--noheader", f"--format={'|'.join(SQUEUE.values())}")
+_SACCT = ("sacct", "--allocations", "--noheader", "--parsable2", f"--format={','.join(SACCT.values())}")
+_SINFO = ("sinfo", "--all", "--exact", "--noheader", f"--format={'|'.join(SINFO.values())}")
+# Such variables in the user's shell would change what a call does or prints.
 _DROPPED = ("SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_", "SLURM_TIME_FORMAT")
 
 
 class Slurm:
-    """The cluster this machine belongs to.
+    """The cluster this host belongs to.
 
     Args:
         retry_s: how long to retry while the controller does not answer.
@@ -67,7 +59,7 @@ class Slurm:
     def __init__(self, *, retry_s: float = 30.0, timeout_s: float = 30.0) -> None:
         self.retry_s = retry_s
         self.timeout_s = timeout_s
-        self._keeps_account = True
+        self._has_accounting = True
 
     def job(self, job_id: str) -> JobInfo | None:
         """A job, or a member of an array (ARRAY_TASK); None when neither Slurm nor its accounting knows it.
@@ -75,64 +67,49 @@ class Slurm:
         Raises:
             SlurmUnavailable: the controller did not answer.
         """
-        found = self.jobs(job_id) or self.history([job_id])
+        found: list[JobInfo] = []
+        with suppress(UnknownJob):
+            # Of an array: each member that has a record of its own, and one entry for the pending rest.
+            found = parse_jobs(self._ask("scontrol", "--oneliner", "show", "job", _checked(job_id)))
+        found = found or self.history([job_id])
         return next((job for job in found if job.job_id == job_id), found[0] if found else None)
 
-    def jobs(self, job_id: str) -> list[JobInfo]:
-        """The job. For an array: each member that has its own record, and one entry for the pending rest."""
-        try:
-            return parse_jobs(self._ask(["scontrol", "--oneliner", "show", "job", _checked(job_id)]))
-        except SlurmUnavailable:
-            raise
-        except SlurmError as error:
-            if _UNKNOWN_JOB in str(error).lower():
-                return []
-            raise
-
     def my_jobs(self) -> list[JobInfo]:
-        """This user's pending and running jobs, array members one by one; without paths and restart counts."""
-        argv = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", f"--format={SQUEUE_FORMAT}"]
-        return parse_squeue(self._ask(argv))
+        """This user's pending and running jobs, array members one by one; without restart counts."""
+        return parse_squeue(self._ask(*_SQUEUE, "--array", f"--user={os.getuid()}"))
 
     def listed(self, job_ids: list[str]) -> list[JobInfo]:
         """Those of these jobs that Slurm or its accounting knows, finished ones too; same fields as `my_jobs`."""
         if not job_ids:
             return []
-        argv = ["squeue", "--noheader", "--array", "--states=all", f"--format={SQUEUE_FORMAT}"]
         found: list[JobInfo] = []
-        try:
-            found = parse_squeue(self._ask([*argv, f"--jobs={','.join(map(_checked, job_ids))}"]))
-        except SlurmUnavailable:
-            raise
-        except SlurmError as error:
-            # squeue says so of a single job; of several it leaves the unknown ones out.
-            if _UNKNOWN_JOB not in str(error).lower():
-                raise
+        # Only if it is asked for a single job; of several it leaves the unknown ones out.
+        with suppress(UnknownJob):
+            found = parse_squeue(self._ask(*_SQUEUE, "--array", "--states=all", _jobs(job_ids)))
         known = {name for job in found for name in (job.job_id, job.name, job.array_job_id)}
         return [*found, *self.history([job_id for job_id in job_ids if job_id not in known])]
 
     def history(self, job_ids: list[str]) -> list[JobInfo]:
         """Finished jobs that the controller no longer lists (minutes after their end), from sacct if the site has it.
 
-        Finished only: accounting shows a job whose end it missed as running for ever. No retries, because callers can
-        do without the answer.
+        Only finished ones: accounting shows a job whose end it missed as running for ever. No retries: callers can do
+        without the answer.
         """
-        if not job_ids or not self._keeps_account:
+        if not job_ids or not self._has_accounting:
             return []
-        argv = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={SACCT_FORMAT}"]
         try:
-            said = run_tool([*argv, f"--jobs={','.join(map(_checked, job_ids))}"], timeout_s=self.timeout_s)
+            text = run_tool([*_SACCT, _jobs(job_ids)], timeout_s=self.timeout_s)
         except SlurmError:
-            self._keeps_account = False
+            self._has_accounting = False
             return []
-        return [job for job in parse_sacct(said) if job.finished]
+        return [job for job in parse_sacct(text) if job.finished]
 
     def partitions(self) -> list[Partition]:
         """All partitions, including hidden ones, with their nodes."""
-        return parse_partitions(self._ask(["sinfo", "--all", "--exact", "--noheader", f"--format={SINFO_FORMAT}"]))
+        return parse_partitions(self._ask(*_SINFO))
 
     def submit(self, argv: list[str], environ: Mapping[str, str], *, comment: str) -> str:
-        """Queues a job and returns its id. When sbatch gave no answer, looks for the job by its comment before a retry.
+        """Queues a job and returns its id. If sbatch gives no answer, looks for the job by its comment before a retry.
 
         Args:
             argv: the sbatch command, including --parsable.
@@ -141,29 +118,26 @@ class Slurm:
             SlurmError: sbatch refused, with its own message. SlurmUnavailable: whether the job was queued is not known.
         """
         began = datetime.now(UTC)
-        deadline = time.monotonic() + self.retry_s
-        pause_s = _FIRST_PAUSE_S
-        lost = False
-        while True:
+        unanswered = False
+
+        def attempt() -> str:
+            nonlocal unanswered
+            if unanswered and (job_id := self._queued(comment, began)):
+                return job_id
             try:
                 return run_tool(argv, timeout_s=self.timeout_s, environ=environ).strip().partition(";")[0]
-            except SlurmMissing:
-                raise
             except SlurmUnavailable:
-                if time.monotonic() + pause_s > deadline:
-                    raise
-                lost = True
+                unanswered = True
+                raise
             except SlurmError:
                 # The first call may have gone through late and be the reason for this refusal.
-                if lost and (heard := self._heard(comment, began)):
-                    return heard
+                if unanswered and (job_id := self._queued(comment, began)):
+                    return job_id
                 raise
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            if heard := self._heard(comment, began):
-                return heard
 
-    def _heard(self, comment: str, since: datetime) -> str:
+        return self._retried(attempt)
+
+    def _queued(self, comment: str, since: datetime) -> str:
         """Id of the job that an unanswered call queued; "" if it queued none.
 
         Raises:
@@ -178,8 +152,7 @@ class Slurm:
 
     def find(self, comment: str, *, since: datetime | None = None) -> str:
         """Id of this user's job with a comment: pending, running, or queued after `since`; "" if there is none."""
-        argv = ["squeue", "--noheader", f"--user={os.getuid()}", "--states=all", f"--format={SQUEUE_FORMAT}"]
-        for job in parse_squeue(self._ask(argv)):
+        for job in parse_squeue(self._ask(*_SQUEUE, f"--user={os.getuid()}", "--states=all")):
             # The clocks of two hosts differ a little.
             is_new = since is not None and job.submitted is not None and job.submitted > since - timedelta(seconds=30)
             if job.comment == comment and (is_new or not job.finished):
@@ -188,56 +161,51 @@ class Slurm:
 
     def estimate_start(self, argv: list[str], environ: Mapping[str, str]) -> datetime | None:
         """When Slurm expects a job to start if submitted now; None if it does not say."""
-        asked = ["sbatch", "--test-only", *(word for word in argv[1:] if word != "--parsable")]
-        env = {**tool_environment(environ)}
+        asked = ["sbatch", "--test-only", *(argument for argument in argv[1:] if argument != "--parsable")]
+        env = tool_environment(environ)
         try:
             done = subprocess.run(asked, capture_output=True, text=True, timeout=self.timeout_s, check=False, env=env)
         except (OSError, subprocess.TimeoutExpired):
             return None
         match = re.search(r"to start at (\S+)", done.stderr)
-        return parse_slurm_time(match.group(1)) if match is not None else None
+        return parse_slurm_time(match[1]) if match is not None else None
 
     def requeue(self, job_id: str) -> None:
         """Requeues a job of this user; Slurm ends its processes."""
-        self._ask(["scontrol", "requeue", _checked(job_id)])
+        self._ask("scontrol", "requeue", _checked(job_id))
 
     def exclude(self, job_id: str, nodes: list[str]) -> None:
         """Replaces the nodes that a pending or completing job must not get."""
-        self._ask(["scontrol", "update", f"jobid={_checked(job_id)}", f"excnodelist={','.join(nodes)}"])
+        self._ask("scontrol", "update", f"jobid={_checked(job_id)}", f"excnodelist={','.join(nodes)}")
 
-    def cancel(self, job_id: str, *, signal: str | None = None, batch: bool = False, full: bool = False) -> None:
-        """Cancels a job, or with `signal` (a name such as USR2) only signals it.
-
-        Args:
-            batch: signal only the batch script. full: the batch script and its children. Neither: only the job steps.
-        """
-        argv = ["scancel", *([f"--signal={signal}"] if signal else [])]
-        argv += ["--batch"] * batch + ["--full"] * full
-        self._ask([*argv, _checked(job_id)])
+    def cancel(self, job_id: str, *, signal: str | None = None) -> None:
+        """Cancels a job, or with `signal` (a name such as USR2) only signals its steps."""
+        self._ask("scancel", *([f"--signal={signal}"] if signal else []), _checked(job_id))
 
     def signal_steps(self, job_id: str, signal: str) -> None:
         """Signals the job steps but not the batch script, which a KILL sent to the whole job would reach."""
-        said = self._ask(["squeue", "--noheader", "--steps", f"--jobs={_checked(job_id)}", "--format=%i"])
-        if steps := [word for word in said.split() if re.fullmatch(r"[0-9]+(_[0-9]+)?\.[0-9]+", word)]:
-            self._ask(["scancel", f"--signal={signal}", *steps])
+        listed = self._ask("squeue", "--noheader", "--steps", _jobs([job_id]), "--format=%i")
+        if steps := [name for name in listed.split() if re.fullmatch(r"[0-9]+(_[0-9]+)?\.[0-9]+", name)]:
+            self._ask("scancel", f"--signal={signal}", *steps)
 
-    def _ask(self, argv: list[str]) -> str:
-        """Output of a tool; retried with growing pauses while the controller does not answer."""
+    def _ask(self, *argv: str) -> str:
+        return self._retried(lambda: run_tool(argv, timeout_s=self.timeout_s))
+
+    def _retried(self, call: Callable[[], str]) -> str:
+        """The result of `call`, repeated with growing pauses while the controller does not answer."""
         deadline = time.monotonic() + self.retry_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return run_tool(argv, timeout_s=self.timeout_s)
-            except SlurmMissing:
-                raise
-            except SlurmUnavailable:
-                if time.monotonic() + pause_s > deadline:
+                return call()
+            except SlurmUnavailable as error:
+                if isinstance(error, SlurmMissing) or time.monotonic() + pause_s > deadline:
                     raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def run_tool(argv: list[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:
+def run_tool(argv: Sequence[str], *, timeout_s: float, environ: Mapping[str, str] | None = None) -> str:
     """Standard output of one call of a Slurm tool.
 
     Args:
@@ -257,24 +225,22 @@ def run_tool(argv: list[str], *, timeout_s: float, environ: Mapping[str, str] | 
             env=tool_environment(os.environ) if environ is None else dict(environ),
         )
     except FileNotFoundError:
-        raise SlurmMissing(
-            f"{argv[0]} is not installed here or not in PATH: is this a login node of a cluster?"
-        ) from None
+        raise SlurmMissing(f"{argv[0]} is not installed here or not in PATH: is this a login node?") from None
     except subprocess.TimeoutExpired:
         raise SlurmUnavailable(f"{argv[0]} did not answer within {timeout_s:g} s") from None
     except OSError as error:
         raise SlurmError(f"{argv[0]} could not be started: {error}") from error
-    said = done.stderr.strip() or done.stdout.strip()
-    if done.returncode == 0 and not _is_passing(done.stderr):
+    message = done.stderr.strip() or done.stdout.strip()
+    if done.returncode == 0 and not _is_temporary(done.stderr):
         return done.stdout
-    text = f"{' '.join(argv[:2])}: {said or f'exit code {done.returncode}, no message'}"
-    if _is_passing(said):
+    text = f"{' '.join(argv[:2])}: {message or f'exit code {done.returncode}, no message'}"
+    if _is_temporary(message):
         raise SlurmUnavailable(text)
-    if "configuration source" in said or "slurm.conf" in said:
+    if "configuration source" in message or "slurm.conf" in message:
         raise SlurmMissing(f"{text}\nNo Slurm cluster is configured on this host")
     if done.returncode == 0:  # scancel warns about a job that has ended, and succeeds
         return done.stdout
-    raise SlurmError(text)
+    raise (UnknownJob if "invalid job id" in message.lower() else SlurmError)(text)
 
 
 def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -283,9 +249,13 @@ def tool_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "LC_ALL": "C"}
 
 
-def _is_passing(text: str) -> bool:
+def _is_temporary(text: str) -> bool:
     text = text.lower()
-    return any(sign in text for sign in _PASSING)
+    return any(sign in text for sign in _TEMPORARY)
+
+
+def _jobs(job_ids: list[str]) -> str:
+    return f"--jobs={','.join(map(_checked, job_ids))}"
 
 
 def _checked(job_id: str) -> str:

@@ -1,10 +1,9 @@
-"""The sbatch command of a stage. Pure: configuration in, argv out; user text is only ever one word of it."""
+"""The sbatch command of a stage. Pure: configuration in, argv out; user text is always a single argument of it."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,24 +14,25 @@ from launcher.errors import ConfigErrors, Problem
 from launcher.plan.parameters import count_parameters
 from launcher.runs.rank_environment import job_environment
 from launcher.slurm.client.container import container_problems
-from launcher.slurm.client.option_validation import path_problem, why_unfit, word_problems
+from launcher.slurm.client.option_validation import (
+    is_variable_name,
+    option_problems,
+    path_problem,
+    text_problem,
+    why_unfit,
+)
 
 STAGES = ("prepare", "train", "export", "eval")
-"""In the order they run in."""
+"""In the order they run."""
 CORES_PER_GPU = 4
-"""Cores asked for with a GPU where the site file says nothing."""
+"""Cores requested with a GPU if the site file does not say."""
 STAGE_MEMORY_GIB = 16.0
-"""The least a stage other than training asks for, where memory is asked for at all."""
-
-COMMENT = "launcher:"
-"""Jobs of a run carry this and the submission's key as their comment."""
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The least a stage other than training requests, if memory is requested at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """What a job is besides its settings."""
+    """One job to queue, apart from the run's settings."""
 
     stage: str
     job_name: str
@@ -41,13 +41,12 @@ class JobRequest:
     script: Path
     """The constant script of the stage, absolute."""
     script_args: list[str]
-    """Handed to it as they are."""
     log_dir: Path
     """Folder of the job's own output, absolute."""
     variables: list[str] = field(default_factory=list)
-    """Names of what the job gets of the environment of sbatch."""
+    """Names of the variables that the job takes from sbatch's environment."""
     after: str = ""
-    """Job that must end well first."""
+    """Job that must succeed first."""
     members: int = 0
     """Members of a job array; 0: one job."""
     throttle: int = 0
@@ -58,13 +57,12 @@ def sbatch_argv(config: RunConfig, request: JobRequest) -> list[str]:
     """The command that queues a stage of a run.
 
     Raises:
-        ConfigErrors: a setting that sbatch would not take as it stands (sbatch_problems), or a path or argument.
+        ConfigErrors: a setting (sbatch_problems), path or argument that sbatch would not take as it stands.
     """
-    problems = sbatch_problems(config) + _request_problems(request)
-    if problems:
+    if problems := [*sbatch_problems(config), *_request_problems(request)]:
         raise ConfigErrors(problems)
     name = "%A_%a" if request.members else "%j"
-    words = [
+    argv = [
         "sbatch",
         "--parsable",
         f"--job-name={request.job_name}",
@@ -77,38 +75,52 @@ def sbatch_argv(config: RunConfig, request: JobRequest) -> list[str]:
     ]
     if request.members:
         limit = f"%{request.throttle}" if request.throttle else ""
-        words.append(f"--array=0-{request.members - 1}{limit}")
+        argv.append(f"--array=0-{request.members - 1}{limit}")
     if request.after:
-        words += [f"--dependency=afterok:{request.after}", "--kill-on-invalid-dep=yes"]
-    return [*words, str(request.script), *request.script_args]
+        argv += [f"--dependency=afterok:{request.after}", "--kill-on-invalid-dep=yes"]
+    return [*argv, str(request.script), *request.script_args]
 
 
 def comment(key: str, stage: str) -> str:
-    """The comment of a job: tells one stage of one run from all others."""
-    return f"{COMMENT}{key}" if stage == "train" else f"{COMMENT}{key}:{stage}"
+    """The comment of a job, unique to one stage of one run."""
+    return f"launcher:{key}" if stage == "train" else f"launcher:{key}:{stage}"
 
 
 def sbatch_problems(config: RunConfig) -> list[Problem]:
-    """What sbatch would not take as it stands, or would take in another sense."""
+    """Settings that sbatch would not take as they stand, or would take in another sense."""
     cluster = config.cluster
-    problems = [*word_problems(cluster), *container_problems(config)]
-    runs_dir = path_problem("runs_dir", Path(config.runs_dir).absolute())
-    if runs_dir is not None:
+    problems = [*option_problems(cluster), *container_problems(config)]
+    if runs_dir := path_problem("runs_dir", Path(config.runs_dir).absolute()):
         problems.append(runs_dir)
     if cluster.walltime_min is not None and cluster.signal_lead_s >= 60 * cluster.walltime_min:
         why = f"the whole time limit is {60 * cluster.walltime_min} s (cluster.walltime_min = {cluster.walltime_min})"
         problems.append(Problem("cluster.signal_lead_s", cluster.signal_lead_s, why, "Give less, or a longer limit"))
     if cluster.gpu_type is not None and cluster.gpu_request is GpuRequest.none:
         hint = "Leave it out, or use cluster.gpu_request=gres"
-        problems.append(Problem("cluster.gpu_type", cluster.gpu_type, "no GPUs are asked for by name", hint))
+        problems.append(Problem("cluster.gpu_type", cluster.gpu_type, "no GPUs are requested by name", hint))
     return problems
 
 
+def _request_problems(request: JobRequest) -> Iterator[Problem]:
+    if log_dir := path_problem("runs_dir", request.log_dir):
+        yield log_dir
+    scripts = [("script", text) for text in (str(request.script), *request.script_args)]
+    for key, text in [("name", request.job_name), *scripts]:
+        if reason := why_unfit(text, max_bytes=65_536):
+            yield text_problem(key, text, reason)
+    if ":" in request.script_args:
+        yield Problem("script", ":", "sbatch drops a lone colon: it separates two jobs")
+    for name in request.variables:
+        if not is_variable_name(name):
+            yield text_problem("environment", name, "is not a valid name of a variable")
+
+
 def job_variables(cluster: ClusterConfig, environ: Mapping[str, str], *, python: str) -> dict[str, str]:
-    """What the job gets of the user's environment, and what its script needs: the allow-list of local ranks."""
-    kept = {name: value for name, value in job_environment(environ).items() if _VARIABLE.fullmatch(name)}
-    for name in ("LAUNCHER_PYTHON", "LAUNCHER_SETUP_FILE", "LAUNCHER_MODULES"):
-        kept.pop(name, None)
+    """The job's environment: the user's variables on the allow-list of local ranks, and those its script reads."""
+    own = ("LAUNCHER_PYTHON", "LAUNCHER_SETUP_FILE", "LAUNCHER_MODULES")
+    kept = {
+        name: value for name, value in job_environment(environ).items() if is_variable_name(name) and name not in own
+    }
     kept["LAUNCHER_PYTHON"] = python
     if cluster.setup_file is not None:
         kept["LAUNCHER_SETUP_FILE"] = str(Path(cluster.setup_file).absolute())
@@ -118,9 +130,9 @@ def job_variables(cluster: ClusterConfig, environ: Mapping[str, str], *, python:
 
 
 def sbatch_environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of sbatch itself: the user's whole one, for site plug-ins, without marks of an enclosing job.
+    """The environment of sbatch itself: all of the user's, for site plug-ins, without traces of an enclosing job.
 
-    What of it reaches the job is for --export to say. SBATCH_WAIT and its like would change what sbatch does.
+    --export decides what of it reaches the job. SBATCH_WAIT and its like would change what sbatch does.
     """
     dropped = ("SBATCH_WAIT", "SBATCH_ARRAY_INX", "SBATCH_TEST_ONLY", "SBATCH_EXPORT", "SLURM_EXPORT_ENV")
     kept = {
@@ -131,14 +143,13 @@ def sbatch_environment(environ: Mapping[str, str], variables: Mapping[str, str])
     return {**kept, **variables}
 
 
-def on_cpus(config: RunConfig, stage: str) -> bool:
-    """Whether a stage asks for no GPU."""
+def _on_cpus(config: RunConfig, stage: str) -> bool:
     return stage in ("prepare", "export") or resolve_topology(config, []).device == "cpu"
 
 
 def _resources(config: RunConfig, stage: str) -> list[str]:
     cluster = config.cluster
-    # A partition of its own has other nodes: what was asked of the training nodes does not hold there.
+    # Nodes of another partition: what is required of the training nodes does not apply to them.
     elsewhere = stage in ("prepare", "export") and cluster.cpu_partition is not None
     wanted: list[tuple[str, object]] = [
         ("partition", cluster.cpu_partition if elsewhere else cluster.partition),
@@ -157,26 +168,26 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
             ("exclude", cluster.exclude),
             ("mem", _memory(config, stage)),
         ]
-    if not on_cpus(config, stage):
+    if not _on_cpus(config, stage):
         wanted.append(_gpus(cluster, cluster.devices_per_node or 1 if stage == "train" else 1))
     if stage == "train":
         wanted.append(("licenses", cluster.licenses))
     wanted += [("mail-user", cluster.mail_user), ("mail-type", cluster.mail_type)]
-    words = [f"--{name}={value}" for name, value in wanted if value is not None]
+    options = [f"--{name}={value}" for name, value in wanted if value is not None]
     if stage == "train":
-        words += [f"--signal=USR2@{cluster.signal_lead_s}", *(["--exclusive"] if cluster.exclusive else [])]
-        words += cluster.sbatch_args
-    return words
+        options += [f"--signal=USR2@{cluster.signal_lead_s}", *(["--exclusive"] if cluster.exclusive else [])]
+        options += cluster.sbatch_args
+    return options
 
 
 def cores_per_task(config: RunConfig, stage: str = "train") -> int | None:
-    """Cores asked for with each task of a stage; None leaves them to Slurm.
+    """Cores requested for each task of a stage; None leaves them to Slurm.
 
-    Many sites give one per job unless told otherwise, and a rank that feeds a GPU needs some.
+    Many sites give one per job by default, and a rank that feeds a GPU needs some.
     """
     cluster = config.cluster
     unasked = cluster.cpus_per_task is None and not cluster.exclusive and cluster.gpu_request is not GpuRequest.none
-    return CORES_PER_GPU if unasked and not on_cpus(config, stage) else cluster.cpus_per_task
+    return CORES_PER_GPU if unasked and not _on_cpus(config, stage) else cluster.cpus_per_task
 
 
 def _memory(config: RunConfig, stage: str) -> str | None:
@@ -187,23 +198,24 @@ def _memory(config: RunConfig, stage: str) -> str | None:
 
 
 def _stage_memory_gib(config: RunConfig, stage: str) -> float | None:
-    """The part of a node's memory that goes with one of its GPUs, or more where the weights need it: no stage has more
-    than one GPU, and whoever takes all the memory keeps everybody else from the others.
+    """One GPU's share of a node's memory, or more if the weights need it.
+
+    No stage has more than one GPU, and a job that takes all memory blocks the node's other GPUs.
     """
     cluster = config.cluster
     parts = cluster.devices_per_node or 1
     if cluster.memory_gib_per_node is None or cluster.gpu_request is GpuRequest.none or parts == 1:
         return cluster.memory_gib_per_node
-    # 0 is all of a node, and how much that is only host_memory_gib tells.
+    # 0 means all of a node; only host_memory_gib says how much that is.
     whole = cluster.memory_gib_per_node or cluster.host_memory_gib or 0.0
     needed = max(whole / parts, STAGE_MEMORY_GIB, 0.0 if stage == "prepare" else _weights_gib(config))
     return min(whole, needed) if whole else needed
 
 
 def _weights_gib(config: RunConfig) -> float:
-    """Host memory of an export, which eval makes too: all trained weights in 32 bits beside those that are written."""
+    """Host memory of an export, which eval also makes: all trained weights in 32 bits, and the written ones."""
     architecture = config.model.architecture
-    if architecture.hidden_size == 0:  # a model of the user's own, of which nothing is known here
+    if architecture.hidden_size == 0:  # a model of the user's own, of unknown size
         return 0.0
     per_parameter = 8 if config.method.kind is MethodKind.full else 4
     return per_parameter * count_parameters(architecture) / 2**30
@@ -214,23 +226,3 @@ def _gpus(cluster: ClusterConfig, count: int) -> tuple[str, str | None]:
     if cluster.gpu_request is GpuRequest.gres:
         return "gres", f"gpu:{kind}{count}"
     return "gpus-per-node", f"{kind}{count}" if cluster.gpu_request is GpuRequest.gpus_per_node else None
-
-
-def _request_problems(request: JobRequest) -> list[Problem]:
-    problems = [path_problem("runs_dir", request.log_dir)]
-    for key, words in (("name", [request.job_name]), ("script", [str(request.script), *request.script_args])):
-        problems += [Problem(key, word[:80], reason) for word in words if (reason := why_unfit(word, max_bytes=65_536))]
-    if ":" in request.script_args:
-        problems.append(
-            Problem("script", ":", "sbatch takes a lone colon for the border between two jobs, and drops it")
-        )
-    problems += [_bad_name(name) for name in request.variables if not _VARIABLE.fullmatch(name)]
-    return _found(problems)
-
-
-def _bad_name(name: str) -> Problem:
-    return Problem("environment", name[:80], "is not the name of a variable")
-
-
-def _found(problems: Iterable[Problem | None]) -> list[Problem]:
-    return [problem for problem in problems if problem is not None]

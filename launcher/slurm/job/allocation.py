@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.errors import UserError
-from launcher.slurm.client.query import hostnames
+from launcher.slurm.client.parse import hostnames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_a_running_job_is_read_whole() -> None:
     assert job.time_limit_s == 26 * 3600 + 3 * 60 + 4
     assert job.started == datetime(2026, 3, 1, 10, 5, tzinfo=UTC)
     assert job.eligible == datetime(2026, 3, 1, 10, 2, tzinfo=UTC)
-    assert (job.comment, job.stdout, job.exit_code) == ("launcher:ab12", "/runs/a/slurm-17.out", "0:0")
+    assert (job.comment, job.exit_code) == ("launcher:ab12", "0:0")
     assert (job.name, job.array_task_id) == ("17", "")
 
 
@@ -61,7 +61,7 @@ def test_a_job_name_is_never_taken_for_a_field(name: str) -> None:
 
 def test_a_comment_is_never_taken_for_a_field() -> None:
     job = parse_job(RUNNING.replace("launcher:ab12", "x JobState=FAILED StdOut=/etc/passwd Restarts=9"))
-    assert (job.state, job.restarts, job.stdout) == ("RUNNING", 2, "/runs/a/slurm-17.out")
+    assert (job.state, job.restarts) == ("RUNNING", 2)
 
 
 def test_flags_behind_a_state_are_left_out() -> None:
@@ -79,7 +79,7 @@ def test_members_of_an_array_are_told_apart() -> None:
 
 
 def test_what_is_no_job_is_refused() -> None:
-    with pytest.raises(LauncherError, match="not known"):
+    with pytest.raises(LauncherError, match="unexpected"):
         parse_job("No jobs in the system")
 
 
@@ -122,7 +122,7 @@ def test_a_time_that_is_none_stays_open(text: str) -> None:
         ("n[9-11]", ["n9", "n10", "n11"]),
         ("", []),
         ("(null)", []),
-        ("None assigned", ["None assigned"]),
+        ("None assigned", []),
     ],
 )
 def test_a_node_list_is_expanded_as_slurm_does(nodelist: str, names: list[str]) -> None:
@@ -154,10 +154,10 @@ def test_gpus_of_a_node_are_counted_by_type(gres: str, gpus: dict[str, int]) -> 
 
 def test_a_partition_gathers_its_kinds_of_nodes() -> None:
     text = (
-        "gpu*|4|64|515000|2-00:00:00|1-2|up|idle|gpu:h100:8|ib,nvme\n"
-        "gpu*|2|48|256000|2-00:00:00|1-2|up|down*|gpu:a100:4|(null)\n"
-        "cpu|9|128+|1000000+|infinite|1-infinite|inact|mix|(null)|(null)\n"
-        "empty|0|0|0|30:00|1-infinite|up|n/a|(null)|(null)\n"
+        "gpu*|4|64|515000|2-00:00:00|1-2|up|idle|gpu:h100:8\n"
+        "gpu*|2|48|256000|2-00:00:00|1-2|up|down*|gpu:a100:4\n"
+        "cpu|9|128+|1000000+|infinite|1-infinite|inact|mix|(null)\n"
+        "empty|0|0|0|30:00|1-infinite|up|n/a|(null)\n"
     )
     gpu, cpu, empty = parse_partitions(text)
     assert (gpu.name, gpu.is_default, gpu.nodes, gpu.max_nodes, gpu.time_limit_s) == ("gpu", True, 6, 2, 172_800)
@@ -165,7 +165,7 @@ def test_a_partition_gathers_its_kinds_of_nodes() -> None:
         (4, {"h100": 8}, "idle"),
         (2, {"a100": 4}, "down"),
     ]
-    assert gpu.kinds[0].features == ["ib", "nvme"]
+    assert gpu.working_nodes == 4
     assert (cpu.is_up, cpu.time_limit_s, cpu.max_nodes, cpu.kinds[0].cpus) == (False, None, None, 128)
     assert (empty.nodes, empty.kinds, empty.time_limit_s) == (0, [], 1800)
 

@@ -98,14 +98,12 @@ def test_signals_go_where_they_are_meant_to(tool: Path) -> None:
     write(tool, "scancel", f"open({str(said)!r}, 'a').write(' '.join(sys.argv[1:]) + '\\n')")
     slurm = Slurm()
     slurm.cancel("5")
-    slurm.cancel("5_2", signal="USR2", batch=True)
-    slurm.cancel("5", signal="TERM", full=True)
+    slurm.cancel("5_2", signal="USR2")
     write(tool, "squeue", "print('5.batch\\n5.extern\\n5.0\\n5.1')")
     slurm.signal_steps("5", "USR2")
     assert said.read_text().splitlines() == [
         "5",
-        "--signal=USR2 --batch 5_2",
-        "--signal=TERM --full 5",
+        "--signal=USR2 5_2",
         "--signal=USR2 5.0 5.1",
     ]
 
