@@ -72,7 +72,7 @@ def test_what_is_asked_for_reaches_slurm(cluster: Cluster, work: Path, settings:
     submission = json.loads((run_dir / "submission.json").read_text())
     assert (job.state, job.partition, job.time_limit_s, job.excluded) == ("PENDING", "low", 2700, ["n3"])
     assert job.comment == f"launcher:{submission['key']}"
-    assert job.stdout == f"{run_dir}/slurm-{job.job_id}.out"
+    assert f" StdOut={run_dir}/slurm-{job.job_id}.out " in text
     for words in (
         "JobName=one ", "Requeue=1 ", "NtasksPerN:B:S:C=1:", "MinCPUsNode=2 ", "MinMemoryNode=512M ",
         "MailUser=ann@uni.example", f"Command={share_dir('slurm')}/train.sbatch --run {run_dir} ", f"WorkDir={work} ",

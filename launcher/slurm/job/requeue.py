@@ -89,15 +89,11 @@ def _too_few_left(queue: Queue, info: JobInfo | None, excluded: list[str], num_n
         found = [partition for partition in queue.partitions() if partition.name in info.partition.split(",")]
     except SlurmError as error:
         return f"{', '.join(excluded)} is not excluded: {error}"
-    usable = max((_usable(partition) for partition in found), default=0)
+    usable = max((partition.working_nodes for partition in found), default=0)
     if not found or usable - len(excluded) >= num_nodes:
         return ""
     why = f"the job needs {num_nodes} nodes, and partition {info.partition} has {usable} that work"
     return f"{', '.join(excluded)} is not excluded: {why}"
-
-
-def _usable(partition: Partition) -> int:
-    return sum(kind.count for kind in partition.kinds if not kind.state.startswith(("down", "drain", "fail", "unk")))
 
 
 def _exclude(queue: Queue, job_id: str, nodes: list[str]) -> str:

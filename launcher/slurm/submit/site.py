@@ -1,6 +1,10 @@
-"""What a cluster says it cannot do, found before a job waits for it in vain. Pure; asking is query.py's."""
+"""What a run asks for that the cluster does not have, found before a job waits for it in vain. Pure."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from operator import attrgetter
 
 from launcher.config.build import one_of
 from launcher.config.cluster_schema import ClusterConfig, GpuRequest
@@ -10,50 +14,50 @@ from launcher.errors import Problem
 from launcher.slurm.client.parse import NodeKind, Partition
 from launcher.slurm.client.sbatch import CORES_PER_GPU, cores_per_task
 
-_CPU_STAGES = ("prepare", "export")
-
 
 def site_problems(
     config: RunConfig, partitions: list[Partition], *, stages: tuple[str, ...] = ("train",)
 ) -> list[Problem]:
-    """Everything the cluster cannot give, all at once. Accounts, limits of users and features are not looked at.
+    """Everything the cluster does not have, all at once. Accounts, limits of users and features are not checked.
 
     A job that may run in one of several partitions has a problem only if it fits in none; the best one is reported.
     """
     cluster = config.cluster
-    problems = [*_unknown("cluster.partition", cluster.partition, partitions)]
-    # A partition that does not exist hides nothing else: what no other one could give is told as well.
-    looked_at = partitions if problems else _chosen(cluster.partition, partitions)
-    tried = [_misfits(config, partition) for partition in looked_at]
-    problems += _fewest(tried) if tried else [_no_default(partitions)]
-    if cluster.cpu_partition is not None and any(stage in _CPU_STAGES for stage in stages):
-        unknown = _unknown("cluster.cpu_partition", cluster.cpu_partition, partitions)
-        chosen = _chosen(cluster.cpu_partition, partitions)
-        times = [_time("cluster.stage_walltime_min", cluster.stage_walltime_min, one) for one in chosen]
-        problems += unknown or _fewest(times)
+    problems = _unknown("cluster.partition", cluster.partition, partitions)
+    # After a partition that does not exist, problems that the job would have in any other one are reported too.
+    candidates = partitions if problems else _chosen(cluster.partition, partitions)
+    if candidates:
+        problems += _fewest([_misfits(config, partition) for partition in candidates])
+    else:
+        names = ", ".join(partition.name for partition in partitions) or "none at all"
+        why = "this cluster has no default partition"
+        problems.append(Problem("cluster.partition", None, why, f"Choose one of: {names}"))
+    if cluster.cpu_partition is not None and ("prepare" in stages or "export" in stages):
+        times = [
+            _time("cluster.stage_walltime_min", cluster.stage_walltime_min, partition)
+            for partition in _chosen(cluster.cpu_partition, partitions)
+        ]
+        problems += _unknown("cluster.cpu_partition", cluster.cpu_partition, partitions) or _fewest(times)
     return problems
 
 
 def site_warnings(config: RunConfig, partitions: list[Partition]) -> list[str]:
     """What may keep the job waiting, but can change while it waits."""
     chosen = _chosen(config.cluster.partition, partitions)
-    if chosen and not any(partition.is_up for partition in chosen):
-        return [f"partition {chosen[0].name} does not start jobs at present (sinfo -p {chosen[0].name} says more)"]
-    working = [sum(kind.count for kind in one.kinds if not _is_out(kind)) for one in chosen]
-    if working and max(working) < config.cluster.nodes:
-        return [
-            f"only {max(working)} nodes of partition {chosen[0].name} work at present, and the job asks for "
-            f"{config.cluster.nodes}: it waits until more come back"
-        ]
+    if not chosen:
+        return []
+    name = chosen[0].name
+    if not any(partition.is_up for partition in chosen):
+        return [f"partition {name} does not start jobs at present (sinfo -p {name} says more)"]
+    working, wanted = max(partition.working_nodes for partition in chosen), config.cluster.nodes
+    if working < wanted:
+        text = f"only {working} nodes of partition {name} work at present, and the job asks for {wanted}"
+        return [f"{text}: it waits until more come back"]
     return []
 
 
-def _is_out(kind: NodeKind) -> bool:
-    return kind.state.startswith(("down", "drain", "fail", "maint", "unk", "power", "inval"))
-
-
 def _fewest(tried: list[list[Problem]]) -> list[Problem]:
-    return sorted(tried, key=len)[0]
+    return min(tried, key=len)
 
 
 def _names(text: str | None) -> list[str]:
@@ -69,11 +73,6 @@ def _unknown(key: str, text: str | None, partitions: list[Partition]) -> list[Pr
     ]
 
 
-def _no_default(partitions: list[Partition]) -> Problem:
-    names = ", ".join(partition.name for partition in partitions) or "none at all"
-    return Problem("cluster.partition", None, "this cluster has no default partition", f"Choose one of: {names}")
-
-
 def _chosen(text: str | None, partitions: list[Partition]) -> list[Partition]:
     if text is None:
         return [partition for partition in partitions if partition.is_default]
@@ -81,25 +80,24 @@ def _chosen(text: str | None, partitions: list[Partition]) -> list[Partition]:
 
 
 def _misfits(config: RunConfig, partition: Partition) -> list[Problem]:
-    """What one partition cannot give to the training job."""
+    """What the training job asks for that one partition does not have."""
     cluster = config.cluster
     problems = _time("cluster.walltime_min", cluster.walltime_min, partition)
     kinds = partition.kinds
     if resolve_topology(config, []).device == "cuda":
         kinds, found = _with_gpus(cluster, kinds, partition.name)
         problems += found
-    for key, value, need, has, unit in _sizes(config, kinds):
-        most = max(has, default=0)
-        if kinds and need > most:
-            why = (
-                f"no node of partition {partition.name} has more than {most:,} {unit}, and {need:,} are needed on each"
-            )
+    needs = _needs(config)
+    for key, value, needed, of_node, unit in needs:
+        most = max(map(of_node, kinds), default=0)
+        if kinds and needed > most:
+            why = f"no node of partition {partition.name} has more than {most:,} {unit}; each needs {needed:,}"
             is_default = key == "cluster.cpus_per_task" and value is None
-            hint = f"Left out it is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
+            hint = f"The default is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
             problems.append(Problem(key, value, why, hint))
     if problems:
         return problems + _too_many(cluster, partition, partition.nodes, "")
-    fitting = sum(kind.count for kind in kinds if _is_big_enough(config, kind))
+    fitting = sum(kind.count for kind in kinds if all(of_node(kind) >= needed for _, _, needed, of_node, _ in needs))
     return _too_many(cluster, partition, fitting, "" if fitting == partition.nodes else " that have all this")
 
 
@@ -107,69 +105,49 @@ def _time(key: str, minutes: int | None, partition: Partition) -> list[Problem]:
     limit_s = partition.time_limit_s
     if minutes is None or limit_s is None or 60 * minutes <= limit_s:
         return []
-    why = f"partition {partition.name} runs jobs for {limit_s // 60:,} minutes at most"
-    return [Problem(key, minutes, why, f"Give {limit_s // 60} or less; a run goes on over several attempts")]
+    why = f"partition {partition.name} runs jobs for at most {limit_s // 60:,} minutes"
+    return [Problem(key, minutes, why, f"Give {limit_s // 60} or less; a run continues over several attempts")]
 
 
 def _with_gpus(cluster: ClusterConfig, kinds: list[NodeKind], name: str) -> tuple[list[NodeKind], list[Problem]]:
-    """The kinds of nodes with the GPUs that are needed; all kinds and the problem where there is none."""
+    """The kinds of nodes with the GPUs that are needed; if there are none, all kinds and the problem."""
     if cluster.gpu_request is GpuRequest.none:
         return kinds, []
-    needed = cluster.devices_per_node or 1
-    types = sorted({kind for node in kinds for kind in node.gpus})
+    count, kind = cluster.devices_per_node, cluster.gpu_type
+    types = sorted({gpu for node in kinds for gpu in node.gpus})
     if not types:
         why = f"no node of partition {name} has a GPU that Slurm knows of"
         hint = "Use another cluster.partition, or cluster.gpu_request=none where nodes are given out whole"
-        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, hint)]
-    if cluster.gpu_type is not None and cluster.gpu_type not in types:
-        named = [kind for kind in types if kind]
-        hint = one_of(cluster.gpu_type, named) if named else "Leave it out: this cluster does not name its GPUs"
-        return kinds, [
-            Problem("cluster.gpu_type", cluster.gpu_type, f"no node of partition {name} has such GPUs", hint)
-        ]
-    fitting = [kind for kind in kinds if _gpus_of(cluster, kind) >= needed]
-    if not fitting:
-        most = max(_gpus_of(cluster, kind) for kind in kinds)
-        what = f"{cluster.gpu_type} GPUs" if cluster.gpu_type is not None else "GPUs"
-        why = f"no node of partition {name} has more than {most} {what}"
-        hint = f"Give {most} or less, and more cluster.nodes"
-        return kinds, [Problem("cluster.devices_per_node", cluster.devices_per_node, why, hint)]
-    return fitting, []
+        return kinds, [Problem("cluster.devices_per_node", count, why, hint)]
+    if kind is not None and kind not in types:
+        named = [gpu for gpu in types if gpu]
+        hint = one_of(kind, named) if named else "Leave it out: this cluster does not name its GPUs"
+        return kinds, [Problem("cluster.gpu_type", kind, f"no node of partition {name} has such GPUs", hint)]
+    gpus = [node.gpu_count if kind is None else node.gpus.get(kind, 0) for node in kinds]
+    fitting = [node for node, has in zip(kinds, gpus, strict=True) if has >= (count or 1)]
+    if fitting:
+        return fitting, []
+    why = f"no node of partition {name} has more than {max(gpus)} {f'{kind} GPUs' if kind is not None else 'GPUs'}"
+    hint = f"Give {max(gpus)} or less, and more cluster.nodes"
+    return kinds, [Problem("cluster.devices_per_node", count, why, hint)]
 
 
-def _gpus_of(cluster: ClusterConfig, kind: NodeKind) -> int:
-    return kind.gpu_count if cluster.gpu_type is None else kind.gpus.get(cluster.gpu_type, 0)
-
-
-def _sizes(config: RunConfig, kinds: list[NodeKind]) -> list[tuple[str, object, int, list[int], str]]:
-    """Key, value, what each node must have, what the kinds have, and the unit."""
+def _needs(config: RunConfig) -> list[tuple[str, object, int, Callable[[NodeKind], int], str]]:
+    """Key, value, what each node must have, where a node says what it has, and the unit."""
     cluster = config.cluster
-    memory_mib = round(1024 * (cluster.memory_gib_per_node or 0))
-    # Where a task gets no cores by name, it is the number of tasks that a node is too small for.
+    cores = cores_per_task(config)
+    # If no cores are requested for a task, it is the number of tasks that a node is too small for.
     key, value = (
-        ("cluster.cpus_per_task", cluster.cpus_per_task)
-        if cores_per_task(config) is not None
-        else ("cluster.devices_per_node", cluster.devices_per_node)
+        ("cluster.devices_per_node", cluster.devices_per_node)
+        if cores is None
+        else ("cluster.cpus_per_task", cluster.cpus_per_task)
     )
+    memory_gib = cluster.memory_gib_per_node
+    memory_mib = math.ceil(1024 * (memory_gib or 0))
     return [
-        (key, value, _cores(config), [kind.cpus for kind in kinds], "cores"),
-        (
-            "cluster.memory_gib_per_node",
-            cluster.memory_gib_per_node,
-            memory_mib,
-            [kind.memory_mib for kind in kinds],
-            "MiB of memory",
-        ),
+        (key, value, (cores or 1) * (cluster.devices_per_node or 1), attrgetter("cpus"), "cores"),
+        ("cluster.memory_gib_per_node", memory_gib, memory_mib, attrgetter("memory_mib"), "MiB of memory"),
     ]
-
-
-def _cores(config: RunConfig) -> int:
-    """Of each node, as the sbatch command asks for them."""
-    return (cores_per_task(config) or 1) * (config.cluster.devices_per_node or 1)
-
-
-def _is_big_enough(config: RunConfig, kind: NodeKind) -> bool:
-    return kind.cpus >= _cores(config) and kind.memory_mib >= 1024 * (config.cluster.memory_gib_per_node or 0)
 
 
 def _too_many(cluster: ClusterConfig, partition: Partition, nodes: int, which: str) -> list[Problem]:

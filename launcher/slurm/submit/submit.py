@@ -206,7 +206,7 @@ def queue_run(
         submission = read_submission(run_dir) or Submission(key=secrets.token_hex(8))
         variables = job_variables(config.cluster, environ, python=sys.executable)
         full = sbatch_environment(environ, variables)
-        requests = stage_requests(config, run_dir, stages, submission.key, sorted(variables))
+        requests = stage_requests(run_dir, stages, submission.key, sorted(variables))
         if not is_new:
             submission = _with_lost_jobs(run_dir, submission, slurm)
             _refuse_second(run_dir, submission, stages, slurm)
@@ -253,18 +253,21 @@ def submitting(run_dir: Path) -> Iterator[None]:
 
 
 def stage_requests(
-    config: RunConfig, run_dir: Path, stages: tuple[str, ...], key: str, variables: list[str]
+    folder: Path, stages: tuple[str, ...], key: str, variables: list[str], *, named_by: str = "--run"
 ) -> list[JobRequest]:
-    """What is asked for each stage; `after` is filled in when the job before it has a number."""
-    name = config.name or run_dir.name
+    """The job of each stage; `after` is set when the job before it has a number.
+
+    Args:
+        folder: of the run, or of a sweep. named_by: the option of the batch script that takes it.
+    """
     return [
         JobRequest(
             stage=stage,
-            job_name=name if stage == "train" else f"{name}-{stage}",
+            job_name=folder.name if stage == "train" else f"{folder.name}-{stage}",
             key=key,
             script=script_of(stage),
-            script_args=["--run", str(run_dir)],
-            log_dir=run_dir,
+            script_args=[named_by, str(folder)],
+            log_dir=folder,
             variables=variables,
         )
         for stage in stages
@@ -274,11 +277,6 @@ def stage_requests(
 def script_of(stage: str) -> Path:
     """The constant script of a stage."""
     return share_dir("slurm") / f"{stage}.sbatch"
-
-
-def with_dependency(request: JobRequest, after: str) -> JobRequest:
-    """The same request, to start when a job has ended well."""
-    return replace(request, after=after)
 
 
 def record_submitted(run_dir: Path, jobs: list[StageJob]) -> None:
@@ -326,7 +324,7 @@ def queue_all(
     try:
         for request in requests:
             after = jobs[-1].job_id if jobs else ""
-            jobs.append(queue_one(config, with_dependency(request, after), slurm, environ))
+            jobs.append(queue_one(config, replace(request, after=after), slurm, environ))
     except UserError as error:
         if not jobs:
             raise NothingQueued(str(error)) from error

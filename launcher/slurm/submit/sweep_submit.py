@@ -1,6 +1,6 @@
-"""Submitting a sweep: every member planned and checked, a run directory each, one job array for all of them.
+"""Submits a sweep: plans and checks every member, makes a run directory for each, queues one job array for all.
 
-Where a job is to prepare data, there is one for the whole sweep, and the array waits for it.
+If a job must prepare data, one does it for the whole sweep, and the array waits for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from launcher.slurm.submit.submit import (
     plan_checked,
     queue_all,
     record_submitted,
-    script_of,
+    stage_requests,
 )
 
 STAGES = ("train",)
@@ -39,7 +39,7 @@ STAGES = ("train",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
-    """A sweep that may be submitted."""
+    """A sweep that can be submitted."""
 
     plans: list[SubmitPlan]
     overrides: list[list[str]]
@@ -49,7 +49,7 @@ class SweepPlan:
 
     @property
     def first(self) -> RunConfig:
-        """Configuration of the first member; what the job asks for is the same in all."""
+        """Configuration of the first member; all members ask Slurm for the same."""
         return self.plans[0].planned.config
 
 
@@ -62,16 +62,18 @@ def plan_sweep(
         ConfigErrors: the problems of all members. RunError: the name is taken. ModelError, DataError: of any member.
     """
     differs = varying_settings(members)
-    composed = [compose_with_problems(words, extra_dir=conf_dir) for words in members]
+    composed = [compose_with_problems(overrides, extra_dir=conf_dir) for overrides in members]
     configs = [config for config, _ in composed]
-    found, idle = idle_apart(
-        [problems for _, problems in composed],
-        [ineffective_overrides(config, _keys(words)) for config, words in zip(configs, members, strict=True)],
-    )
-    found = [problems or _further(config) for config, problems in zip(configs, found, strict=True)]
-    problems = member_problems(found, differs)
-    if not problems:
-        problems = _uneven(configs) or _twins(configs, differs)
+    ineffective = [
+        ineffective_overrides(config, {override.partition("=")[0] for override in overrides})
+        for config, overrides in zip(configs, members, strict=True)
+    ]
+    found, idle = idle_apart([problems for _, problems in composed], ineffective)
+    found = [
+        problems or [*kind_problems(config), *sbatch_problems(config), *allow_problems(config)]
+        for config, problems in zip(configs, found, strict=True)
+    ]
+    problems = member_problems(found, differs) or _uneven(configs) or _twins(configs, differs)
     warnings: list[str] = []
     if not problems:
         problems, warnings = ask_site(configs[0], slurm, STAGES, must_be_there=not dry_run)
@@ -83,16 +85,8 @@ def plan_sweep(
     return SweepPlan(plans=plans, overrides=members, differs=differs, throttle=throttle, warnings=warnings)
 
 
-def _keys(words: list[str]) -> set[str]:
-    return {word.partition("=")[0] for word in words}
-
-
-def _further(config: RunConfig) -> list[Problem]:
-    return kind_problems(config) + sbatch_problems(config) + allow_problems(config)
-
-
 def _uneven(configs: list[RunConfig]) -> list[Problem]:
-    """Members of a job array ask for the same; whatever differs there must be another sweep."""
+    """Settings that must be the same in all members: what the job array asks for, and where its runs are."""
     problems = []
     for name in configs[0].cluster.__dataclass_fields__:
         values = [getattr(config.cluster, name) for config in configs]
@@ -100,21 +94,21 @@ def _uneven(configs: list[RunConfig]) -> list[Problem]:
             hint = f"Submit one sweep for each value; quote text that holds a comma: cluster.{name}=\"'a,b'\""
             problems.append(Problem(f"cluster.{name}", values[1], "is not the same in all members of the sweep", hint))
     for name in ("name", "runs_dir"):
-        places = [getattr(config, name) for config in configs]
-        if any(place != places[0] for place in places):
-            problems.append(Problem(name, places[1], "one sweep lies in one folder", "Give one value"))
+        values = [getattr(config, name) for config in configs]
+        if any(value != values[0] for value in values):
+            problems.append(Problem(name, values[1], "all members of a sweep are in one folder", "Give one value"))
     return problems
 
 
 def _twins(configs: list[RunConfig], differs: list[dict[str, str]]) -> list[Problem]:
-    """Members that are the same run, whether they were typed alike (seed=1,1) or not (optim.lr=1e-4,0.0001)."""
+    """Members that are the same run, typed alike (seed=1,1) or not (optim.lr=1e-4,0.0001)."""
     problems = []
     seen: dict[str, int] = {}
     for index, config in enumerate(configs):
         first = seen.setdefault(repr(config), index)
         if first != index:
             typed = " ".join(f"{key}={value}" for key, value in differs[index].items())
-            why = f"is the same run as member {first:02d}, and would be trained a second time"
+            why = f"is the same run as member {first:02d}, so it would be trained twice"
             label = f"{index:02d} ({typed})" if typed else f"{index:02d}"
             problems.append(Problem("member of the sweep", label, why, "Give each value once"))
     return problems
@@ -124,7 +118,7 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
     plans: list[SubmitPlan] = []
     found: list[list[Problem]] = []
     for config in configs:
-        # Members share their data as a rule: what is prepared here, or by the job before the array, is made once.
+        # Members usually share their data: it is prepared only once, here or by the job before the array.
         try:
             plans.append(plan_checked(config, stages=STAGES, warnings=[], dry_run=dry_run))
             found.append([])
@@ -136,26 +130,16 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
 
 
 def sweep_requests(plan: SweepPlan, folder: Path, key: str, variables: list[str]) -> list[JobRequest]:
-    """The job array of a sweep, and before it the job that prepares the data of all members, where one is to."""
-    base = JobRequest(
-        stage="train",
-        job_name=folder.name,
-        key=key,
-        script=script_of("train"),
-        script_args=["--sweep", str(folder)],
-        log_dir=folder,
-        variables=variables,
-    )
-    array = replace(base, members=len(plan.plans), throttle=plan.throttle)
-    if not any(member.in_job for member in plan.plans):
-        return [array]
-    return [replace(base, stage="prepare", job_name=f"{folder.name}-prepare", script=script_of("prepare")), array]
+    """The job array of a sweep, after a job that prepares the data of all members if one is needed."""
+    stages = ("prepare", "train") if any(member.in_job for member in plan.plans) else STAGES
+    *before, train = stage_requests(folder, stages, key, variables, named_by="--sweep")
+    return [*before, replace(train, members=len(plan.plans), throttle=plan.throttle)]
 
 
 def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> tuple[Path, Sweep, list[StageJob]]:
     """Makes a folder with a run directory for each member, and queues them as one job array.
 
-    Returns: the folder, what sweep.json holds, and the jobs: the array, after one that prepares the data if need be.
+    Returns: the folder, the content of sweep.json, and the jobs; the last one is the array.
     Raises:
         UserError: sbatch refused; nothing is left behind. SlurmUnavailable: no answer; the folder stays.
     """
@@ -178,7 +162,12 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
             write_state(run, "queued")
         jobs = queue_all(config, requests, slurm, full)
     except SlurmUnavailable as error:
-        raise SlurmUnavailable(f"{error}\n{_in_doubt(folder)}") from error
+        name = folder.name
+        raise SlurmUnavailable(
+            f"{error}\nIt is not known whether the job array was queued, so {folder} stays. launcher status {name} "
+            f"looks for its jobs; launcher resume {name}/00 (and so on) does too, and queues a member that has none. "
+            "If none has one, remove the folder and submit again"
+        ) from error
     except LauncherError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"{error}\nNothing was queued, and no run directory was kept") from error
@@ -190,22 +179,13 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
     return folder, sweep, jobs
 
 
-def _in_doubt(folder: Path) -> str:
-    name = folder.name
-    return (
-        f"Whether the job array was queued is not known, so {folder} stays. launcher status {name} looks for its jobs; "
-        f"launcher resume {name}/00 (and so on) looks, too, and queues a member where it has none. Where none has one, "
-        f"remove the folder and submit again"
-    )
-
-
 def _create_member(plan: SubmitPlan, folder: Path, index: int, key: str) -> Path:
     config = plan.planned.config
     config.runs_dir, config.name = str(folder), f"{index:02d}"
     run = create(plan)
-    # Now, not when the array has a number: where the answer of sbatch is lost, this is how the array is found.
-    place: dict[str, object] = {"dir": str(folder), "index": index, "key": key}
-    write_submission(run, Submission(key=f"{key}_{index}", sweep=place, unanswered=True))
+    # Before the array has a number: if the answer of sbatch is lost, the array is found by this key.
+    sweep: dict[str, object] = {"dir": str(folder), "index": index, "key": key}
+    write_submission(run, Submission(key=f"{key}_{index}", sweep=sweep, unanswered=True))
     return run
 
 

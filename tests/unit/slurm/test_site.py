@@ -60,7 +60,7 @@ def test_cores_are_compared_as_they_will_be_asked_for() -> None:
     small = [gpu_partition(kinds=[NodeKind(count=4, cpus=16, memory_mib=512_000, gpus={"": 8}, state="idle")])]
     (problem,) = site_problems(job_config(devices_per_node=8), small)
     assert (problem.key, problem.value) == ("cluster.cpus_per_task", None)
-    assert "32 are needed on each" in problem.why and "Left out it is 4 for each GPU" in problem.hint
+    assert "each needs 32" in problem.why and "The default is 4 for each GPU" in problem.hint
     for fits in ({"cpus_per_task": 2}, {"exclusive": True}, {"gpu_request": GpuRequest.none}, {"devices_per_node": 4}):
         assert site_problems(job_config(**{"devices_per_node": 8, **fits}), small) == []
 

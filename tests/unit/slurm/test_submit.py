@@ -28,7 +28,7 @@ from launcher.slurm.client.sweep import read_sweep
 from launcher.slurm.job.main import main as job_main
 from launcher.slurm.submit.cancel import jobs_to_stop
 
-SINFO = "print('main*|4|16|64000|1-00:00:00|1-infinite|up|idle|gpu:h100:4|(null)')"
+SINFO = "print('main*|4|16|64000|1-00:00:00|1-infinite|up|idle|gpu:h100:4')"
 
 
 @pytest.fixture
