@@ -17,20 +17,21 @@ from launcher.errors import ExitCode, UserError
 from launcher.files import as_json
 from launcher.paths import scratch_cache
 from launcher.plan.run_plan import PlannedRun
+from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import find_run, run_name
+from launcher.runs.scheduler import Submitted
 from launcher.runs.states import run_state
 from launcher.runs.submission import StageJob
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, sbatch_argv
 from launcher.slurm.client.sweep import Sweep, expand
 from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, requests_again, variables_of
+from launcher.slurm.submit.scheduler import SlurmScheduler
 from launcher.slurm.submit.submit import (
-    Queued,
     SubmitPlan,
     check_again,
     check_stages,
     plan_submission,
-    queue_run,
     submit_new,
 )
 from launcher.slurm.submit.sweep_submit import SweepPlan, plan_sweep, submit_sweep, sweep_requests
@@ -65,13 +66,13 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
     plan = plan_submission(overrides, slurm, conf_dir=args.conf_dir, stages=stages, dry_run=args.dry_run)
     if args.dry_run:
         return _show_dry_run(args, plan)
-    queued = submit_new(plan, slurm, os.environ)
-    warnings = [*plan.warnings, *_audit(plan.planned)]
+    submitted = submit_new(plan, slurm, os.environ)
+    submitted.warnings.extend(_audit(plan.planned))
     if args.json:
-        print(json.dumps({**_queued_document(queued, warnings), "plan": as_json(plan.planned.plan)}, indent=2))
+        print(json.dumps({**_queued_document(submitted), "plan": as_json(plan.planned.plan)}, indent=2))
     else:
         print(_plan_summary(plan.planned))
-        _tell_queued(queued, warnings)
+        _tell_queued(submitted)
     return ExitCode.DONE
 
 
@@ -104,17 +105,16 @@ def submit_again(
         document = {"run_dir": str(run_dir), "name": run_name(run_dir), "jobs": [], "note": note}
         print(json.dumps(document, indent=2) if as_json else f"{run_name(run_dir)}: {note}")
         return ExitCode.DONE
-    slurm = Slurm()
-    again = check_again(run_dir, slurm, stages, dry_run=dry_run)
     if dry_run:
+        again = check_again(run_dir, Slurm(), stages, dry_run=True)
         requests = requests_again(again, os.environ)
         _show_jobs(requests, again.config, as_json=as_json, verbose=verbose, warnings=again.warnings)
         return ExitCode.DONE
-    queued = queue_run(run_dir, again.stages, slurm, os.environ)
+    submitted = SlurmScheduler(stages=stages).submit(run_dir)
     if as_json:
-        print(json.dumps(_queued_document(queued, again.warnings), indent=2))
+        print(json.dumps(_queued_document(submitted), indent=2))
     else:
-        _tell_queued(queued, again.warnings)
+        _tell_queued(submitted)
     return ExitCode.DONE
 
 
@@ -157,15 +157,15 @@ def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan, jobs: list[StageJob
     print("\n".join(lines))
 
 
-def _queued_document(queued: Queued, warnings: list[str]) -> dict[str, object]:
+def _queued_document(queued: Submitted) -> dict[str, object]:
     main = next((job for job in queued.jobs if job.stage == "train"), queued.jobs[-1])
     return {
         "run_dir": str(queued.run_dir),
         "name": run_name(queued.run_dir),
         "job_id": main.job_id,
         "jobs": _job_documents(queued.jobs),
-        "estimate_start": queued.submission.estimate_start if queued.estimate_start is not None else None,
-        "warnings": warnings,
+        "estimate_start": utc_text(queued.estimate_start) if queued.estimate_start is not None else None,
+        "warnings": queued.warnings,
     }
 
 
@@ -173,9 +173,9 @@ def _job_documents(jobs: list[StageJob]) -> list[dict[str, object]]:
     return [{"stage": job.stage, "job_id": job.job_id, "dependency": job.dependency, "argv": job.argv} for job in jobs]
 
 
-def _tell_queued(queued: Queued, warnings: list[str]) -> None:
+def _tell_queued(queued: Submitted) -> None:
     name = run_name(queued.run_dir)
-    lines = [f"warning  {text}" for text in warnings]
+    lines = [f"warning  {text}" for text in queued.warnings]
     for job in queued.jobs:
         after = f", after job {job.dependency}" if job.dependency else ""
         lines.append(f"{name}: {job.stage} is job {job.job_id}{after}")

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from rich.console import Console
 
 from launcher.commands.plan_view import in_short, print_plan
 from launcher.commands.submit import submit_again
-from launcher.config.cluster_schema import ClusterKind
-from launcher.config.frozen import load_config
-from launcher.errors import ExitCode, RunError, SlurmUnavailable, UserError
+from launcher.errors import ExitCode, UserError
 from launcher.files import as_json
 from launcher.local.multi_host import join
-from launcher.local.start import start_run
-from launcher.paths import RunPaths
 from launcher.plan.create import create_planned, plan_overrides
 from launcher.plan.run_plan import PlannedRun
 from launcher.runs.run_dir import find_run
+from launcher.runs.scheduler import Scheduler
 from launcher.runs.states import RunState, run_state
-from launcher.slurm.client.job_status import live_state
+from launcher.schedulers import scheduler_for, scheduler_here
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +47,7 @@ def _new(args: argparse.Namespace) -> int:
     if not args.json:
         print("\n".join([_summary(planned), *_warnings(planned)]))
         print(f"run directory: {run_dir}", flush=True)
-    return _start(run_dir, as_json=args.json, remote=args.ssh)
+    return _start(scheduler_here(run_dir, remote=args.ssh), run_dir, as_json=args.json)
 
 
 def _join(args: argparse.Namespace) -> int:
@@ -89,42 +85,20 @@ def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remo
     Raises: RunError if there is no such run, or somebody runs it already, or its job is still in the queue.
     """
     run_dir = find_run(name, runs_dir)
-    if _is_for_slurm(run_dir):
-        if "SLURM_JOB_ID" not in os.environ:
-            return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
-        _refuse_beside_job(run_dir)
+    scheduler = scheduler_for(run_dir, remote=remote)
+    if scheduler.context() is None:
+        return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
     state = run_state(run_dir)
     if state.state == "succeeded":
         return _tell(state, ExitCode.DONE, as_json=as_json, note="it has finished; there is nothing left to do")
     if dry_run:
         place = "the beginning" if state.last_checkpoint_step is None else f"step {state.last_checkpoint_step}"
         return _tell(state, ExitCode.DONE, as_json=as_json, note=f"dry run: it would go on from {place}")
-    return _start(run_dir, as_json=as_json, remote=remote)
+    return _start(scheduler, run_dir, as_json=as_json)
 
 
-def _is_for_slurm(run_dir: Path) -> bool:
-    return load_config(RunPaths(run_dir).config).config.cluster.kind is ClusterKind.slurm
-
-
-def _refuse_beside_job(run_dir: Path) -> None:
-    """Inside a job, such as a terminal that Slurm gives out, the lock of the run says nothing of other machines.
-
-    Raises: RunError while a job of the run waits or runs; SlurmUnavailable when that cannot be asked.
-    """
-    state = live_state(run_dir)
-    if state.not_asked:
-        raise SlurmUnavailable(
-            f"whether a job runs {state.name} is not known, so nothing is started: {state.not_asked}"
-        )
-    if state.job_id and (state.alive or state.requeued or state.state == "queued"):
-        raise RunError(
-            f"{state.name} is in the hands of job {state.job_id} ({state.job_state.lower()}); watch it with "
-            f"launcher logs -f {state.name}, or end it first with launcher cancel {state.name}"
-        )
-
-
-def _start(run_dir: Path, *, as_json: bool, remote: bool) -> int:
-    code = start_run(run_dir, remote=remote)
+def _start(scheduler: Scheduler, run_dir: Path, *, as_json: bool) -> int:
+    code = scheduler.submit(run_dir).exit_code or ExitCode.DONE
     return _tell(run_state(run_dir), code, as_json=as_json)
 
 

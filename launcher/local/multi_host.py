@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.devices import visible_gpus
-from launcher.config.frozen import load_config, load_prepared
+from launcher.config.frozen import load_prepared
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.local_attempt import begin_attempt, end_attempt
@@ -63,11 +63,6 @@ class _Part:
             interface=interface_to(self.hosts[1] if self.box == 0 else self.hosts[0]),
             lost=others.lost,
         )
-
-
-def is_over_boxes(run_dir: Path) -> bool:
-    """Whether a run is planned for several machines without Slurm."""
-    return len(load_config(RunPaths(run_dir).config).config.cluster.hosts) > 1
 
 
 def check_leader(run_dir: Path) -> None:

@@ -9,10 +9,9 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 
 from launcher.config.cluster_schema import PrepareAt
@@ -37,6 +36,7 @@ from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, pla
 from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now, utc_text
 from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_name, write_state
+from launcher.runs.scheduler import Submitted
 from launcher.runs.states import run_state
 from launcher.runs.submission import StageJob, Submission, read_submission, write_submission
 from launcher.slurm.client.query import Slurm
@@ -62,17 +62,6 @@ class SubmitPlan:
     in_job: bool
     """The data is prepared by the first job; the plan is an estimate until then."""
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queued:
-    """What a submission came to."""
-
-    run_dir: Path
-    submission: Submission
-    jobs: list[StageJob]
-    """Those queued now."""
-    estimate_start: datetime | None = None
 
 
 def plan_submission(
@@ -175,7 +164,7 @@ def create(plan: SubmitPlan) -> Path:
     return run_dir.absolute()
 
 
-def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Queued:
+def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Submitted:
     """Creates the run directory and queues its jobs. If Slurm refuses the first one, nothing is left behind.
 
     Raises:
@@ -183,15 +172,21 @@ def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Qu
     """
     run_dir = create(plan)
     try:
-        return queue_run(run_dir, plan.stages, slurm, environ, is_new=True)
+        return queue_run(run_dir, plan.stages, slurm, environ, is_new=True, warnings=plan.warnings)
     except NothingQueued as error:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise UserError(f"{error}\nNothing was queued, and no run directory was kept") from error
 
 
 def queue_run(
-    run_dir: Path, stages: tuple[str, ...], slurm: Slurm, environ: Mapping[str, str], *, is_new: bool = False
-) -> Queued:
+    run_dir: Path,
+    stages: tuple[str, ...],
+    slurm: Slurm,
+    environ: Mapping[str, str],
+    *,
+    is_new: bool = False,
+    warnings: Sequence[str] = (),
+) -> Submitted:
     """Queues jobs for a run that is there, each after the one before.
 
     Args:
@@ -231,7 +226,7 @@ def queue_run(
         submission = submission.with_jobs(jobs, estimate_start=utc_text(estimate) if estimate is not None else "")
         write_submission(run_dir, submission)
         record_submitted(run_dir, jobs)
-    return Queued(run_dir=run_dir, submission=submission, jobs=jobs, estimate_start=estimate)
+    return Submitted(run_dir=run_dir, jobs=jobs, estimate_start=estimate, warnings=list(warnings))
 
 
 @contextmanager

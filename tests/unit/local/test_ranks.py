@@ -19,7 +19,7 @@ import pytest
 from launcher.diagnose.verdict import VerdictClass, read_verdict
 from launcher.errors import ExitCode, RunError
 from launcher.local.ranks import run_local
-from launcher.local.start import start_run
+from launcher.local.scheduler import LocalScheduler
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempt
 from launcher.runs.events import read_events
@@ -252,7 +252,7 @@ def test_a_run_whose_directory_is_removed_says_so(make_run: MakeRun, make_worker
 
 def test_a_run_planned_for_several_machines_is_refused_here(make_run: MakeRun) -> None:
     with pytest.raises(RunError, match=r"planned for 2 machines.*cluster\.hosts"):
-        start_run(make_run(world_size=2, nodes=2))
+        LocalScheduler().submit(make_run(world_size=2, nodes=2))
 
 
 def test_a_second_start_is_refused_while_ranks_of_a_killed_starter_still_save(

@@ -30,7 +30,7 @@ def test_a_run_in_the_hands_of_another_job_is_left_alone(
 ) -> None:
     write(tools, "squeue", f"print('101|101|N/A|{state}|main|10:00|2026-03-01T10:00:00|N/A|N/A|n1|None|x')")
     assert main(words) == ExitCode.USER
-    assert f"in the hands of job 101 ({state.lower()})" in capsys.readouterr().err
+    assert f"belongs to job 101 ({state.lower()})" in capsys.readouterr().err
     assert not list(RunPaths(submitted).attempts.iterdir())
 
 
