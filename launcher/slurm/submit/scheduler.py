@@ -11,7 +11,8 @@ from launcher.runs.scheduler import Submitted, refuse_ended
 from launcher.runs.states import RunState
 from launcher.runs.status import FINAL_STATES
 from launcher.slurm.client.job_status import Jobs, live_state, live_states
-from launcher.slurm.client.query import Slurm, hostnames
+from launcher.slurm.client.parse import hostnames
+from launcher.slurm.client.query import Slurm
 from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
 from launcher.slurm.submit.submit import check_again, queue_run
 
