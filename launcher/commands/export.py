@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from launcher.errors import ExitCode
+from launcher.files import as_json
 from launcher.runs.run_dir import find_run
 
 
@@ -18,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     to = Path(args.to).expanduser()
     info = export(run_dir, to, step=args.step, merge=args.merge, dtype=args.dtype, dry_run=args.dry_run)
     if args.json:
-        print(json.dumps(info.as_dict(), indent=2))
+        print(json.dumps(as_json(info), indent=2))
         return ExitCode.DONE
     kind = "all weights" if info.method == "full" or info.merged else f"{info.method} adapter"
     what = f"{kind} of step {info.step}: {info.num_tensors} tensors, {info.num_parameters:,} numbers in {info.dtype}"

@@ -24,6 +24,7 @@ from launcher.data.prepare import ModelFolder, PreparedInfo, Progress, find_prep
 from launcher.data.prepared import SplitFacts
 from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
+from launcher.files import as_json
 from launcher.plan.run_plan import locate_model
 
 _SHOWN_CHARS = 1500
@@ -41,7 +42,12 @@ def run(args: argparse.Namespace) -> int:
     wanted = args.show if args.show is not None else 0 if args.json else DEFAULT_SHOWN
     shown = preview_examples(config, files, wanted) if wanted else []
     if args.json:
-        print(json.dumps({**info.as_dict(), "examples": [_as_dict(example) for example in shown]}, ensure_ascii=False))
+        document = {
+            **as_json(info),
+            "audit": info.audit.as_dict(),
+            "examples": [_as_dict(example) for example in shown],
+        }
+        print(json.dumps(document, ensure_ascii=False))
     else:
         _show(info, shown)
     return ExitCode.USER if info.audit.blocked else ExitCode.DONE

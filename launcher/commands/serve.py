@@ -12,6 +12,7 @@ from pathlib import Path
 from launcher.errors import ExitCode
 from launcher.export.example_kind import Taught, taught
 from launcher.export.source import cached_folder, open_source
+from launcher.files import as_json
 from launcher.runs.run_dir import find_run
 from launcher.serve.serving import ServerCommand, is_public, pick_engine, refuse_busy_port, server_command
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         folder, root=run_dir.parent, host=args.host, port=args.port, engine=engine, options=args.server_option
     )
     if args.json and args.dry_run:
-        print(json.dumps(command.as_dict(), indent=2))
+        print(json.dumps(as_json(command), indent=2))
         return ExitCode.DONE
     _tell(command, args.host, as_chat=as_chat)
     if args.dry_run:

@@ -6,13 +6,14 @@ import json
 import os
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from launcher.config.build import one_of
+from launcher.config.hub_errors import explain_hub_error, is_download_error
 from launcher.config.schema import ArchitectureConfig, ModelConfig
 from launcher.config.shipped_files import share_dir
 from launcher.errors import ModelError
@@ -26,7 +27,6 @@ _USUAL_MODULES = frozenset(
 """model_type of architectures whose modules have the names Llama's have; a test compares them with transformers."""
 _TEXT_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _WEIGHT_FILES = ["*.safetensors"]
-_TOKEN_HELP = "Set HF_TOKEN to a token from https://huggingface.co/settings/tokens"
 
 
 class ModelSource(Enum):
@@ -171,59 +171,35 @@ def _local_folder(name: str) -> Path:
 def _hub_folder(name: str, revision: str | None, *, weights: bool, download: bool) -> Path:
     """The snapshot folder in the Hub cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    patterns = _TEXT_FILES + (_WEIGHT_FILES if weights else [])
-    ignored = ["original/*", "*.index.json"] if not weights else ["original/*"]
+    start = f"model.name_or_path = {name!r}: "
+    fetch = partial(
+        snapshot_download,
+        name,
+        revision=revision,
+        allow_patterns=_TEXT_FILES + (_WEIGHT_FILES if weights else []),
+        ignore_patterns=["original/*"] if weights else ["original/*", "*.index.json"],
+    )
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored, local_files_only=True
-            )
-        )
+        folder = Path(fetch(local_files_only=True))
         if (folder / "config.json").is_file() and (not weights or not _missing_weights(folder)):
             return folder
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise ModelError(
-            f"model.name_or_path = {name!r}: neither a folder nor a Hub name (owner/name): {error}"
-        ) from error
-    if not download or _offline():
-        raise ModelError(
-            f"model.name_or_path = {name!r}: not on this machine"
-            + (", and HF_HUB_OFFLINE forbids fetching it" if _offline() else "")
-            + f". Fetch it where the Hub can be reached (`hf download {name}`), or give a folder"
-        )
+        raise ModelError(f"{start}neither a folder nor a Hub name (owner/name): {error}") from error
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if is_offline or not download:
+        why = "not on this host, and HF_HUB_OFFLINE forbids fetching it" if is_offline else "not on this host"
+        raise ModelError(f"{start}{why}. Run `hf download {name}` where there is a network, or give a folder")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(explain_hub_error(name, revision, error)) from error
-
-
-def explain_hub_error(name: str, revision: str | None, error: Exception) -> str:
-    """What a failed fetch means and what to do about it."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    has_token = bool(os.environ.get("HF_TOKEN"))
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    start = f"model.name_or_path = {name!r}: "
-    if isinstance(error, GatedRepoError):
-        return start + f"is gated. Accept its licence at https://huggingface.co/{name}, then: {_TOKEN_HELP}"
-    if isinstance(error, RevisionNotFoundError):
-        return start + f"has no revision {revision!r}. Look at https://huggingface.co/{name}/commits/main"
-    if isinstance(error, RepositoryNotFoundError) or status == 404:
-        return start + f"is not on the Hub, or is private. Check the spelling; for a private model: {_TOKEN_HELP}"
-    if status == 401:
-        return (
-            start
-            + f"the Hub did not accept the credentials (401). {_TOKEN_HELP}; an expired token gives the same answer"
-        )
-    if status == 403:
-        which = "the token in HF_TOKEN may not read it" if has_token else "no token was given"
-        return start + f"the Hub refuses access (403): {which}. {_TOKEN_HELP} and allow it to read gated repositories"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return start + f"could not be fetched: {reason}. Check the network, or fetch it elsewhere and give the folder"
+        return Path(fetch())
+    except Exception as error:
+        if not is_download_error(error):
+            raise
+        hint = "Check the network, or fetch it elsewhere and give the folder"
+        raise ModelError(start + explain_hub_error(error, name, revision, offline_hint=hint)) from error
 
 
 def _check_folder(name: str, folder: Path, *, weights: bool) -> None:
@@ -270,7 +246,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelError(f"{path} is not a JSON object")
     return values
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

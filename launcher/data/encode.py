@@ -24,6 +24,9 @@ from launcher.data.prompt_prefix import Opening, opening_of
 from launcher.data.readers import Chunk, Payload, parse
 from launcher.errors import ExampleError
 
+Formats = Sequence[tuple[str, DataFormat | None]]
+"""Name and format of each source of `Sources.all`; None where no known format fits."""
+
 
 @dataclass(slots=True)
 class EncodedExample:
@@ -39,14 +42,31 @@ class EncodedExample:
     """Tokens cut off at the end."""
 
 
+ROW = np.dtype(
+    [
+        ("input", np.uint64),
+        ("example", np.uint64),
+        ("opening", np.int32),
+        ("file", np.int32),
+        ("line", np.int64),
+        ("length", np.int32),
+        ("supervised", np.int32),
+    ]
+)
+"""What is remembered of each example: 64-bit digests, number of its opening (-1: none), origin, lengths in tokens."""
+
+Rows = npt.NDArray[np.void]
+"""ROW[num_examples]."""
+
+
 @dataclass(slots=True)
 class EncodedChunk:
     """The usable examples of a chunk, and the findings about the rest."""
 
     source: int
     batch: TokenBatch
-    input_digest: npt.NDArray[np.uint64]
-    example_digest: npt.NDArray[np.uint64]
+    rows: Rows
+    """One per example; their openings are still to be numbered."""
     openings: list[Opening | None]
     tally: Tally
     num_read: int
@@ -77,19 +97,15 @@ class Tokenizer(Protocol):
 class Encoder:
     """Checks and tokenizes chunks of records. One per process."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, data: DataConfig, sources: Sequence[tuple[str, DataFormat | None]]
-    ) -> None:
-        """`sources`: name and format of each source a chunk may come from; None if no format fits."""
+    def __init__(self, tokenizer: Tokenizer, data: DataConfig, formats: Formats) -> None:
         self.tokenizer = tokenizer
         self._data = data
-        self._sources = sources
+        self._formats = formats
 
     def encode(self, chunk: Chunk) -> EncodedChunk:
         """Tokens, masks, digests and findings of a chunk, in the order of its records."""
         tally = Tally()
         kept = self.examples(chunk, tally)
-        marks = [digests(encoded.example) for encoded in kept]
         batch = TokenBatch(
             tokens=np.concatenate([np.zeros(0, np.int32), *(encoded.ids for encoded in kept)]),
             mask=np.concatenate([np.zeros(0, np.bool_), *(encoded.mask for encoded in kept)]).view(np.uint8),
@@ -97,11 +113,14 @@ class Encoder:
             file=np.full(len(kept), chunk.source, dtype=np.int32),
             line=np.array([encoded.example.line for encoded in kept], dtype=np.int64),
         )
+        rows = np.zeros(len(kept), ROW)
+        rows["input"], rows["example"] = np.array([digests(e.example) for e in kept], np.uint64).reshape(-1, 2).T
+        rows["file"], rows["line"] = batch.file, batch.line
+        rows["length"], rows["supervised"] = batch.lengths, batch.supervised
         return EncodedChunk(
             source=chunk.source,
             batch=batch,
-            input_digest=np.array([mark[0] for mark in marks], dtype=np.uint64),
-            example_digest=np.array([mark[1] for mark in marks], dtype=np.uint64),
+            rows=rows,
             openings=[opening_of(encoded.example, self.tokenizer.system_prompt) for encoded in kept],
             tally=tally,
             num_read=len(chunk.lines) - tally.counts.get("empty_line", 0),
@@ -112,7 +131,7 @@ class Encoder:
 
     def examples(self, chunk: Chunk, tally: Tally) -> list[EncodedExample]:
         """The usable examples of a chunk; findings are added to `tally`."""
-        name, kind = self._sources[chunk.source]
+        name, kind = self._formats[chunk.source]
         assert kind is not None
         ready: list[Example] = []
         for line, payload in zip(chunk.lines, chunk.payloads, strict=True):

@@ -7,21 +7,21 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from launcher.config.schema import DataConfig, DataFormat, RunConfig
+from launcher.config.schema import DataConfig, RunConfig
 from launcher.data.audit import Audit, Tally
 from launcher.data.content_hash import file_sha256
-from launcher.data.encode import EncodedExample, Encoder
+from launcher.data.encode import EncodedExample, Encoder, Formats
 from launcher.data.model_tokenizer import ModelTokenizer
 from launcher.data.parallel import encode_all, num_processes
 from launcher.data.prepared import SplitFacts
 from launcher.data.readers import Chunk, read_chunks, source_format
-from launcher.data.sources import Sources, find_sources
+from launcher.data.sources import Source, Sources, find_sources
 from launcher.data.splits import SplitBuilder
 from launcher.data.template import ChatFormat
 from launcher.errors import DataError, NotFetched, Problem
@@ -59,20 +59,18 @@ class PreparedInfo:
 
     key: str
     folder: Path
-    audit: Audit
+    from_cache: bool
     train: SplitFacts
     validation: SplitFacts | None
-    from_cache: bool
+    audit: Audit
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "key": self.key,
-            "folder": str(self.folder),
-            "from_cache": self.from_cache,
-            "train": self.train.as_dict(),
-            "validation": self.validation.as_dict() if self.validation else None,
-            "audit": self.audit.as_dict(),
-        }
+
+@dataclass(frozen=True, slots=True)
+class _Info:
+    """info.json, written last."""
+
+    train: SplitFacts
+    validation: SplitFacts | None
 
 
 def prepare(
@@ -111,18 +109,22 @@ def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_blocked:
 
 def preview_examples(config: RunConfig, model_files: ModelFolder, count: int) -> list[EncodedExample]:
     """The first `count` usable training examples in full: text, ids, mask, spans."""
-    sources = find_sources(config.data)
-    formats = [source_format(source, Tally()) for source in sources.all()]
-    encoder = _encoder(config.data, model_files.folder, chat_format(config.data, model_files.folder), sources, formats)
+    sources, folder = find_sources(config.data), model_files.folder
+    formats = [(source.name, source_format(source, Tally())) for source in sources.all()]
+    encoder = _encoder(config.data, folder, chat_format(config.data, folder), formats)
     shown: list[EncodedExample] = []
-    for number, source in enumerate(sources.train):
-        for chunk in read_chunks(source, number) if formats[number] is not None else ():
-            for at in range(0, len(chunk.lines), max(count, 1)):
-                piece = Chunk(chunk.source, chunk.lines[at : at + count], chunk.payloads[at : at + count])
-                shown += encoder.examples(piece, Tally())
-                if len(shown) >= count:
-                    return shown[:count]
-    return shown
+    for chunk in _chunks(sources.train, formats, max_records=count):
+        shown += encoder.examples(chunk, Tally())
+        if len(shown) >= count:
+            break
+    return shown[:count]
+
+
+def _chunks(sources: Sequence[Source], formats: Formats, max_records: int | None = None) -> Iterator[Chunk]:
+    """The chunks of the sources with a known format."""
+    for number, source in enumerate(sources):
+        if formats[number][1] is not None:
+            yield from read_chunks(source, number, max_records)
 
 
 def _key(data: DataConfig, sources: Sources, model_folder: Path) -> str:
@@ -164,16 +166,9 @@ def _load(key: str, *, from_cache: bool = True) -> PreparedInfo | None:
     folder = _folder(key)
     if not (folder / _INFO).is_file():
         return None
-    values = json.loads((folder / _INFO).read_text(encoding="utf-8"))
-    validation = values["validation"]
-    return PreparedInfo(
-        key=key,
-        folder=folder,
-        audit=read_record(Audit, folder / "audit.json"),
-        train=SplitFacts(**values["train"]),
-        validation=SplitFacts(**validation) if validation else None,
-        from_cache=from_cache,
-    )
+    info = read_record(_Info, folder / _INFO)
+    audit = read_record(Audit, folder / "audit.json")
+    return PreparedInfo(key, folder, from_cache, info.train, info.validation, audit)
 
 
 def _make(key: str, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress | None) -> None:
@@ -212,35 +207,26 @@ def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, 
     num_bytes = sum(source.size_bytes for source in every)
     builder = SplitBuilder(folder, sources, data)
     chat = chat_format(data, model_folder)
-
-    def chunks() -> Iterator[Chunk]:
-        for number, source in enumerate(every):
-            if builder.formats[number] is not None:
-                yield from read_chunks(source, number)
-
+    make_encoder = partial(_encoder, data, model_folder, chat, builder.formats)
     bytes_done, examples_done = 0, 0
-    make_encoder = partial(_encoder, data, model_folder, chat, sources, builder.formats)
-    for encoded in encode_all(make_encoder, chunks(), num_processes(data.num_workers, num_bytes)):
+    chunks = _chunks(every, builder.formats)
+    for encoded in encode_all(make_encoder, chunks, num_processes(data.num_workers, num_bytes)):
         builder.add(encoded)
         bytes_done, examples_done = bytes_done + encoded.size_bytes, examples_done + encoded.num_read
         progress(examples_done, min(1.0, bytes_done / max(num_bytes, 1)))
     splits = builder.choose()
     audit = builder.audit(splits)
-    train, validation = splits.write(blocked=audit.blocked)
+    info = _Info(*splits.write(blocked=audit.blocked))
     write_json(folder / "audit.json", audit.as_dict(), durable=False)
     chat.save(folder)
-    info = {"train": train.as_dict(), "validation": validation.as_dict() if validation else None}
-    (folder / _INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / _INFO, info, durable=False)
 
 
-def _encoder(
-    data: DataConfig, model_folder: Path, chat: ChatFormat, sources: Sources, formats: list[DataFormat | None]
-) -> Encoder:
+def _encoder(data: DataConfig, model_folder: Path, chat: ChatFormat, formats: Formats) -> Encoder:
     tokenizer = ModelTokenizer(
         chat, model_folder / "tokenizer.json", seq_len_tokens=data.seq_len_tokens, over_length=data.over_length
     )
-    names = [source.name for source in sources.all()]
-    return Encoder(tokenizer, data, list(zip(names, formats, strict=True)))
+    return Encoder(tokenizer, data, formats)
 
 
 def chat_format(data: DataConfig, model_folder: Path) -> ChatFormat:

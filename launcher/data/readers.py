@@ -40,17 +40,13 @@ class Chunk:
         self.payloads.append(payload)
         self.size_bytes += size_bytes
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.lines) >= CHUNK_RECORDS or self.size_bytes >= CHUNK_BYTES
 
-
-def read_chunks(source: Source, number: int) -> Iterator[Chunk]:
+def read_chunks(source: Source, number: int, max_records: int | None = None) -> Iterator[Chunk]:
     """The records of a source; a record that cannot be read comes as an ExampleError in its place."""
     chunk = Chunk(number)
     for line, payload, size in _records(source):
         chunk.add(line, payload, size)
-        if chunk.is_full:
+        if len(chunk.lines) >= (max_records or CHUNK_RECORDS) or chunk.size_bytes >= CHUNK_BYTES:
             yield chunk
             chunk = Chunk(number)
     if chunk.lines:

@@ -12,14 +12,12 @@ import numpy.typing as npt
 
 from launcher.config.schema import DataConfig
 from launcher.data.audit import Audit, Location, SplitCounts, Tally
-from launcher.data.dataset_checks import Marks, check_whole
-from launcher.data.encode import EncodedChunk
-from launcher.data.prepared import SplitFacts, SplitWriter, read_batches
+from launcher.data.dataset_checks import DatasetChecks, Indices
+from launcher.data.encode import ROW, EncodedChunk, Formats, Rows
+from launcher.data.prepared import Examples, SplitFacts, SplitWriter
 from launcher.data.prompt_prefix import Openings
 from launcher.data.readers import source_format
 from launcher.data.sources import Sources
-
-Indices = npt.NDArray[np.int64]
 
 
 class SplitBuilder:
@@ -27,8 +25,7 @@ class SplitBuilder:
 
     def __init__(self, folder: Path, sources: Sources, data: DataConfig) -> None:
         self.tally = Tally()
-        self.formats = [source_format(source, self.tally) for source in sources.all()]
-        """Format of each source of `Sources.all`; None if it has no known one."""
+        self.formats: Formats = [(source.name, source_format(source, self.tally)) for source in sources.all()]
         for name in sources.ignored:
             self.tally.add("held_out_files_ignored", Location(name, 0))
         self._folder = folder
@@ -40,83 +37,37 @@ class SplitBuilder:
 
     def add(self, chunk: EncodedChunk) -> None:
         self.tally.merge(chunk.tally)
+        chunk.rows["opening"] = [self._openings.number(opening) for opening in chunk.openings]
         side = self._train if chunk.source < len(self._sources.train) else self._validation
-        side.add(chunk, [self._openings.number(opening) for opening in chunk.openings])
+        side.add(chunk)
 
     def audit(self, splits: Splits) -> Audit:
         """The findings so far."""
-        named = zip(self._sources.all(), self.formats, strict=True)
-        formats = {source.name: kind.value for source, kind in named if kind is not None}
+        formats = {name: kind.value for name, kind in self.formats if kind is not None}
         return Audit(self.tally.findings(self._data.allow), splits.counts, formats, tuple(self._data.allow))
 
     def choose(self) -> Splits:
         """Decides which example goes into which split, and adds the findings about the whole to the tally."""
-        train, validation = self._train.columns(), self._validation.columns()
-        chosen = np.arange(len(train.line), dtype=np.int64)
-        held_out: Indices | None = None
-        if not self._sources.validation and self._data.validation_fraction > 0:
-            chosen, held_out = _hold_out(train.inputs, self._data.validation_fraction, self._data.seed)
-        usable = chosen
-        parts = np.array([source.part for source in self._sources.train], dtype=np.int64)
-        chosen = _weigh(chosen, parts[train.file[chosen]], self._sources.weights, self._data.seed)
-        kept_out = train.take(held_out) if held_out is not None else validation
+        data, sources = self._data, self._sources
+        rows, validation_rows = self._train.rows(), self._validation.rows()
+        chosen, taken = np.arange(len(rows), dtype=np.int64), None
+        if not sources.validation and data.validation_fraction > 0:
+            chosen, taken = _divide(rows["input"], data.validation_fraction, data.seed)
+            validation_rows = rows[taken]
+        parts = np.array([source.part for source in sources.train], dtype=np.int64)
+        weighted = _weigh(chosen, parts[rows["file"][chosen]], sources.weights, data.seed)
+        files = [name for name, _ in self.formats]
         # Copies and openings are judged on the examples as given, not as repeated by a mixture weight.
-        marks = self._marks(train.take(usable)), self._marks(kept_out)
-        check_whole(*marks, self._openings, self._data.task, self.tally)
-        if self._sources.validation and len(validation.line) == 0:
+        DatasetChecks(files, self._openings, self.tally).check(rows[chosen], validation_rows, data.task)
+        if sources.validation and len(validation_rows) == 0:
             self.tally.add("no_examples", Location("validation data", 0))
-        return Splits(
-            folder=self._folder,
-            data=self._data,
-            files=[source.name for source in self._sources.all()],
-            sides=(self._train, self._validation),
-            train=chosen,
-            held_out=held_out,
-            counts=self._counts(train, validation, chosen, held_out),
-        )
-
-    def _marks(self, columns: Columns) -> Marks:
-        files = [source.name for source in self._sources.all()]
-
-        def locate(index: int) -> tuple[str, int]:
-            return files[columns.file[index]], int(columns.line[index])
-
-        return Marks(columns.inputs, columns.examples, columns.openings, locate)
-
-    def _counts(
-        self, train: Columns, validation: Columns, chosen: Indices, held_out: Indices | None
-    ) -> dict[str, SplitCounts]:
-        num_held_out = 0 if held_out is None else len(held_out)
-        counts = {"train": self._train.counts(train.take(chosen), num_held_out)}
-        if held_out is not None:
-            counts["validation"] = _Side.counts_of(train.take(held_out))
-        elif self._sources.validation:
-            counts["validation"] = self._validation.counts(validation, 0)
-        return counts
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What is remembered of each example of one side, aligned."""
-
-    inputs: npt.NDArray[np.uint64]
-    examples: npt.NDArray[np.uint64]
-    openings: npt.NDArray[np.int32]
-    file: npt.NDArray[np.int32]
-    line: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int32]
-    supervised: npt.NDArray[np.int32]
-
-    def take(self, rows: Indices) -> Columns:
-        return Columns(
-            inputs=self.inputs[rows],
-            examples=self.examples[rows],
-            openings=self.openings[rows],
-            file=self.file[rows],
-            line=self.line[rows],
-            lengths=self.lengths[rows],
-            supervised=self.supervised[rows],
-        )
+        num_taken = 0 if taken is None else len(taken)
+        counts = {"train": self._train.counts(rows[weighted], self._train.num_read - num_taken)}
+        if taken is not None:
+            counts["validation"] = _counts(validation_rows, num_taken)
+        elif sources.validation:
+            counts["validation"] = self._validation.counts(validation_rows, self._validation.num_read)
+        return Splits(self._folder, data, files, (self._train, self._validation), weighted, taken, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,37 +79,37 @@ class Splits:
     files: list[str]
     sides: tuple[_Side, _Side]
     train: Indices
-    held_out: Indices | None
+    """Which training examples are written, in ascending order; a mixture weight may repeat some."""
+    taken: Indices | None
+    """The training examples taken for validation; None unless data.validation_fraction asks for some."""
     counts: dict[str, SplitCounts]
 
     def write(self, *, blocked: bool) -> tuple[SplitFacts, SplitFacts | None]:
         """Writes what was decided; returns the facts of train and of validation."""
-        train, validation = self.sides
-        has_validation = validation.num_examples > 0
-        if self.held_out is None and np.array_equal(self.train, np.arange(train.num_examples)):
-            facts = self._finish(train.writer, blocked)
+        train, validation = (side.writer for side in self.sides)
+        num_train, num_validation = (side.num_examples for side in self.sides)
+        everything = self.folder / ".everything"
+        validation_facts: SplitFacts | None = None
+        if self.taken is None and np.array_equal(self.train, np.arange(num_train)):
+            facts = self._finish(train, blocked)
         else:
-            train.writer.abandon()
-            everything = self.folder / ".everything"
+            train.abandon()
             (self.folder / "train").rename(everything)
             facts = self._copy(everything, "train", self.train, blocked)
-            if self.held_out is not None and len(self.held_out):
-                validation.writer.abandon()
-                shutil.rmtree(self.folder / "validation")
-                held_out = self._copy(everything, "validation", self.held_out, blocked)
-                shutil.rmtree(everything)
-                return facts, held_out
-            shutil.rmtree(everything)
-        if has_validation:
-            return facts, self._finish(validation.writer, blocked)
-        validation.writer.abandon()
-        shutil.rmtree(self.folder / "validation")
-        return facts, None
+        if num_validation:
+            validation_facts = self._finish(validation, blocked)
+        else:
+            validation.abandon()
+            shutil.rmtree(self.folder / "validation")
+            if self.taken is not None and len(self.taken):
+                validation_facts = self._copy(everything, "validation", self.taken, blocked)
+        shutil.rmtree(everything, ignore_errors=True)
+        return facts, validation_facts
 
     def _copy(self, everything: Path, split: str, rows: Indices, blocked: bool) -> SplitFacts:
         writer = SplitWriter(self.folder / split)
         start = 0
-        for batch in read_batches(everything / "examples.arrow"):
+        for batch in Examples(everything / "examples.arrow").batches:
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             writer.write(batch.take(rows[first:last] - start))
             start += len(batch)
@@ -171,90 +122,54 @@ class Splits:
 
 
 class _Side:
-    """Training or held-out examples while they arrive."""
+    """Training or validation examples while they arrive."""
 
     def __init__(self, folder: Path) -> None:
         self.writer = SplitWriter(folder)
         self.num_examples = 0
-        self._chunks: list[Columns] = []
-        self._num_read = 0
+        self.num_read = 0
+        self._rows: list[Rows] = []
         self._num_truncated = 0
         self._tokens_cut = 0
 
-    def add(self, chunk: EncodedChunk, openings: Sequence[int]) -> None:
-        batch = chunk.batch
-        self.writer.write(batch)
-        ends = np.concatenate([[0], np.cumsum(batch.mask, dtype=np.int64)])
-        self._chunks.append(
-            Columns(
-                inputs=chunk.input_digest,
-                examples=chunk.example_digest,
-                openings=np.array(openings, dtype=np.int32),
-                file=batch.file,
-                line=batch.line,
-                lengths=np.diff(batch.offsets),
-                supervised=np.diff(ends[batch.offsets]).astype(np.int32),
-            )
-        )
-        self.num_examples += len(batch)
-        self._num_read += chunk.num_read
+    def add(self, chunk: EncodedChunk) -> None:
+        self.writer.write(chunk.batch)
+        self._rows.append(chunk.rows)
+        self.num_examples += len(chunk.rows)
+        self.num_read += chunk.num_read
         self._num_truncated += chunk.num_truncated
         self._tokens_cut += chunk.tokens_cut
 
-    def columns(self) -> Columns:
-        """All of them in one; the parts are given up."""
-        none = Columns(
-            inputs=np.zeros(0, np.uint64),
-            examples=np.zeros(0, np.uint64),
-            openings=np.zeros(0, np.int32),
-            file=np.zeros(0, np.int32),
-            line=np.zeros(0, np.int64),
-            lengths=np.zeros(0, np.int32),
-            supervised=np.zeros(0, np.int32),
-        )
-        parts, self._chunks = [none, *self._chunks], []
-        return Columns(
-            inputs=np.concatenate([part.inputs for part in parts]),
-            examples=np.concatenate([part.examples for part in parts]),
-            openings=np.concatenate([part.openings for part in parts]),
-            file=np.concatenate([part.file for part in parts]),
-            line=np.concatenate([part.line for part in parts]),
-            lengths=np.concatenate([part.lengths for part in parts]),
-            supervised=np.concatenate([part.supervised for part in parts]),
-        )
+    def rows(self) -> Rows:
+        """All rows as one array; the side gives up its own."""
+        rows, self._rows = np.concatenate([np.zeros(0, ROW), *self._rows]), []
+        return rows
 
-    def counts(self, kept: Columns, num_held_out: int) -> SplitCounts:
-        """Counts of this side, of which `kept` goes on and `num_held_out` went to the other."""
-        return SplitCounts(
-            examples_read=self._num_read - num_held_out,
-            examples_kept=len(kept.line),
-            examples_dropped=self._num_read - self.num_examples,
-            examples_truncated=self._num_truncated,
-            tokens=int(kept.lengths.sum(dtype=np.int64)),
-            supervised_tokens=int(kept.supervised.sum(dtype=np.int64)),
-            tokens_cut=self._tokens_cut,
-        )
-
-    @staticmethod
-    def counts_of(kept: Columns) -> SplitCounts:
-        """Counts of examples taken from the other side."""
-        return SplitCounts(
-            examples_read=len(kept.line),
-            examples_kept=len(kept.line),
-            tokens=int(kept.lengths.sum(dtype=np.int64)),
-            supervised_tokens=int(kept.supervised.sum(dtype=np.int64)),
-        )
+    def counts(self, kept: Rows, num_read: int) -> SplitCounts:
+        dropped = self.num_read - self.num_examples
+        truncated, tokens_cut = self._num_truncated, self._tokens_cut
+        return _counts(kept, num_read, examples_dropped=dropped, examples_truncated=truncated, tokens_cut=tokens_cut)
 
 
-def _hold_out(inputs: npt.NDArray[np.uint64], fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """(training, held-out) rows. Equal inputs go to the same side, so that the held-out loss cannot flatter."""
+def _counts(kept: Rows, num_read: int, **more: int) -> SplitCounts:
+    return SplitCounts(
+        examples_read=num_read,
+        examples_kept=len(kept),
+        tokens=int(kept["length"].sum(dtype=np.int64)),
+        supervised_tokens=int(kept["supervised"].sum(dtype=np.int64)),
+        **more,
+    )
+
+
+def _divide(inputs: npt.NDArray[np.uint64], fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """(training, validation) rows. Equal inputs go to the same side, or the validation loss would be optimistic."""
     different, inverse = np.unique(inputs, return_inverse=True)
     if len(different) < 2:
         return np.arange(len(inputs), dtype=np.int64), np.zeros(0, dtype=np.int64)
     count = min(len(different) - 1, max(1, round(fraction * len(different))))
-    is_held_out = np.zeros(len(different), dtype=bool)
-    is_held_out[np.random.default_rng([seed, 1]).permutation(len(different))[:count]] = True
-    rows = is_held_out[inverse]
+    is_validation = np.zeros(len(different), dtype=bool)
+    is_validation[np.random.default_rng([seed, 1]).permutation(len(different))[:count]] = True
+    rows = is_validation[inverse]
     return np.flatnonzero(~rows), np.flatnonzero(rows)
 
 

@@ -19,7 +19,8 @@ import jinja2.parser
 import jinja2.sandbox
 
 from launcher.data.template_markers import TurnShape, learn_turn_shape
-from launcher.errors import DataError, ModelError, ProbeError
+from launcher.errors import DataError, ModelError, ProbeError, RecordError
+from launcher.files import as_json, read_record, write_json
 
 FORMAT_FILE = "prompt_format.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -60,16 +61,16 @@ class ChatFormat:
     """A chat template with all that it needs to render."""
 
     template: str
-    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: dict[str, str] = field(default_factory=dict)
     """bos_token, eos_token, ... as the template names them; only those the tokenizer has."""
     added_tokens: tuple[str, ...] = ()
     """Texts the tokenizer turns into one special token wherever they stand."""
     system_prompt: str | None = None
     preamble: str | None = None
-    shape: TurnShape = field(default_factory=TurnShape)
-    """What stands around an answer; learnt from the template."""
     origin: str = "model"
     """Where the template is from: model, file or built-in."""
+    shape: TurnShape = field(default_factory=TurnShape)
+    """The text around an answer, learnt from the template."""
 
     @property
     def end_of_turn(self) -> str | None:
@@ -95,7 +96,10 @@ class ChatFormat:
         """
         saved = Path(folder) / FORMAT_FILE
         if saved.is_file() and template_file is None:
-            made = _read_saved(saved)
+            try:
+                made = read_record(cls, saved)
+            except (OSError, RecordError) as error:
+                raise DataError(f"this version cannot read the prompt format: {error}") from error
             if preamble is not None:
                 made = replace(made, preamble=preamble)
             return made if system_prompt is None else _checked(replace(made, system_prompt=system_prompt))
@@ -110,19 +114,10 @@ class ChatFormat:
 
     def save(self, folder: Path) -> None:
         """Writes prompt_format.json, complete in itself, and the template as chat_template.jinja for other programs."""
-        values = {
-            "format_version": 1,
-            "template": self.template,
-            "special_tokens": dict(self.special_tokens),
-            "added_tokens": list(self.added_tokens),
-            "system_prompt": self.system_prompt,
-            "preamble": self.preamble,
-            "origin": self.origin,
-            "end_of_turn": self.end_of_turn,
-            "shape": self.shape.as_dict(),
-        }
-        text = json.dumps(values, ensure_ascii=False, indent=1)
-        (Path(folder) / FORMAT_FILE).write_text(text + "\n", encoding="utf-8")
+        values = as_json(self)
+        shape = values.pop("shape")
+        document = {"format_version": 1, **values, "end_of_turn": self.end_of_turn, "shape": shape}
+        write_json(Path(folder) / FORMAT_FILE, document, durable=False)
         (Path(folder) / TEMPLATE_FILE).write_text(self.template, encoding="utf-8", newline="")
 
     def render(
@@ -204,22 +199,6 @@ def jinja_literal(text: str) -> str:
     for character in "{}%#":
         quoted = quoted.replace(character, f"\\x{ord(character):02x}")
     return quoted
-
-
-def _read_saved(path: Path) -> ChatFormat:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return ChatFormat(
-            template=values["template"],
-            special_tokens=values["special_tokens"],
-            added_tokens=tuple(values["added_tokens"]),
-            system_prompt=values["system_prompt"],
-            preamble=values["preamble"],
-            shape=TurnShape(**values["shape"]),
-            origin=values["origin"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a prompt format this version wrote: {error}") from error
 
 
 def _read_tokenizer_json(folder: Path) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from launcher.errors import DataError, ProbeError
 
@@ -41,9 +41,6 @@ class TurnShape:
     """The template writes the same with and without add_generation_prompt."""
     header_added: bool = False
     """The generation prompt was added to the template by us."""
-
-    def as_dict(self) -> dict[str, str | bool | None]:
-        return asdict(self)
 
 
 def learn_turn_shape(render: Render, special_tokens: Sequence[str]) -> TurnShape:

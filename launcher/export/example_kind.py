@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from launcher.config.schema import DataFormat
-from launcher.data.prepared import read_batches
+from launcher.data.prepared import Examples
 from launcher.export.hf_format import read_json
 
 
@@ -25,7 +25,7 @@ def taught(data_dir: Path) -> Taught:
     if not isinstance(formats, dict) or not isinstance(files, list):
         return Taught.chat
     # The list of files is that of both splits.
-    used = {int(at) for batch in read_batches(data_dir / "train" / "examples.arrow") for at in np.unique(batch.file)}
+    used = np.unique(Examples(data_dir / "train" / "examples.arrow").files)
     is_text = {formats.get(files[at]) == DataFormat.text.value for at in used}
     if is_text == {True, False}:
         return Taught.mixed

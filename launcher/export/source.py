@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, newest_verified
@@ -30,9 +30,6 @@ class ExportInfo:
     files: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     dry_run: bool = False
-
-    def as_dict(self) -> dict[str, object]:
-        return {**asdict(self), "path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)

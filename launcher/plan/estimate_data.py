@@ -125,10 +125,9 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
     tokenizer = EstimatingTokenizer(data)
     with tempfile.TemporaryDirectory(prefix="launcher-estimate-") as folder:
         builder = SplitBuilder(Path(folder), sources, data)
-        names = [source.name for source in every]
-        encoder = Encoder(tokenizer, data, list(zip(names, builder.formats, strict=True)))
+        encoder = Encoder(tokenizer, data, builder.formats)
         for number, (reading, part) in enumerate(zip(readings, parts, strict=True)):
-            if builder.formats[number] is None:  # no examples, whatever it holds
+            if builder.formats[number][1] is None:  # no examples, whatever it holds
                 reading.at_end = True
                 continue
             part.begin(reading)

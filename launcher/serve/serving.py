@@ -28,16 +28,6 @@ class ServerCommand:
     env: dict[str, str] = field(default_factory=dict)
     """Added to the environment."""
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "engine": self.engine,
-            "argv": self.argv,
-            "cwd": str(self.cwd),
-            "model": self.model,
-            "url": self.url,
-            "env": self.env,
-        }
-
     def curl(self, question: str, *, as_chat: bool = True) -> str:
         """A shell line that asks the server; without `as_chat` it has the text continued as it is."""
         asked: dict[str, object] = (

@@ -32,11 +32,6 @@ class MicroBatch:
     """[L] int64."""
     weight: float
     """1, or 0 for a stand-in that only keeps collectives matched."""
-    sample_ids: list[int]
-
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.shape[1] if self.weight else 0
 
     def model_inputs(self) -> dict[str, object]:
         """Keyword arguments of the model's forward."""
@@ -78,5 +73,4 @@ def make_micro_batch(data: Prepared, packs: Sequence[int], *, stand_in: int, dev
         keep=torch.from_numpy(np.maximum(targets - 1, 0)).to(device),
         labels=torch.from_numpy(row[targets]).to(device),
         weight=weight,
-        sample_ids=ids if packs else [],
     )

@@ -53,7 +53,7 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str, world_size: i
     defaults = [
         f"model.name_or_path={model}",
         "data.path=builtin:next_number",
-        f"data.packing={str(split.meta['packing']).lower()}",
+        f"data.packing={str(split.meta.packing).lower()}",
         "data.seq_len_tokens=64",
         "strategy.precision=fp32",
         "optim.lr=1e-3",

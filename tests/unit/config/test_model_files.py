@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import httpx
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import (
@@ -19,7 +20,6 @@ from huggingface_hub.errors import (
 from launcher.config.model_files import (
     ModelSource,
     embedded_folder,
-    explain_hub_error,
     find_architecture,
     find_model,
     model_source,
@@ -171,8 +171,8 @@ def response(status: int) -> httpx.Response:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (GatedRepoError("x", response=response(403)), "Accept its licence at https://huggingface.co/o/n"),
-        (RepositoryNotFoundError("x", response=response(404)), "not on the Hub, or is private"),
+        (GatedRepoError("x", response=response(403)), "Accept its terms at https://huggingface.co/o/n"),
+        (RepositoryNotFoundError("x", response=response(404)), "no such model, or it is private"),
         (RevisionNotFoundError("x", response=response(404)), "no revision 'v9'"),
         (HfHubHTTPError("x", response=response(401)), "HF_TOKEN"),
         (HfHubHTTPError("x", response=response(403)), "https://huggingface.co/settings/tokens"),
@@ -180,10 +180,19 @@ def response(status: int) -> httpx.Response:
         (LocalEntryNotFoundError("no connection"), "no connection"),
         (OSError(28, "No space left on device"), "No space left"),
         (OSError(), "OSError"),
+        # The HTTP library's own errors get through where no answer comes.
+        (httpx.ConnectError("no route"), "the Hub cannot be reached: no route"),
     ],
 )
-def test_a_failed_fetch_is_explained(error: Exception, says: str) -> None:
-    assert says in explain_hub_error("o/n", "v9", error)
+def test_a_failed_fetch_is_explained(error: Exception, says: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, local_files_only: bool = False, **options: object) -> None:
+        raise LocalEntryNotFoundError("not in the cache") if local_files_only else error
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError) as caught:
+        find_model(ModelConfig(name_or_path="o/n", revision="v9"))
+    assert str(caught.value).startswith("model.name_or_path = 'o/n': ") and says in str(caught.value)
 
 
 def test_figures_are_read_from_config_json(tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tm
     assert "data.allow=[broken_json]" in str(caught.value)
 
 
-def test_a_vetoed_data_set_is_refused_everywhere_until_it_is_allowed(model: Model, tmp_path: Path) -> None:
+def test_a_blocked_data_set_is_refused_everywhere_until_it_is_allowed(model: Model, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*pairs(120), {"text_input": "a"}])
     config = RunConfig(data=DataConfig(path=path))
     for _ in range(2):
@@ -341,7 +341,7 @@ def test_a_vetoed_data_set_is_refused_everywhere_until_it_is_allowed(model: Mode
             prepare(config, model)
     with pytest.raises(DataError, match="wrong_fields"):
         find_prepared(config, model)
-    with pytest.raises(DataError, match="refused"):
+    with pytest.raises(DataError, match="blocked"):
         Prepared.open(run(model, path=path).folder, "train")
     config.data.allow = ["wrong_fields"]
     info = prepare(config, model)

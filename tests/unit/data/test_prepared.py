@@ -67,13 +67,13 @@ def test_the_source_line_of_every_example_is_known(tmp_path: Path) -> None:
 
 def test_facts_are_written_to_meta(tmp_path: Path) -> None:
     meta = write(tmp_path).meta
-    assert (meta["num_examples"], meta["num_tokens"], meta["num_supervised_tokens"]) == (4, 11, 4)
-    assert (meta["length_max"], meta["num_packs"], meta["seq_len_tokens"]) == (4, 3, 5)
+    assert (meta.num_examples, meta.num_tokens, meta.num_supervised_tokens) == (4, 11, 4)
+    assert (meta.length_max, meta.num_packs, meta.seq_len_tokens) == (4, 3, 5)
 
 
-def test_a_split_the_audit_refused_does_not_open(tmp_path: Path) -> None:
+def test_a_split_the_audit_blocked_does_not_open(tmp_path: Path) -> None:
     write(tmp_path, blocked=True)
-    with pytest.raises(DataError, match="refused"):
+    with pytest.raises(DataError, match="blocked"):
         Prepared.open(tmp_path, "train")
 
 

@@ -20,6 +20,7 @@ from launcher.errors import CheckpointError, RunError
 from launcher.export import hf_weights
 from launcher.export.export import cached_export, export
 from launcher.export.source import open_source
+from launcher.files import as_json
 from launcher.paths import RunPaths
 from tests.unit.export import finished_runs
 
@@ -59,7 +60,7 @@ def test_a_full_export_answers_as_the_model_that_was_trained(
     assert (info.step, info.method, info.merged, info.dtype) == (6, "full", False, "float32")
     assert set(info.files) >= {"model.safetensors", "config.json", "tokenizer.json", "README.md", "prompt_format.json"}
     assert info.size_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
-    assert info.as_dict()["path"] == str(tmp_path / "out")
+    assert as_json(info)["path"] == str(tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "qlora"])

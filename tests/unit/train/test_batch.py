@@ -42,13 +42,12 @@ def of(folder: Path, examples: list[tuple[list[int], list[int]]]) -> Prepared:
 def test_the_row_is_the_examples_end_to_end(packed: Prepared) -> None:
     batch = make_micro_batch(packed, [2, 0], stand_in=0, device=CPU)
     ids = [*packed.pack(2).tolist(), *packed.pack(0).tolist()]
-    assert batch.sample_ids == ids
     assert batch.input_ids[0].tolist() == [t for i in ids for t in packed.tokens(i).tolist()]
     assert batch.position_ids[0].tolist() == [p for i in ids for p in range(packed.lengths[i])]
     assert batch.cu_seq_lens.diff().tolist() == [packed.lengths[i] for i in ids]
     assert (batch.cu_seq_lens.dtype, batch.cu_seq_lens[0].item()) == (torch.int32, 0)
     assert batch.max_length == max(packed.lengths[i] for i in ids)
-    assert batch.num_tokens == packed.pack_lengths[[0, 2]].sum()
+    assert batch.input_ids.shape[1] == packed.pack_lengths[[0, 2]].sum()
 
 
 def test_labels_are_the_next_tokens_of_supervised_positions_only(packed: Prepared) -> None:
@@ -73,7 +72,7 @@ def test_the_first_token_of_an_example_is_never_a_label(tmp_path: Path) -> None:
 
 def test_a_stand_in_counts_for_nothing_but_runs_the_head(packed: Prepared) -> None:
     batch = make_micro_batch(packed, [], stand_in=1, device=CPU)
-    assert (batch.weight, batch.num_tokens, batch.sample_ids) == (0.0, 0, [])
+    assert batch.weight == 0.0
     assert batch.input_ids.shape[1] == packed.pack_lengths[1] and len(batch.labels) > 0
 
 

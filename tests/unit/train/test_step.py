@@ -36,7 +36,7 @@ def test_the_loss_is_the_mean_over_the_supervised_tokens_of_the_step(open_run: O
         total = cross_entropy_sum(run.engine.forward(whole.model_inputs()), whole.labels)
     outcome = optimizer_step(run, 2)
     assert outcome.supervised_tokens == len(whole.labels) == run.train_data.pack_supervised[packs].sum()
-    assert outcome.tokens == whole.num_tokens
+    assert outcome.tokens == whole.input_ids.shape[1]
     assert outcome.loss == pytest.approx(total.item() / len(whole.labels), rel=1e-5)
     assert outcome.applied and 0 < outcome.grad_norm < math.inf and not outcome.stop
 
