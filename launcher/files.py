@@ -156,11 +156,11 @@ def find_record(cls: type[T], path: Path) -> T | None:
 
 
 def record_from(cls: type[T], values: object, source: Path | str = "") -> T:
-    """The dataclass that plain values describe; `source` is named in errors.
+    """The dataclass, or other type such as dict[str, int], that plain values describe; `source` is named in errors.
 
     Raises: RecordError.
     """
-    return _Reader(source).record(cls, values, "")
+    return cast("T", _Reader(source).convert(cls, values, ""))
 
 
 class _Reader:
@@ -176,12 +176,12 @@ class _Reader:
         for name, json_name, hint, is_required in _schema(cast("Hashable", cls)):
             own_key = f"{key}.{json_name}" if key else json_name
             if json_name in values:
-                arguments[name] = self._convert(hint, values[json_name], own_key)
+                arguments[name] = self.convert(hint, values[json_name], own_key)
             elif is_required:
                 raise RecordError(self._source, own_key, "is missing")
         return cls(**arguments)
 
-    def _convert(self, hint: Any, value: object, key: str) -> object:
+    def convert(self, hint: Any, value: object, key: str) -> object:
         if type(value) is hint:  # most of them, and metrics.jsonl may be long
             return value
         origin = get_origin(hint)
@@ -193,7 +193,7 @@ class _Reader:
             if not isinstance(value, dict):
                 raise self._wrong(key, "an object", value)
             item_hint = get_args(hint)[1]
-            return {name: self._convert(item_hint, item, f"{key}.{name}") for name, item in value.items()}
+            return {name: self.convert(item_hint, item, f"{key}.{name}") for name, item in value.items()}
         if isinstance(hint, type) and is_dataclass(hint):
             return self.record(hint, value, key)
         return self._scalar(hint, value, key)
@@ -205,7 +205,7 @@ class _Reader:
         for option in options:
             if option is not type(None):
                 try:
-                    return self._convert(option, value, key)
+                    return self.convert(option, value, key)
                 except RecordError as error:
                     problem = problem or error
         assert problem is not None
@@ -220,7 +220,7 @@ class _Reader:
         elif len(value) != len(hints):
             raise self._wrong(key, f"a list of {len(hints)}", value)
         pairs = enumerate(zip(hints, value, strict=True))
-        items = [self._convert(own, item, f"{key}[{index}]") for index, (own, item) in pairs]
+        items = [self.convert(own, item, f"{key}[{index}]") for index, (own, item) in pairs]
         return items if get_origin(hint) is list else tuple(items)
 
     def _scalar(self, hint: Any, value: object, key: str) -> object:

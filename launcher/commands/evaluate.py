@@ -60,11 +60,9 @@ def show_result(result: EvalResult) -> None:
         print(title)
         for name, exact, exact_ci, f1, f1_ci in rows:
             print(f"{name:<24}exact match {exact:>7} ({exact_ci})  token F1 {f1:>7} ({f1_ci})")
-    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in result.heldout_loss.items())
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_loss.items())
     print(f"held-out loss: {losses}")
-    console.print(
-        Text(result.verdict.text, style="bold green" if result.verdict.better else "bold yellow"), soft_wrap=True
-    )
+    console.print(Text(result.verdict, style="bold green" if result.better else "bold yellow"), soft_wrap=True)
     for note in result.notes:
         print(f"note: {note}")
     print(f"written to {result.path}")

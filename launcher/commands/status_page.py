@@ -15,14 +15,15 @@ from launcher.config.frozen import load_config
 from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
 from launcher.diagnose.verdict_class import VerdictClass
 from launcher.errors import LauncherError
+from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
-from launcher.report.cost import Bill, bill
+from launcher.plan.plan import Plan
+from launcher.report.cost import Bill, make_bill
 from launcher.report.goodput import Goodput, run_goodput
 from launcher.runs.attempts import AttemptRecord, read_attempts
 from launcher.runs.jsonl import parse_time
 from launcher.runs.progress import duration_text
 from launcher.runs.states import RunState
-from launcher.runs.untyped_json import read_loose
 from launcher.slurm.client.job_status import Jobs, stages_of
 
 _MOST_ATTEMPTS = 12
@@ -78,7 +79,7 @@ def further_facts(run_dir: Path, jobs: Jobs) -> dict[str, object]:
         "attempts": [asdict(record) for record in read_attempts(run_dir)],
         "verdicts": [verdict.as_dict() for verdict in read_verdicts(run_dir)],
         "goodput": account.as_dict() if account else None,
-        "bill": cost.as_dict() if cost else None,
+        "bill": as_json(cost),
     }
 
 
@@ -170,7 +171,8 @@ def _bill(run_dir: Path) -> Bill | None:
         price = load_config(RunPaths(run_dir).config).config.cluster.price_per_device_hour
     except LauncherError:
         price = None  # of another version; the page is shown all the same
-    return bill(account.device_hours, price_per_device_hour=price, plan=read_loose(RunPaths(run_dir).plan))
+    plan = find_record(Plan, RunPaths(run_dir).plan)
+    return make_bill(account.device_hours, price_per_device_hour=price, planned=plan.bill if plan is not None else None)
 
 
 def _verdict_of(state: RunState, run_dir: Path) -> Verdict | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from launcher.evaluate.scores import (
     Discordant,
@@ -18,6 +19,7 @@ from launcher.evaluate.scores import (
     token_f1,
     wilson_interval,
 )
+from launcher.files import as_json
 
 TUNED = "tuned"
 FEWEST_EXAMPLES = 10
@@ -38,12 +40,6 @@ class Scores:
     shots: int | None = None
     """Examples shown in the prompt; None where the condition shows none."""
 
-    def as_dict(self) -> dict[str, object]:
-        values = asdict(self)
-        if self.shots is None:
-            del values["shots"]
-        return _plain(values)
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -57,77 +53,64 @@ class Difference:
     exact_p: float
     """Of McNemar's exact test of exact match."""
 
-    def as_dict(self) -> dict[str, object]:
-        return _plain(asdict(self))
-
 
 @dataclass(frozen=True, slots=True)
 class LossDifference:
-    """Held-out loss of the tuned model minus that of the base, paired by example."""
+    """Validation loss of the tuned model minus that of the base, paired by example."""
 
     difference: float
     ci: Interval
     examples: int
-    """Those with anything to learn in them."""
+    """Those with supervised tokens."""
 
     @classmethod
     def between(cls, tuned: Sequence[LabelLoss], base: Sequence[LabelLoss]) -> LossDifference:
         difference, interval = loss_difference(tuned, base)
         return cls(difference, interval, sum(loss.labels > 0 for loss in tuned))
 
-    def as_dict(self) -> dict[str, object]:
-        return _plain(asdict(self))
 
-
-class Outcome(Enum):
+class TuningEffect(Enum):
     better = "better"
+    """The interval of the difference is above zero against every baseline; without baselines, the loss fell."""
     worse = "worse"
     unclear = "unclear"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`better`: the interval of the difference is above zero against every baseline (or, with none, loss fell)."""
-
-    outcome: Outcome
+class Judgement(NamedTuple):
+    effect: TuningEffect
     text: str
 
-    @property
-    def better(self) -> bool:
-        return self.outcome is Outcome.better
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
-    """What `launcher eval` found; eval.json is `as_dict`."""
+    """What `launcher eval` measured: eval.json."""
 
     examples: int
     step: int
     conditions: dict[str, Scores]
+    validation_loss: dict[str, float] = field(metadata={"json": "heldout_loss"})
+    """By model: base, tuned."""
+    loss_difference: LossDifference | None = field(default=None, metadata={"json": "heldout_loss_difference"})
+    """None unless base and tuned model were both measured."""
     difference: dict[str, Difference]
-    heldout_loss: dict[str, float]
-    verdict: Verdict
-    loss_difference: LossDifference | None = None
-    """None where base and tuned model were not both measured."""
+    """By vs_BASELINE."""
+    verdict: str
+    """Whether tuning helped, in a sentence."""
+    better: bool
+    effect: TuningEffect = field(metadata={"json": "outcome"})
     samples: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     path: Path | None = None
-    """Where it was written."""
+    """Where it was written; not in the file."""
 
-    def as_dict(self) -> dict[str, object]:
-        return {
-            "examples": self.examples,
-            "step": self.step,
-            "conditions": {name: scores.as_dict() for name, scores in self.conditions.items()},
-            "heldout_loss": self.heldout_loss,
-            "heldout_loss_difference": self.loss_difference.as_dict() if self.loss_difference else None,
-            "difference": {f"vs_{name}": difference.as_dict() for name, difference in self.difference.items()},
-            "verdict": self.verdict.text,
-            "better": self.verdict.better,
-            "outcome": self.verdict.outcome.value,
-            "samples": self.samples,
-            "notes": self.notes,
-        }
+    def as_dict(self) -> dict[str, Any]:
+        """For eval.json and --json."""
+        document: dict[str, Any] = as_json(self)
+        del document["path"]
+        for scores in document["conditions"].values():
+            if scores["shots"] is None:
+                del scores["shots"]
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +151,12 @@ def differences(answers: Mapping[str, Answers]) -> dict[str, Difference]:
     return found
 
 
-def judge(
+def judge_tuning(
     conditions: Mapping[str, Scores],
     difference: Mapping[str, Difference],
-    heldout_loss: Mapping[str, float],
+    losses: Mapping[str, float],
     loss: LossDifference | None = None,
-) -> Verdict:
+) -> Judgement:
     """Says plainly whether tuning helped, against the baseline that is hardest to beat.
 
     By exact match; by token F1 where not one answer of any condition matches exactly, as with free text; by held-out
@@ -181,9 +164,9 @@ def judge(
     whether there is progress that does not reach the answers yet.
     """
     if not difference:
-        return _judge_loss(heldout_loss, loss)
+        return _judge_loss(losses, loss)
     if loss is not None and not any(scores.exact_match or scores.token_f1 for scores in conditions.values()):
-        return _judge_speechless(heldout_loss, loss)
+        return _judge_speechless(losses, loss)
     by_exact = any(scores.exact_match > 0 for scores in conditions.values())
     rows = {name: _Row.of(d, by_exact=by_exact) for name, d in difference.items()}
     name = min(rows, key=lambda key: (rows[key].is_above, rows[key].ci[0], rows[key].mean))
@@ -196,13 +179,13 @@ def judge(
     if row.examples < FEWEST_EXAMPLES:
         return _too_few(measured, row.examples)
     if row.is_above:
-        return Verdict(Outcome.better, f"Tuning helped: {measured}.")
+        return Judgement(TuningEffect.better, f"Tuning helped: {measured}.")
     if row.is_below:
-        return Verdict(Outcome.worse, f"Tuning did not help, it made answers worse: {measured}.")
+        return Judgement(TuningEffect.worse, f"Tuning did not help, it made answers worse: {measured}.")
     includes = row.ci[0] <= 0 <= row.ci[1]
     why = "the interval includes no difference" if includes else f"McNemar's exact test finds chance (p = {row.p:.2f})"
-    return Verdict(
-        Outcome.unclear,
+    return Judgement(
+        TuningEffect.unclear,
         f"Tuning did not help measurably: {measured}; {why}. More held-out examples narrow it.",
     )
 
@@ -232,50 +215,52 @@ class _Row:
         return self.ci[1] < 0 and self.p < SURE_P
 
 
-def _judge_loss(heldout_loss: Mapping[str, float], loss: LossDifference | None) -> Verdict:
+def _judge_loss(losses: Mapping[str, float], loss: LossDifference | None) -> Judgement:
     if loss is None:
-        return Verdict(Outcome.unclear, "Base and tuned model were not compared.")
-    measured = f"{_loss_measured(heldout_loss, loss)}; no answers were compared"
+        return Judgement(TuningEffect.unclear, "Base and tuned model were not compared.")
+    measured = f"{_loss_measured(losses, loss)}; no answers were compared"
     if loss.examples < FEWEST_EXAMPLES:
         return _too_few(measured, loss.examples)
     if loss.ci[1] < 0:
-        return Verdict(Outcome.better, f"Tuning helped: {measured}.")
+        return Judgement(TuningEffect.better, f"Tuning helped: {measured}.")
     if loss.ci[0] > 0:
-        return Verdict(Outcome.worse, f"Tuning did not help, held-out loss rose: {measured}.")
-    return Verdict(Outcome.unclear, f"Tuning did not help measurably: {measured}, and the interval includes no change.")
+        return Judgement(TuningEffect.worse, f"Tuning did not help, held-out loss rose: {measured}.")
+    return Judgement(
+        TuningEffect.unclear, f"Tuning did not help measurably: {measured}, and the interval includes no change."
+    )
 
 
-def _judge_speechless(heldout_loss: Mapping[str, float], loss: LossDifference) -> Verdict:
+def _judge_speechless(losses: Mapping[str, float], loss: LossDifference) -> Judgement:
     """Where exact match and token F1 are 0 in every condition."""
     nothing = "exact match and token F1 are 0 in every condition"
-    measured = _loss_measured(heldout_loss, loss)
+    measured = _loss_measured(losses, loss)
     if loss.examples < FEWEST_EXAMPLES:
         return _too_few(f"{nothing}; {measured}", loss.examples)
     if loss.ci[1] < 0:
-        return Verdict(
-            Outcome.unclear,
+        return Judgement(
+            TuningEffect.unclear,
             f"Answers are not better yet: {nothing}. But held-out loss fell by {-loss.difference:.4f} (95 % interval "
-            f"{-loss.ci[1]:.4f} to {-loss.ci[0]:.4f}), from {heldout_loss['base']:.4f} to {heldout_loss[TUNED]:.4f}.",
+            f"{-loss.ci[1]:.4f} to {-loss.ci[0]:.4f}), from {losses['base']:.4f} to {losses[TUNED]:.4f}.",
         )
     if loss.ci[0] > 0:
-        return Verdict(Outcome.worse, f"Tuning did not help: {nothing}, and held-out loss rose: {measured}.")
-    return Verdict(
-        Outcome.unclear,
+        return Judgement(TuningEffect.worse, f"Tuning did not help: {nothing}, and held-out loss rose: {measured}.")
+    return Judgement(
+        TuningEffect.unclear,
         f"Tuning did not help measurably: {nothing}; {measured}, and the interval includes no change.",
     )
 
 
-def _loss_measured(heldout_loss: Mapping[str, float], loss: LossDifference) -> str:
+def _loss_measured(losses: Mapping[str, float], loss: LossDifference) -> str:
     return (
-        f"held-out loss {heldout_loss[TUNED]:.4f} against {heldout_loss['base']:.4f} for the base, difference "
+        f"held-out loss {losses[TUNED]:.4f} against {losses['base']:.4f} for the base, difference "
         f"{loss.difference:+.4f} (95 % interval {loss.ci[0]:+.4f} to {loss.ci[1]:+.4f})"
     )
 
 
-def _too_few(measured: str, examples: int) -> Verdict:
+def _too_few(measured: str, examples: int) -> Judgement:
     count = f"{examples} held-out example{'' if examples == 1 else 's'}"
-    return Verdict(
-        Outcome.unclear,
+    return Judgement(
+        TuningEffect.unclear,
         f"Too few examples to tell: {measured}; these are {count}, and it takes at least {FEWEST_EXAMPLES}.",
     )
 
@@ -286,8 +271,3 @@ def _value(scores: Scores, by_exact: bool) -> float:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
-
-
-def _plain(values: dict[str, object]) -> dict[str, object]:
-    """Intervals as lists, as JSON has them."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +15,23 @@ from launcher.data.prepared import Prepared
 from launcher.data.template import ChatFormat
 from launcher.errors import RunError, UserError
 from launcher.evaluate.answer import Answerer, Tokens
-from launcher.evaluate.compare import BASELINES, TUNED, Answers, EvalResult, LossDifference, Scores, differences, judge
+from launcher.evaluate.compare import (
+    BASELINES,
+    TUNED,
+    Answers,
+    EvalResult,
+    LossDifference,
+    Scores,
+    TuningEffect,
+    differences,
+    judge_tuning,
+)
 from launcher.evaluate.questions import Prompt, Question, as_question, read_examples, with_shots
 from launcher.evaluate.retrieval import NearestTexts
 from launcher.evaluate.scores import LabelLoss, mean_loss
 from launcher.export.export import cached_export
 from launcher.export.source import ExportSource, open_source
-from launcher.files import write_json
+from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
 
 ALL_CONDITIONS = (*BASELINES, TUNED)
@@ -214,6 +223,7 @@ def _result(
     loss = {name: mean_loss(found) for name, found in losses.items()}
     has_both = TUNED in losses and any(found.labels for found in losses["base"])
     changed = LossDifference.between(losses[TUNED], losses["base"]) if has_both else None
+    judgement = judge_tuning(conditions, compared, loss, changed)
     samples = [
         {
             "prompt": question.asked,
@@ -226,10 +236,12 @@ def _result(
         examples=len(task.questions) or len(task.tokens),
         step=source.checkpoint.step,
         conditions=conditions,
-        difference=compared,
-        heldout_loss=loss,
-        verdict=judge(conditions, compared, loss, changed),
+        validation_loss=loss,
         loss_difference=changed,
+        difference={f"vs_{name}": found for name, found in compared.items()},
+        verdict=judgement.text,
+        better=judgement.effect is TuningEffect.better,
+        effect=judgement.effect,
         samples=samples,
         notes=task.notes,
     )
@@ -237,11 +249,11 @@ def _result(
 
 def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
     """The result as it was written: to eval.json, or beside it where that holds a fuller one of the same checkpoint."""
-    path, before = paths.eval, _read(paths.eval)
-    if _is_fuller(before, result):
+    path, before = paths.eval, find_record(EvalResult, paths.eval)
+    if before is not None and _is_fuller(before, result):
         path = paths.eval_partial
         note = (
-            f"eval.json holds a fuller evaluation of step {result.step} ({before['examples']} examples) and was left "
+            f"eval.json holds a fuller evaluation of step {result.step} ({before.examples} examples) and was left "
             f"as it is; this one is in {path.name}."
         )
         result = replace(result, notes=[*result.notes, note])
@@ -249,22 +261,12 @@ def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
     return replace(result, path=path)
 
 
-def _is_fuller(before: Mapping[str, object], result: EvalResult) -> bool:
-    """Whether an older result of that checkpoint holds more examples, or of as many conditions that this one lacks."""
-    examples, conditions, loss = (before.get(key) for key in ("examples", "conditions", "heldout_loss"))
-    if before.get("step") != result.step or not isinstance(examples, int):
-        return False
-    if not isinstance(conditions, dict) or not isinstance(loss, dict):
-        return False
-    lacks = conditions.keys() - result.conditions.keys() | loss.keys() - result.heldout_loss.keys()
-    # One of fewer examples is not kept for the sake of a condition.
-    return examples > result.examples or (examples == result.examples and bool(lacks))
+def _is_fuller(before: EvalResult, result: EvalResult) -> bool:
+    """Whether an older result of the same checkpoint has more examples, or as many and conditions that this one lacks.
 
-
-def _read(path: Path) -> dict[str, object]:
-    """What an older eval.json says; empty where it cannot be read."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    One with fewer examples never counts as fuller.
+    """
+    lacks = before.conditions.keys() - result.conditions.keys()
+    lacks |= before.validation_loss.keys() - result.validation_loss.keys()
+    is_larger = before.examples > result.examples or (before.examples == result.examples and bool(lacks))
+    return before.step == result.step and is_larger

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 
 from launcher.config.schema import RunConfig
@@ -64,10 +64,6 @@ class Advice:
     def headline(self) -> str:
         return self.findings[0].text if self.findings else "the loss curve gives no reason to change anything"
 
-    def as_dict(self) -> dict[str, object]:
-        findings = [{**asdict(finding), "level": finding.level.value} for finding in self.findings]
-        return {"headline": self.headline, "best_epochs": self.best_epochs, "findings": findings}
-
 
 def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
     """What the curve of a run says about the next one."""
@@ -85,7 +81,7 @@ def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
 
 def epoch_advice(found: list[Snapshot]) -> Advice:
     """How many epochs the per-epoch losses ask for."""
-    heldout = [(shot.epoch, shot.heldout_loss) for shot in found]
+    heldout = [(shot.epoch, shot.validation_loss) for shot in found]
     points = [(epoch, loss) for epoch, loss in heldout if loss is not None and math.isfinite(loss)]
     if len(points) >= 2:
         train = [shot.train_loss for shot in found]
@@ -95,7 +91,7 @@ def epoch_advice(found: list[Snapshot]) -> Advice:
         text = "fewer than two epochs: too short to see where the loss flattens"
         return Advice([Finding("too_short", Level.advice, text)])
     advice = _from_points(train_points, "training loss", train_falls=False)
-    if points or any(shot.heldout_loss is not None for shot in found):
+    if points or any(shot.validation_loss is not None for shot in found):
         return advice
     text = "without held-out examples over-fitting cannot be seen; hold some out"
     blind = Finding("no_heldout", Level.advice, text, "data.validation_fraction=0.1")
@@ -187,7 +183,8 @@ def spike_places(losses: list[float]) -> list[int]:
 
 def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
     """Held-out loss that goes up and down from epoch to epoch."""
-    losses = [shot.heldout_loss for shot in found if shot.heldout_loss is not None and math.isfinite(shot.heldout_loss)]
+    measured = [shot.validation_loss for shot in found if shot.validation_loss is not None]
+    losses = [loss for loss in measured if math.isfinite(loss)]
     moves = [after / before - 1 for before, after in itertools.pairwise(losses) if before > 0]
     swings = [move for move in moves if abs(move) > SWING]
     turns = sum(1 for before, after in itertools.pairwise(swings) if before * after < 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from launcher.runs.metrics import EvalRecord, Metrics, StepRecord
 
@@ -18,12 +18,9 @@ class Snapshot:
     """Its last optimizer step."""
     train_loss: float
     """Mean over its supervised tokens, each seen before it was trained on in this epoch."""
-    heldout_loss: float | None
-    """The last evaluation inside it."""
+    validation_loss: float | None = field(metadata={"json": "heldout_loss"})
+    """Of the last evaluation inside it."""
     time: str
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def snapshots(metrics: Metrics) -> list[Snapshot]:
@@ -40,8 +37,8 @@ def snapshots(metrics: Metrics) -> list[Snapshot]:
             Snapshot(
                 epoch=round(last.epoch, 6),
                 step=last.step,
-                train_loss=mean_loss(records),
-                heldout_loss=inside[-1].loss if inside else None,
+                train_loss=_mean_loss(records),
+                validation_loss=inside[-1].loss if inside else None,
                 time=last.time,
             )
         )
@@ -49,7 +46,7 @@ def snapshots(metrics: Metrics) -> list[Snapshot]:
     return found
 
 
-def mean_loss(records: list[StepRecord]) -> float:
+def _mean_loss(records: list[StepRecord]) -> float:
     """Loss of several steps as if they were one: weighted by supervised tokens."""
     tokens = sum(record.supervised_tokens for record in records)
     if tokens == 0:
@@ -58,7 +55,7 @@ def mean_loss(records: list[StepRecord]) -> float:
 
 
 def best_eval(metrics: Metrics) -> EvalRecord | None:
-    """The evaluation with the lowest held-out loss, the first of equals; None without a finite one."""
+    """The evaluation with the lowest validation loss, the first of equals; None without a finite one."""
     finite = [record for record in metrics.evals if math.isfinite(record.loss)]
     return min(finite, key=lambda record: (record.loss, record.step), default=None)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.diagnose.verdict import read_verdict
+from launcher.errors import ExitCode
 from launcher.paths import RunPaths
+from launcher.runs.attempts import read_attempt
 from launcher.runs.events import Event, read_events
 from launcher.runs.jsonl import parse_time
 from launcher.runs.metrics import Record, StepRecord, read_every_record
-from launcher.runs.untyped_json import read_loose
 
 PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
 """What allocated time is spent on, in the order a run meets them."""
 
-_SHORT_ENDS = (0, 75)
+_GOOD_EXITS = (ExitCode.DONE, ExitCode.PREEMPTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,27 +118,26 @@ def attempt_spans(paths: RunPaths, events: list[Event], records: list[Record]) -
 
 
 def _span(paths: RunPaths, number: int, events: list[Event], records: list[Record]) -> AttemptSpan | None:
-    kept, judged = read_loose(paths.attempt_record(number)), read_loose(paths.verdict(number))
+    kept, verdict = read_attempt(paths.root, number), read_verdict(paths.root, number)
     mine = [event for event in events if event.attempt == number]
     signs = [event.time for event in mine] + [record.time for record in records if record.attempt == number]
     jobs = [event for event in mine if event.event == "job_start"]
-    started = kept.at("started").text or (mine[0].time if mine else "")
+    started = kept.started if kept is not None else mine[0].time if mine else ""
     # A job holds its devices before its first process has written a word.
     started = min([started, *(event.time for event in jobs[:1])])
     if not started:
         return None
-    ended = kept.at("ended").text or judged.at("ended").text or max(signs, default=started)
+    ended = (kept.ended if kept is not None else "") or (verdict.ended if verdict is not None else "")
     sizes = [size for event in mine if isinstance(size := event.fields.get("world_size"), int)]
-    code = kept.at("exit_code").whole
-    ends = [event.fields.get("exit_code") for event in mine if event.event == "attempt_end"]
-    last = code if code is not None else ends[-1] if ends else None
+    codes = [event.fields.get("exit_code") for event in mine if event.event == "attempt_end"]
+    code = kept.exit_code if kept is not None and kept.exit_code is not None else codes[-1] if codes else None
     return AttemptSpan(
         attempt=number,
-        devices=kept.at("world_size").whole or (sizes[0] if sizes else 1),
+        devices=kept.world_size if kept is not None else sizes[0] if sizes else 1,
         started=started,
-        ended=ended,
-        queued=kept.at("queued").text,
-        is_failed=(last is not None and last not in _SHORT_ENDS) or (last is None and judged.exists),
+        ended=ended or max(signs, default=started),
+        queued=kept.queued if kept is not None else "",
+        is_failed=verdict is not None if code is None else code not in _GOOD_EXITS,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import statistics
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,19 +13,24 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from launcher.checkpoint.commit import committed
+from launcher.checkpoint.manifest import Manifest
 from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
-from launcher.files import as_json, write_atomically
+from launcher.data.audit import Audit, Location
+from launcher.diagnose.verdict import Verdict, read_verdicts
+from launcher.evaluate.compare import NAMES, TUNED, EvalResult, Scores, TuningEffect
+from launcher.files import as_json, find_record, write_atomically
 from launcher.paths import RunPaths
+from launcher.plan.plan import Plan
 from launcher.report import plots, run_facts
 from launcher.report.advice import Advice, Level, plateau_advice
-from launcher.report.cost import bill
+from launcher.report.cost import make_bill
 from launcher.report.epochs import best_eval, snapshots
 from launcher.report.goodput import PARTS, Goodput, run_goodput
 from launcher.runs.events import Event, read_events
 from launcher.runs.metrics import Metrics, read_metrics
 from launcher.runs.redact import redacted_text
-from launcher.runs.untyped_json import Loose, read_loose
 from launcher.tracking.replay import incomplete_note, tracker_warnings
 
 MOST_SAMPLES = 8
@@ -52,17 +58,17 @@ class Report:
             "page": str(self.page),
             "loss_png": str(self.loss_png),
             "verdict": self.verdict,
-            "advice": self.advice.as_dict(),
+            "advice": {"headline": self.advice.headline, **as_json(self.advice)},
             "steps": len(self.metrics.steps),
             "best": None if best is None else {"step": best.step, "epoch": best.epoch, "loss": best.loss},
-            "epochs": [shot.as_dict() for shot in snapshots(self.metrics)],
+            "epochs": as_json(snapshots(self.metrics)),
             "missing": self.missing,
             "notes": self.notes,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Headline:
     """The sentence on top of the page; `tone` is good, bad or open."""
 
     tone: str
@@ -78,18 +84,17 @@ class Facts:
     derived: Derived
     metrics: Metrics
     events: list[Event]
-    result: Loose
-    """eval.json."""
-    audit: Loose
-    """data/audit.json."""
+    plan: Plan | None
+    result: EvalResult | None
+    audit: Audit | None
     advice: Advice
     goodput: Goodput
-    verdicts: dict[int, Loose]
-    """verdict.json of the attempts that have one."""
+    verdicts: dict[int, Verdict]
+    """By attempt."""
 
     @property
-    def verdict(self) -> Verdict:
-        return verdict_of(self.result, *run_facts.last_state(self.events), self.paths.root.name)
+    def headline(self) -> Headline:
+        return headline(self.result, *run_facts.recorded_state(self.events), self.paths.root.name)
 
     @property
     def tracker_notes(self) -> list[str]:
@@ -99,19 +104,22 @@ class Facts:
 
     @property
     def missing(self) -> list[str]:
-        return missing_parts(self.paths.root.name, self.metrics, self.result, self.audit, self.events)
-
-
-def write_report(run_dir: Path) -> Path:
-    """Writes report.html and plots/ of a run; the page's path.
-
-    Raises: RunError when `run_dir` has no config.yaml and so is no run, OSError when the disk takes nothing.
-    """
-    return make_report(run_dir).page
+        """What the page would also show, and how to get it."""
+        checks = {
+            "loss curves: no optimizer step was recorded": self.metrics.steps,
+            "held-out loss: no evaluation was recorded": self.metrics.evals or not self.metrics.steps,
+            f"comparison with the base model: launcher eval {self.paths.root.name}": self.result,
+            "data audit: data/audit.json is missing or damaged": self.audit,
+            "attempts and events: events.jsonl is missing or empty": self.events,
+        }
+        return [text for text, is_there in checks.items() if not is_there]
 
 
 def make_report(run_dir: Path) -> Report:
-    """As `write_report`, and also what it says."""
+    """Writes report.html and plots/ of a run.
+
+    Raises: RunError when `run_dir` has no config.yaml, OSError when the disk is full.
+    """
     facts = gather(run_dir)
     page = facts.paths.report
     write_atomically(page, page_html(facts).encode("utf-8", "replace"), durable=False)
@@ -119,7 +127,7 @@ def make_report(run_dir: Path) -> Report:
         page=page,
         loss_png=plots.loss_png(run_dir),
         advice=facts.advice,
-        verdict=facts.verdict.text,
+        verdict=facts.headline.text,
         metrics=facts.metrics,
         missing=facts.missing,
         notes=facts.tracker_notes,
@@ -140,19 +148,18 @@ def gather(run_dir: Path) -> Facts:
         derived=derived,
         metrics=metrics,
         events=read_events(paths.events),
-        result=read_loose(paths.eval),
-        audit=read_loose(paths.data / "audit.json"),
+        plan=find_record(Plan, paths.plan),
+        result=find_record(EvalResult, paths.eval),
+        audit=find_record(Audit, paths.data / "audit.json"),
         advice=plateau_advice(metrics, config),
         goodput=run_goodput(run_dir),
-        verdicts={int(path.parent.name): read_loose(path) for path in paths.attempts.glob("[0-9]*/verdict.json")},
+        verdicts={verdict.attempt: verdict for verdict in read_verdicts(run_dir)},
     )
 
 
 def page_html(facts: Facts) -> str:
     """The page."""
-    metrics, derived = facts.metrics, facts.derived
-    state, reason = run_facts.last_state(facts.events)
-    attempts = run_facts.attempts(facts.events, metrics)
+    metrics, derived, plan = facts.metrics, facts.derived, facts.plan
     epochs = snapshots(metrics)
     urls = [url for event in facts.events if event.event == "wandb" and (url := event.fields.get("url"))]
     return (
@@ -162,36 +169,34 @@ def page_html(facts: Facts) -> str:
             name=facts.paths.root.name,
             config=facts.config,
             derived=derived,
-            state=state,
-            reason=reason,
-            verdict=facts.verdict,
+            state=run_facts.recorded_state(facts.events)[0],
+            headline=facts.headline,
             advice=facts.advice,
-            scores=run_facts.scores(facts.result),
             result=facts.result,
-            loss_interval=_loss_interval(facts.result),
-            samples=facts.result.at("samples").items[:MOST_SAMPLES],
+            samples=facts.result.samples[:MOST_SAMPLES] if facts.result is not None else [],
             last=metrics.steps[-1] if metrics.steps else None,
             best=best_eval(metrics),
             median_speed=_median([record.tokens_per_s for record in metrics.steps]),
             figures=_figures(metrics),
             snapshots=epochs,
-            lowest=min((shot.heldout_loss for shot in epochs if shot.heldout_loss is not None), default=None),
-            attempts=attempts,
+            lowest=min((shot.validation_loss for shot in epochs if shot.validation_loss is not None), default=None),
+            attempts=run_facts.attempts(facts.events, metrics),
             goodput=facts.goodput,
             parts=PARTS,
-            bill=bill(
+            plan=plan,
+            bill=make_bill(
                 facts.goodput.device_hours,
                 price_per_device_hour=facts.config.cluster.price_per_device_hour,
-                plan=read_loose(facts.paths.plan),
+                planned=plan.bill if plan is not None else None,
             ),
             verdicts=facts.verdicts,
             unit="GPU-hours" if derived.device == "cuda" else "Device-hours",
-            checkpoints=run_facts.checkpoints(facts.paths),
+            checkpoints=_checkpoints(facts.paths),
             audit=facts.audit,
             timeline=timeline(facts.events),
             settings=run_facts.settings(facts.config),
             derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(as_json(derived)).items()},
-            versions=read_loose(facts.paths.versions).entries,
+            versions=find_record(dict[str, str | None], facts.paths.versions),
             wandb_url=urls[-1] if urls else None,
             tracker_notes=facts.tracker_notes,
             missing=facts.missing,
@@ -200,9 +205,11 @@ def page_html(facts: Facts) -> str:
     )
 
 
-def _loss_interval(result: Loose) -> tuple[float, float] | None:
-    change = result.at("heldout_loss_difference")
-    return change.at("ci").interval if change.at("difference").number is not None else None
+def _checkpoints(paths: RunPaths) -> list[tuple[Manifest, bool]]:
+    """Committed checkpoints, oldest first, and whether each is the best. Their files are not verified here."""
+    manifests = [checkpoint.manifest for checkpoint in reversed(committed(paths))]
+    best = min(((one.eval_loss, one.step) for one in manifests if one.eval_loss is not None), default=None)
+    return [(one, best is not None and one.step == best[1]) for one in manifests]
 
 
 def _figures(metrics: Metrics) -> dict[str, Markup]:
@@ -217,31 +224,18 @@ def _figures(metrics: Metrics) -> dict[str, Markup]:
     }
 
 
-def verdict_of(result: Loose, state: str, reason: str, name: str) -> Verdict:
-    """Whether tuning helped; where that was not measured, how the run stands."""
-    text = result.at("verdict").text
-    if text:
-        outcome = result.at("outcome").text or ("better" if result.at("better").flag else "worse")
-        return Verdict({"better": "good", "worse": "bad"}.get(outcome, "open"), text)
+def headline(result: EvalResult | None, state: str, reason: str, name: str) -> Headline:
+    """Whether tuning helped; if that was not measured, the state of the run."""
+    if result is not None:
+        tones = {TuningEffect.better: "good", TuningEffect.worse: "bad", TuningEffect.unclear: "open"}
+        return Headline(tones[result.effect], result.verdict)
     if state == "failed":
-        return Verdict("bad", f"The run failed{': ' + reason if reason else '.'}")
+        return Headline("bad", f"The run failed{': ' + reason if reason else '.'}")
     if state == "cancelled":
-        return Verdict("open", "The run was cancelled; how good such a model is cannot be told without measuring it.")
+        return Headline("open", "The run was cancelled; how good such a model is cannot be told without measuring it.")
     if state == "succeeded":
-        return Verdict("open", f"Trained, but not yet measured against its base: launcher eval {name}")
-    return Verdict("open", f"The run is {state}{': ' + reason if reason else '; this page shows it as it stands'}.")
-
-
-def missing_parts(name: str, metrics: Metrics, result: Loose, audit: Loose, events: list[Event]) -> list[str]:
-    """What the page would also show, and how to get it."""
-    checks = [
-        (bool(metrics.steps), "loss curves: no optimizer step was recorded"),
-        (bool(metrics.evals) or not metrics.steps, "held-out loss: no evaluation was recorded"),
-        (result.exists, f"comparison with the base model: launcher eval {name}"),
-        (audit.exists, "data audit: data/audit.json is not there"),
-        (bool(events), "attempts and events: events.jsonl is empty or not there"),
-    ]
-    return [what for is_there, what in checks if not is_there]
+        return Headline("open", f"Trained, but not yet measured against its base: launcher eval {name}")
+    return Headline("open", f"The run is {state}{': ' + reason if reason else '; this page shows it as it stands'}.")
 
 
 def timeline(events: list[Event]) -> list[tuple[Event, str]]:
@@ -263,12 +257,14 @@ def _environment() -> jinja2.Environment:
         num=number_text,
         share=share_text,
         moment=moment_text,
-        duration=duration_text,
+        duration=rounded_duration,
         size=size_text,
         clip=_clip,
         loss=lambda value: number_text(value, 4),
         epoch=epoch_text,
-        place=place_text,
+        location=location_text,
+        interval=lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]",
+        condition=condition_text,
     )
     environment.globals["Level"] = Level
     return environment
@@ -311,10 +307,10 @@ def epoch_text(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def place_text(place: Loose) -> str:
-    """File and line of a finding; the file alone, or its split, where no line is meant."""
-    name, line = place.at("file").text.split("/")[-1], place.at("line").text
-    return name if line in ("", "0") else f"{name}:{line}"
+def location_text(place: Location) -> str:
+    """File and line of a finding; the file alone, or its split, if no line is meant."""
+    name = place.file.split("/")[-1]
+    return f"{name}:{place.line}" if place.line else name
 
 
 def share_text(value: float | None) -> str:
@@ -326,7 +322,16 @@ def moment_text(time: str) -> str:
     return time[:19].replace("T", " ") if time else "\u2013"
 
 
-def duration_text(seconds: float) -> str:
+def condition_text(name: str, scores: Scores) -> str:
+    """A condition of an evaluation, such as: base, 5-shot."""
+    if name == "few_shot" and scores.shots:
+        return f"base, {scores.shots}-shot"
+    if name == "retrieval" and scores.shots:
+        return f"base, {scores.shots} retrieved examples"
+    return name if name == TUNED else f"base, {NAMES[name]}"
+
+
+def rounded_duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -344,5 +349,5 @@ def size_text(size_bytes: int) -> str:
 
 
 def _median(values: list[float]) -> float | None:
-    finite = sorted(value for value in values if math.isfinite(value))
-    return finite[len(finite) // 2] if finite else None
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median_high(finite) if finite else None

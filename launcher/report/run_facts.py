@@ -1,4 +1,4 @@
-"""What the files of a run directory say, gathered for the report; every part may be missing."""
+"""Facts of a run for the report, from its events, metrics and settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from omegaconf import MISSING
 
 from launcher.config.schema import RunConfig
 from launcher.files import as_json
-from launcher.paths import RunPaths
 from launcher.runs.events import Event, valid_events
 from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Metrics
 from launcher.runs.status import FINAL_STATES
-from launcher.runs.untyped_json import Loose, read_loose
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +31,6 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckpointFacts:
-    """One committed checkpoint, from its manifest."""
-
-    name: str
-    step: int
-    attempt: int | None
-    time: str
-    size_bytes: int
-    num_files: int
-    heldout_loss: float | None
-    is_best: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Setting:
     key: str
     value: str
@@ -55,19 +39,7 @@ class Setting:
     is_changed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One way of asking a model, and how often its answer was right."""
-
-    name: str
-    exact_match: float | None
-    exact_match_interval: tuple[float, float] | None
-    token_f1: float | None
-    token_f1_interval: tuple[float, float] | None
-    is_tuned: bool
-
-
-def last_state(events: list[Event]) -> tuple[str, str]:
+def recorded_state(events: list[Event]) -> tuple[str, str]:
     """The state the events leave the run in, and why."""
     states = valid_events(events, "state")
     state = str(states[-1].fields.get("state", "")) if states else ""
@@ -88,7 +60,8 @@ def attempts(events: list[Event], metrics: Metrics) -> list[Attempt]:
         ends = [event for event in mine if event.event == "attempt_end"]
         starts = [event for event in mine if event.event == "attempt_start"] or mine
         end = ends[-1].time if ends else max([mine[-1].time, *(record.time for record in steps[-1:])])
-        code = ends[-1].fields.get("exit_code") if ends else None
+        fields_of_end = ends[-1].fields if ends else {}
+        code = fields_of_end.get("exit_code")
         found.append(
             Attempt(
                 number=number,
@@ -98,67 +71,10 @@ def attempts(events: list[Event], metrics: Metrics) -> list[Attempt]:
                 first_step=steps[0].step if steps else None,
                 last_step=steps[-1].step if steps else None,
                 exit_code=code if isinstance(code, int) else None,
-                reason=str(ends[-1].fields.get("message") or ends[-1].fields.get("reason") or "") if ends else "",
+                reason=str(fields_of_end.get("message") or fields_of_end.get("reason") or ""),
             )
         )
     return found
-
-
-def checkpoints(paths: RunPaths) -> list[CheckpointFacts]:
-    """Committed checkpoints, oldest first; their files are not verified here (`launcher verify` does)."""
-    found = []
-    for manifest_path in sorted(paths.checkpoints.glob("step-*/manifest.json")):
-        manifest = read_loose(manifest_path)
-        state = manifest.at("state")
-        step = state.at("step").whole
-        files = manifest.at("files").items
-        if step is None:
-            continue
-        is_measured_here = state.at("last_eval_step").whole == step
-        found.append(
-            CheckpointFacts(
-                name=manifest_path.parent.name,
-                step=step,
-                attempt=manifest.at("attempt").whole,
-                time=manifest.at("time").text,
-                size_bytes=sum(entry.at("size_bytes").whole or 0 for entry in files),
-                num_files=len(files),
-                heldout_loss=state.at("last_eval_loss").number if is_measured_here else None,
-                is_best=False,
-            )
-        )
-    measured = [(shot.heldout_loss, shot.step) for shot in found if shot.heldout_loss is not None]
-    best_step = min(measured)[1] if measured else None
-    return [_with_best(shot, best_step) for shot in found]
-
-
-def _with_best(facts: CheckpointFacts, best_step: int | None) -> CheckpointFacts:
-    values = {item.name: getattr(facts, item.name) for item in fields(facts)}
-    return CheckpointFacts(**{**values, "is_best": facts.step == best_step})
-
-
-def scores(result: Loose) -> list[Score]:
-    """Conditions of eval.json, in the order they were measured, the tuned model last."""
-    found = []
-    for name, condition in result.at("conditions").entries.items():
-        shots = condition.at("shots").whole
-        label = {
-            "zero_shot": "base, zero-shot",
-            "few_shot": f"base, {shots}-shot" if shots else "base, few-shot",
-            "retrieval": f"base, {shots} retrieved examples" if shots else "base, retrieval",
-            "tuned": "tuned",
-        }.get(name, name.replace("_", " "))
-        found.append(
-            Score(
-                name=label,
-                exact_match=condition.at("exact_match").number,
-                exact_match_interval=condition.at("exact_match_ci").interval,
-                token_f1=condition.at("token_f1").number,
-                token_f1_interval=condition.at("token_f1_ci").interval,
-                is_tuned=name == "tuned",
-            )
-        )
-    return sorted(found, key=lambda score: score.is_tuned)
 
 
 def settings(config: RunConfig) -> dict[str, list[Setting]]:
@@ -167,7 +83,7 @@ def settings(config: RunConfig) -> dict[str, list[Setting]]:
     defaults = RunConfig()
     for item in fields(config):
         value, default = getattr(config, item.name), getattr(defaults, item.name)
-        if is_dataclass(value) and not isinstance(value, type):
+        if is_dataclass(value):
             given, usual = flat(as_json(value)), flat(as_json(default))
             groups[item.name] = [_setting(key, given[key], usual.get(key)) for key in given]
         else:
@@ -175,10 +91,8 @@ def settings(config: RunConfig) -> dict[str, list[Setting]]:
     return groups
 
 
-def flat(values: object, prefix: str = "") -> dict[str, object]:
+def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     """Nested mappings as one, with dotted keys."""
-    if not isinstance(values, dict):
-        return {}
     found: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

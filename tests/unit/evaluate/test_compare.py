@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from launcher.evaluate.compare import Answers, EvalResult, LossDifference, Outcome, differences, judge
+from launcher.evaluate.compare import Answers, EvalResult, LossDifference, TuningEffect, differences, judge_tuning
 from launcher.evaluate.scores import Discordant, LabelLoss
+from launcher.files import record_from
 from tests.unit.evaluate.test_scores import outcomes
 
 EXPECTED = [str(number) for number in range(40)]
@@ -19,8 +20,8 @@ def answers(right: int, *, wrong: str = "no") -> Answers:
 
 
 def verdict(**conditions: Answers) -> tuple[bool, str]:
-    judged = judge({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
-    return judged.better, judged.text
+    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
+    return judged.effect is TuningEffect.better, judged.text
 
 
 def test_a_tuned_model_that_beats_every_baseline_is_better() -> None:
@@ -69,8 +70,8 @@ def test_a_few_examples_that_all_agree_are_too_few_to_tell(count: int, tuned: st
     conditions = {
         name: Answers.score([text] * count, ["0"] * count) for name, text in (("zero_shot", base), ("tuned", tuned))
     }
-    judged = judge({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
-    assert judged.outcome is Outcome.unclear
+    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
+    assert judged.effect is TuningEffect.unclear
     assert judged.text.startswith("Too few examples to tell: exact match")
     assert f"these are {count} held-out example{'' if count == 1 else 's'}, and it takes at least 10" in judged.text
 
@@ -90,7 +91,7 @@ def test_where_neither_is_better_a_claim_is_made_at_most_once_in_twenty(pairs: i
         tuned = [1.0] * (pairs - found.theirs_only) + [0.0] * found.theirs_only
         made = {"zero_shot": Answers(["-"] * pairs, base, base), "tuned": Answers(["-"] * pairs, tuned, tuned)}
         scores = {name: found.scores() for name, found in made.items()}
-        return judge(scores, differences(made), {}).outcome is not Outcome.unclear
+        return judge_tuning(scores, differences(made), {}).effect is not TuningEffect.unclear
 
     # A claim needs five that differ at the least; asking only there keeps this quick.
     asked = [(found, chance) for found, chance in outcomes(pairs, differ / 2, differ / 2) if chance > 1e-7]
@@ -102,62 +103,64 @@ def losses(*means: float) -> list[LabelLoss]:
     return [LabelLoss(mean * labels, labels) for mean, labels in zip(means, [3, 5, 8] * len(means), strict=False)]
 
 
-def loss_verdict(tuned: list[LabelLoss], base: list[LabelLoss]) -> tuple[Outcome, str]:
+def loss_verdict(tuned: list[LabelLoss], base: list[LabelLoss]) -> tuple[TuningEffect, str]:
     loss = LossDifference.between(tuned, base)
-    judged = judge({}, {}, {"base": 2.0, "tuned": 2.0 + loss.difference}, loss)
-    return judged.outcome, judged.text
+    judged = judge_tuning({}, {}, {"base": 2.0, "tuned": 2.0 + loss.difference}, loss)
+    return judged.effect, judged.text
 
 
 def test_without_answers_the_loss_decides_and_says_how_sure_it_is() -> None:
     base, lower = losses(*[2.0] * 20), losses(*[1.4, 1.6] * 10)
     outcome, text = loss_verdict(lower, base)
-    assert outcome is Outcome.better
+    assert outcome is TuningEffect.better
     assert text.startswith("Tuning helped: held-out loss 1.5019 against 2.0000 for the base, difference -0.4981")
     assert "(95 % interval -0.5" in text and "no answers were compared" in text
     outcome, text = loss_verdict(base, lower)
-    assert outcome is Outcome.worse and text.startswith("Tuning did not help, held-out loss rose")
+    assert outcome is TuningEffect.worse and text.startswith("Tuning did not help, held-out loss rose")
     outcome, text = loss_verdict(losses(*[1.5, 2.5] * 10), base)
-    assert outcome is Outcome.unclear and "the interval includes no change" in text
+    assert outcome is TuningEffect.unclear and "the interval includes no change" in text
 
 
 def test_the_loss_of_a_few_examples_is_too_little_to_tell() -> None:
     outcome, text = loss_verdict(losses(*[1.0] * 9), losses(*[2.0] * 9))
-    assert outcome is Outcome.unclear
+    assert outcome is TuningEffect.unclear
     assert text.startswith("Too few examples to tell: held-out loss") and "9 held-out examples" in text
 
 
 def test_without_a_tuned_model_nothing_was_compared() -> None:
-    assert judge({}, {}, {"base": 1.0}).text == "Base and tuned model were not compared."
+    assert judge_tuning({}, {}, {"base": 1.0}).text == "Base and tuned model were not compared."
 
 
 def test_where_no_answer_has_a_right_word_the_loss_shows_whether_there_is_progress() -> None:
     silent = {name: Answers.score(["-"] * 40, EXPECTED) for name in ("zero_shot", "tuned")}
     scores = {name: found.scores() for name, found in silent.items()}
 
-    def judged(tuned: list[LabelLoss]) -> tuple[Outcome, str]:
+    def judged(tuned: list[LabelLoss]) -> tuple[TuningEffect, str]:
         loss = LossDifference.between(tuned, losses(*[5.0] * 40))
-        found = judge(scores, differences(silent), {"base": 5.0, "tuned": 5.0 + loss.difference}, loss)
-        return found.outcome, found.text
+        found = judge_tuning(scores, differences(silent), {"base": 5.0, "tuned": 5.0 + loss.difference}, loss)
+        return found.effect, found.text
 
     outcome, text = judged(losses(*[2.0, 2.2] * 20))
-    assert outcome is Outcome.unclear
+    assert outcome is TuningEffect.unclear
     assert text.startswith("Answers are not better yet: exact match and token F1 are 0 in every condition")
     assert "But held-out loss fell by 2.9014 (95 % interval 2.8" in text and "from 5.0000 to 2.0986" in text
-    assert judged(losses(*[6.0, 6.2] * 20))[0] is Outcome.worse
+    assert judged(losses(*[6.0, 6.2] * 20))[0] is TuningEffect.worse
     assert judged(losses(*[4.0, 6.0] * 20))[1].startswith("Tuning did not help measurably")
 
 
 def test_the_result_has_the_shape_of_eval_json() -> None:
     conditions = {"zero_shot": answers(0), "few_shot": answers(10), "tuned": answers(30)}
     scores = {name: a.scores(shots=5 if name == "few_shot" else None) for name, a in conditions.items()}
-    difference = differences(conditions)
+    judgement = judge_tuning(scores, differences(conditions), {})
     result = EvalResult(
         examples=40,
         step=12,
         conditions=scores,
-        difference=difference,
-        heldout_loss={"base": 2.0, "tuned": 1.0},
-        verdict=judge(scores, difference, {}),
+        difference={f"vs_{name}": found for name, found in differences(conditions).items()},
+        validation_loss={"base": 2.0, "tuned": 1.0},
+        verdict=judgement.text,
+        better=judgement.effect is TuningEffect.better,
+        effect=judgement.effect,
         samples=[{"prompt": "1", "expected": "2", "zero_shot": "no", "tuned": "2"}],
     )
     document = json.loads(json.dumps(result.as_dict()))
@@ -170,4 +173,5 @@ def test_the_result_has_the_shape_of_eval_json() -> None:
     assert document["difference"]["vs_few_shot"]["exact_p"] < 1e-4
     assert (document["better"], document["outcome"]) == (True, "better")
     assert document["heldout_loss_difference"] is None
-    assert {"examples", "step", "heldout_loss", "verdict", "samples"} <= document.keys()
+    assert {"examples", "step", "heldout_loss", "verdict", "samples"} <= document.keys() and "path" not in document
+    assert record_from(EvalResult, document) == result

@@ -19,8 +19,8 @@ def test_a_model_that_learned_is_better_than_its_base(learned: Path) -> None:
     result = evaluate_run(learned, shots=3, progress=lambda stage, done, of: stages.append(stage))
     assert result.conditions["tuned"].exact_match == 1.0
     assert result.conditions["zero_shot"].exact_match == 0.0
-    assert result.verdict.better and result.verdict.text.startswith("Tuning helped: exact match 100.0%")
-    assert result.heldout_loss["tuned"] < 0.1 < 2 < result.heldout_loss["base"]
+    assert result.better and result.verdict.startswith("Tuning helped: exact match 100.0%")
+    assert result.validation_loss["tuned"] < 0.1 < 2 < result.validation_loss["base"]
     document = json.loads((learned / "eval.json").read_text())
     assert document == json.loads(json.dumps(result.as_dict()))
     assert set(document["conditions"]) == {"zero_shot", "few_shot", "retrieval", "tuned"}
@@ -35,12 +35,12 @@ def test_a_model_that_learned_nothing_is_not_called_better(tiny_model: Path, tmp
     run, _ = make_run(tmp_path, tiny_model, train=pairs(40), validation=pairs(12, start=100))
     add_learned_checkpoint(run, tiny_model, steps=1)
     result = evaluate_run(run.root, conditions=["zero_shot", "tuned"])
-    assert not result.verdict.better
-    assert result.verdict.text.startswith("Answers are not better yet: exact match and token F1 are 0")
-    assert "But held-out loss fell by" in result.verdict.text
+    assert not result.better
+    assert result.verdict.startswith("Answers are not better yet: exact match and token F1 are 0")
+    assert "But held-out loss fell by" in result.verdict
 
 
-def test_the_heldout_loss_is_the_mean_over_all_supervised_tokens(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(tiny_model: Path, tmp_path: Path) -> None:
     from launcher.config.frozen import load_config
     from launcher.data.prepared import Prepared
     from launcher.evaluate.answer import Answerer, Tokens
@@ -96,8 +96,8 @@ def test_plain_text_is_judged_by_its_loss(tiny_model: Path, tmp_path: Path) -> N
     run, _ = make_run(tmp_path, tiny_model, train=train, validation=heldout)
     add_learned_checkpoint(run, tiny_model, steps=30)
     result = evaluate_run(run.root)
-    assert result.conditions == {} and result.verdict.better
-    assert result.verdict.text.startswith("Tuning helped: held-out loss")
+    assert result.conditions == {} and result.better
+    assert result.verdict.startswith("Tuning helped: held-out loss")
     assert result.loss_difference is not None and result.loss_difference.ci[1] < 0
     assert result.loss_difference.examples == 10
     assert "no answer in words" in result.notes[0]

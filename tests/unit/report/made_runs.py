@@ -10,10 +10,13 @@ from pathlib import Path
 
 from launcher.config.frozen import save_config
 from launcher.config.schema import Derived, FrozenRun, RunConfig
+from launcher.files import as_json
 from launcher.paths import RunPaths
+from launcher.plan.cost import CostEstimate
 from launcher.runs.jsonl import AppendLog, utc_text
 from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord, read_metrics
 
+OLD_PLAN = Path(__file__).resolve().parents[2] / "fixtures" / "runs" / "lora" / "plan.json"
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 STEP_S = 1.4
 
@@ -151,9 +154,11 @@ def write_story(paths: RunPaths) -> None:
         folder.mkdir(parents=True)
         state = {"step": record.step, "last_eval_step": record.step, "last_eval_loss": record.loss}
         files = [{"name": "model.safetensors", "size_bytes": 538_090_408, "sha256": "0" * 64}]
-        manifest = {"attempt": 2, "state": state, "files": files, "time": record.time}
+        head = {"run_id": "3f9a1c07", "world_size": 1, "strategy": "single", "method": "full", "config_hash": "0"}
+        manifest = {**head, "format_version": 1, "attempt": 2, "state": state, "files": files, "time": record.time}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    paths.plan.write_text(json.dumps({"bill": {"device_hours": 0.25, "cost": None, "tokens_per_s": 2100.0}}))
+    bill = CostEstimate(1_890_000, 2100.0, "measured", hours=0.25, device_hours=0.25, cost=None)
+    paths.plan.write_text(json.dumps({**json.loads(OLD_PLAN.read_text()), "bill": as_json(bill)}))
     paths.versions.write_text(json.dumps({"launcher": "0.1.0", "torch": "2.13.0", "bitsandbytes": None}))
     paths.data.mkdir()
     (paths.data / "audit.json").write_text(json.dumps(AUDIT))
@@ -162,6 +167,7 @@ def write_story(paths: RunPaths) -> None:
 
 AUDIT = {
     "vetoed": False,
+    "formats": {"/data/train.jsonl": "chat"},
     "counts": {
         "train": {
             "examples_read": 602,
@@ -190,6 +196,7 @@ AUDIT = {
 
 EVALUATION = {
     "examples": 100,
+    "step": 140,
     "conditions": {
         "zero_shot": {
             "exact_match": 0.0,
@@ -209,6 +216,8 @@ EVALUATION = {
     "heldout_loss": {"base": 3.412, "tuned": 0.781},
     "verdict": "Tuning helped: exact match 92.0% against 20.0% few-shot, difference +72.0 points.",
     "better": True,
+    "outcome": "better",
+    "difference": {},
     "samples": [
         {"prompt": "twenty two", "expected": "twenty three", "zero_shot": "22 is a number.", "tuned": "twenty three"},
         {"prompt": "-8", "expected": "-7", "zero_shot": "The number -8 comes after -9.", "tuned": "-7"},

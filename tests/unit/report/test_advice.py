@@ -17,7 +17,7 @@ from tests.unit.report.made_runs import eval_record, step_record
 def shots(heldout: list[float | None], train: list[float] | None = None) -> list[Snapshot]:
     train = train or [2.0 / (place + 1) for place in range(len(heldout))]
     return [
-        Snapshot(epoch=place + 1.0, step=10 * (place + 1), train_loss=loss, heldout_loss=held, time="")
+        Snapshot(epoch=place + 1.0, step=10 * (place + 1), train_loss=loss, validation_loss=held, time="")
         for place, (held, loss) in enumerate(zip(heldout, train, strict=True))
     ]
 
@@ -147,7 +147,7 @@ def test_snapshots_weigh_losses_by_supervised_tokens_and_take_the_last_evaluatio
     metrics = metrics_of([3.0] * 10 + [1.0] * 5, [2.0])
     metrics.evals.append(eval_record(13, 1.5, epoch=1.3))
     found = snapshots(metrics)
-    assert [(shot.epoch, shot.step, shot.train_loss, shot.heldout_loss) for shot in found] == [
+    assert [(shot.epoch, shot.step, shot.train_loss, shot.validation_loss) for shot in found] == [
         (1.0, 10, 3.0, 2.0),
         (1.5, 15, 1.0, 1.5),
     ]

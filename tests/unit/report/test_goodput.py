@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.paths import RunPaths
-from launcher.report.cost import bill
+from launcher.plan.cost import CostEstimate
+from launcher.report.cost import make_bill
 from launcher.report.goodput import PARTS, AttemptSpan, Goodput, goodput, run_goodput
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import Event
 from launcher.runs.jsonl import AppendLog, utc_text
 from launcher.runs.metrics import EvalRecord, MetricsWriter, Record, StepRecord, read_every_record
-from launcher.runs.untyped_json import Loose
 from tests.unit.report.made_runs import eval_record, step_record
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
@@ -180,7 +180,8 @@ def test_a_run_without_a_ledger_is_read_from_its_events(tmp_path: Path) -> None:
 
 
 def test_the_bill_stands_beside_the_estimate() -> None:
-    found = bill(16.0, price_per_device_hour=2.5, plan=Loose({"bill": {"device_hours": 20.0, "cost": 50.0}}))
+    planned = CostEstimate(1000, 500.0, "measured", hours=5.0, device_hours=20.0, cost=50.0)
+    found = make_bill(16.0, price_per_device_hour=2.5, planned=planned)
     assert (found.cost, found.more_device_hours, found.more_cost) == (40.0, -4.0, -10.0)
-    unpriced = bill(16.0, price_per_device_hour=None, plan=Loose(None))
+    unpriced = make_bill(16.0, price_per_device_hour=None, planned=None)
     assert (unpriced.cost, unpriced.more_device_hours, unpriced.more_cost) == (None, None, None)

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import RunError
+from launcher.evaluate.compare import EvalResult
+from launcher.files import record_from
 from launcher.paths import RunPaths
+from launcher.plan.cost import CostEstimate
 from launcher.report import run_facts
-from launcher.report.cost import bill
+from launcher.report.cost import make_bill
 from launcher.report.goodput import run_goodput
-from launcher.report.report import gather, make_report, number_text, page_html, size_text, verdict_of, write_report
+from launcher.report.report import gather, headline, make_report, number_text, page_html, size_text
 from launcher.runs.events import EventWriter, read_events
 from launcher.runs.jsonl import AppendLog
 from launcher.runs.metrics import Metrics, MetricsWriter, read_metrics
-from launcher.runs.untyped_json import Loose, read_loose
-from tests.unit.report.made_runs import eval_record, make_run, step_record, write_curve, write_story
+from tests.unit.report.made_runs import EVALUATION, eval_record, make_run, step_record, write_curve, write_story
 
 HOSTILE = (
     '</td><script>alert("x")</script><img src=https://evil.example/x onerror=alert(1)> {{ 7*7 }} \x00\x1b[31m\ud800'
@@ -56,7 +58,7 @@ class Page(HTMLParser):
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The whole page of such a run, made once."""
     paths = make_story(tmp_path_factory.mktemp("runs") / "demo")
-    return write_report(paths.root).read_text("utf-8")
+    return make_report(paths.root).page.read_text("utf-8")
 
 
 @pytest.fixture
@@ -122,7 +124,9 @@ def test_hostile_text_is_shown_and_does_nothing(story: RunPaths) -> None:
     values["samples"] = [{"prompt": HOSTILE, "expected": HOSTILE, "zero_shot": HOSTILE, "tuned": HOSTILE}]
     story.eval.write_text(json.dumps(values))
     EventWriter(story.events, attempt=2, rank=0).write("warning", message=HOSTILE)
-    audit = {"findings": [{"code": HOSTILE, "what": HOSTILE, "places": [{"file": HOSTILE, "line": HOSTILE}]}]}
+    audit = json.loads((story.data / "audit.json").read_text())
+    place = {"file": HOSTILE, "line": 1, "detail": HOSTILE}
+    audit["findings"][0] |= {"code": HOSTILE, "what": HOSTILE, "todo": HOSTILE, "places": [place]}
     (story.data / "audit.json").write_text(json.dumps(audit))
     html = html_without_figures(story)
     page = Page(html)
@@ -186,13 +190,12 @@ def test_a_loss_that_is_no_number_does_not_stop_the_page(tmp_path: Path) -> None
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"config\.yaml does not exist"):
-        write_report(tmp_path)
+        make_report(tmp_path)
 
 
 def test_settings_that_differ_from_their_default_are_marked(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "demo", epochs=5)
-    write_report(paths.root)
-    html = paths.report.read_text("utf-8")
+    html = make_report(paths.root).page.read_text("utf-8")
     assert re.search(
         r'<tr class="changed"><td><code>epochs</code></td><td><code>5</code> <span class="soft">\[3\]', html
     )
@@ -212,7 +215,8 @@ def test_device_hours_add_up_over_attempts_and_ranks(tmp_path: Path) -> None:
     made = run_facts.attempts(read_events(paths.events), Metrics())
     assert [attempt.seconds for attempt in made] == [5400.0, 1800.0]
     hours = run_goodput(paths.root).device_hours
-    found = bill(8 * hours, price_per_device_hour=2.5, plan=Loose({"bill": {"device_hours": 12.0, "cost": 30.0}}))
+    planned = CostEstimate(1000, 500.0, "measured", hours=12.0, device_hours=12.0, cost=30.0)
+    found = make_bill(8 * hours, price_per_device_hour=2.5, planned=planned)
     assert (found.device_hours, found.cost, found.planned_device_hours, found.planned_cost) == (16.0, 40.0, 12.0, 30.0)
     assert (found.more_device_hours, found.more_cost) == (4.0, 10.0)
 
@@ -232,7 +236,7 @@ def test_the_state_follows_the_events(tmp_path: Path, story_events: list[tuple[s
     writer = EventWriter(tmp_path / "events.jsonl", 1, 0)
     for event, name in story_events:
         writer.write(event, **({"state": name} if name else {}))
-    assert run_facts.last_state(read_events(tmp_path / "events.jsonl"))[0] == state
+    assert run_facts.recorded_state(read_events(tmp_path / "events.jsonl"))[0] == state
 
 
 def test_counts_epochs_places_and_defaults_read_as_in_a_paper(story: RunPaths) -> None:
@@ -260,17 +264,10 @@ def test_one_example_is_not_called_examples(story: RunPaths) -> None:
     assert "Exact match on 1 held-out example, with" in Page(html_without_figures(story)).text
 
 
-@pytest.mark.parametrize(
-    ("result", "tone"),
-    [
-        ({"verdict": "x", "better": True}, "good"),
-        ({"verdict": "x", "better": False}, "bad"),
-        ({"verdict": "x", "better": False, "outcome": "unclear"}, "open"),
-        ({"verdict": "x", "better": False, "outcome": "worse"}, "bad"),
-    ],
-)
-def test_a_verdict_that_is_open_is_not_coloured_as_bad(result: dict[str, object], tone: str) -> None:
-    assert verdict_of(Loose(result), "succeeded", "", "demo").tone == tone
+@pytest.mark.parametrize(("effect", "tone"), [("better", "good"), ("unclear", "open"), ("worse", "bad")])
+def test_a_verdict_that_is_open_is_not_coloured_as_bad(effect: str, tone: str) -> None:
+    result = record_from(EvalResult, {**EVALUATION, "outcome": effect})
+    assert headline(result, "succeeded", "", "demo").tone == tone
 
 
 def test_what_w_and_b_lacks_is_on_the_page_and_in_the_report(story: RunPaths) -> None:
@@ -312,18 +309,10 @@ def test_sizes_read_well() -> None:
     ]
 
 
-def test_values_of_other_kinds_read_as_missing(tmp_path: Path) -> None:
-    value = Loose({"a": {"b": [1, "x", True, math.nan]}})
-    assert [item.number for item in value.at("a", "b").items] == [1.0, None, None, None]
-    assert value.at("a", "c", "d").text == "" and not value.at("nothing").exists
-    assert Loose([0.1, 0.2]).interval == (0.1, 0.2) and Loose([0.1]).interval is None
-    assert not read_loose(tmp_path / "missing.json").exists
-
-
 def test_a_long_run_makes_a_page_one_can_open(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "long")
     writer = MetricsWriter(paths.metrics)
     for step in range(1, 6_001):
         writer.write(step_record(step, 1 + 1 / step, epoch=step / 200))
     assert len(read_metrics(paths.metrics).steps) == 6_000
-    assert write_report(paths.root).stat().st_size < 700_000
+    assert make_report(paths.root).page.stat().st_size < 700_000
