@@ -13,8 +13,7 @@ from launcher.commands.status_table import age, coloured, left, number
 from launcher.commands.verdict_view import goodput_page, verdict_page
 from launcher.config.frozen import load_config
 from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
-from launcher.diagnose.verdict_class import VerdictClass
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, VerdictClass
 from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
 from launcher.plan.plan import Plan

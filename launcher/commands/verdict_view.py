@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass
+from launcher.diagnose.verdict import Action, Verdict
+from launcher.errors import VerdictClass
 from launcher.report.cost import Bill
 from launcher.report.goodput import PARTS, Goodput
 

@@ -9,10 +9,14 @@ from launcher.diagnose.error_patterns import GPU_FAULT, class_of
 from launcher.diagnose.evidence import Evidence
 from launcher.diagnose.failed_ranks import Failure, class_of_code, find_failures, kind_of, rank_name
 from launcher.diagnose.log_tail import error_block, exception_line, traceback_place
-from launcher.diagnose.srun_messages import Word
+from launcher.diagnose.srun_messages import MessageKind
 from launcher.diagnose.stacks import find_hang
 from launcher.errors import OUR_ERRORS, TIME_LIMIT, ExitCode, HostLost, HostNotStarted, LauncherError, VerdictClass
 from launcher.runs.jsonl import seconds_between
+from launcher.runs.states import SLURM_WAITING_STATES
+
+_LONGEST = 500
+"""Characters of a summary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +35,12 @@ class Cause:
 
 
 def find_cause(evidence: Evidence) -> Cause:
-    """The cause. Pure. A cause outside the ranks (cancelled, a lost node) comes before what the ranks say, for they
-    then speak of its effects; an error a rank names comes before a stop that was under way, for it kept the stop from
-    ending well; a rank that was killed without a word counts only where nobody had asked for a stop."""
+    """The cause. Pure.
+
+    A cause outside the ranks (cancelled, a lost node) comes before the errors of the ranks, which are then its effects.
+    An error that a rank names comes before a stop that was under way, because it kept the stop from ending well. A rank
+    that was killed and left no error counts only where nobody had asked for a stop.
+    """
     failures = find_failures(evidence)
     spoken = [failure for failure in failures if failure.spoke and not failure.is_echo]
     mute = [failure for failure in failures if not failure.spoke]
@@ -69,21 +76,25 @@ def _superseded(failures: list[Failure]) -> Cause | None:
 
 
 def _cancelled(evidence: Evidence) -> Cause | None:
-    by_user = evidence.cancelled or evidence.stopped_by == "user" or evidence.exit_code == ExitCode.INTERRUPTED
+    by_user = evidence.cancelled or evidence.report.stopped_by == "user" or evidence.exit_code == ExitCode.INTERRUPTED
     if by_user or evidence.slurm_state == "CANCELLED":
         return Cause(verdict_class=VerdictClass.cancelled, summary=f"cancelled, {_how_saved(evidence)}")
     return None
 
 
 def _node_lost(evidence: Evidence) -> Cause | None:
-    silent = evidence.starter_error
-    if isinstance(silent, HostLost) and silent.is_silent:
-        return _node_failure(evidence, str(silent.data["node"]), [f"launcher: {silent}"])
-    facts = [fact for fact in evidence.words if fact.word is Word.node_failure]
-    if not facts and evidence.slurm_state not in ("NODE_FAIL", "BOOT_FAIL"):
+    lost = evidence.report.error
+    if isinstance(lost, HostLost) and lost.is_silent:
+        return _node_failure(evidence, str(lost.data["node"]), [f"launcher: {lost}"])
+    messages = evidence.messages_of(MessageKind.node_failure)
+    if not messages and evidence.slurm_state not in ("NODE_FAIL", "BOOT_FAIL"):
         return None
-    node = next((fact.node for fact in facts if fact.node), "") or _node_without_ends(evidence)
-    return _node_failure(evidence, node, [fact.line for fact in facts][:4])
+    node = next((message.node for message in messages if message.node), "")
+    if not node:
+        # The one node none of whose ranks left a record of its end, while others did.
+        silent = {rank.node for rank in evidence.ranks} - {rank.node for rank in evidence.ranks if rank.end is not None}
+        node = silent.pop() if len(silent) == 1 else ""
+    return _node_failure(evidence, node, [message.line for message in messages][:4])
 
 
 def _node_failure(evidence: Evidence, node: str, lines: list[str]) -> Cause:
@@ -96,14 +107,8 @@ def _node_failure(evidence: Evidence, node: str, lines: list[str]) -> Cause:
     )
 
 
-def _node_without_ends(evidence: Evidence) -> str:
-    """The one node none of whose ranks left a last word while others did; else empty."""
-    silent = {rank.node for rank in evidence.ranks} - {rank.node for rank in evidence.ranks if rank.end is not None}
-    return silent.pop() if len(silent) == 1 else ""
-
-
 def _hung(evidence: Evidence, failures: list[Failure]) -> Cause | None:
-    stall = evidence.stall
+    stall = evidence.report.stall
     # Where nobody watches, a rank that hangs ends itself.
     by_itself = evidence.exit_code == ExitCode.HANG or any(failure.code == ExitCode.HANG for failure in failures)
     found = find_hang(evidence) if stall is not None or by_itself else None
@@ -127,10 +132,10 @@ def _hung(evidence: Evidence, failures: list[Failure]) -> Cause | None:
 
 def _start_failed(evidence: Evidence) -> Cause | None:
     """srun could not start the ranks, or not all."""
-    facts = [fact for fact in evidence.words if fact.word is Word.start_failed]
-    if not facts or any(rank.end is not None for rank in evidence.ranks):
+    messages = evidence.messages_of(MessageKind.start_failed)
+    if not messages or any(rank.end is not None for rank in evidence.ranks):
         return None
-    first = facts[0]
+    first = messages[0]
     # A program that is not there, or a request Slurm cannot meet, will not be there next time either.
     is_settings = "execve" in first.line or "Only allocated" in first.line or "nable to" in first.line
     where = f" on {first.node}" if first.node else ""
@@ -138,67 +143,57 @@ def _start_failed(evidence: Evidence) -> Cause | None:
         verdict_class=VerdictClass.configuration if is_settings else VerdictClass.node_failure,
         summary=f"the ranks could not be started{where}: {first.line.partition('error: ')[2] or first.line}",
         node=first.node,
-        lines=[fact.line for fact in facts][:6],
+        lines=[message.line for message in messages][:6],
         error=first.line,
     )
 
 
 def _rank_failed(evidence: Evidence, failure: Failure) -> Cause:
-    verdict_class = failure.verdict_class or VerdictClass.bug
-    named = exception_line(failure.lines)
-    end = failure.rank.end
-    said = end.message.strip() if end is not None else ""
-    error = said.splitlines()[0] if said else named.removeprefix("error: ")
+    verdict_class, end = failure.verdict_class or VerdictClass.bug, failure.rank.end
     is_ours = end is not None and kind_of(end) in OUR_ERRORS
+    if end is not None and end.message.strip():
+        error = end.message.strip().splitlines()[0]
+    else:
+        error = exception_line(failure.lines).removeprefix("error: ")
     # Our own errors are sentences; those of others often mean little without their name.
     if end is not None and end.error and not is_ours:
         error = f"{end.error}: {error}"
     if verdict_class is VerdictClass.non_finite:
         # All ranks agree on it and say the same: what is to blame is the step, not a rank.
-        return replace(_of_rank(failure, verdict_class, error[:500]), rank=None, node="", place="")
-    cause = _of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}"[:500])
+        return replace(_of_rank(failure, verdict_class, error), rank=None, node="", place="")
     if verdict_class is VerdictClass.rendezvous:
-        return _rendezvous(evidence, failure, cause)
-    if (
-        verdict_class is VerdictClass.node_failure
-        and not is_ours
-        and GPU_FAULT.search("\n".join([error, *failure.lines]))
-    ):
-        return replace(cause, summary=f"{rank_name(failure.rank)}: its GPU failed: {error}"[:500])
-    return cause
-
-
-def _rendezvous(evidence: Evidence, failure: Failure, cause: Cause) -> Cause:
-    """A rank that reports missing ranks is not to blame; the first one that is missing is."""
-    end = failure.rank.end
-    missing = end.data.get("ranks") if end is not None else None
-    first = missing[0] if isinstance(missing, list) and missing else None
-    blamed = next((rank for rank in evidence.ranks if rank.rank == first), None)
-    if end is None or blamed is None:
-        return replace(cause, node="")
-    return replace(cause, summary=end.message.partition("\n")[0][:500], node=blamed.node, rank=blamed.rank)
+        # A rank that reports missing ranks is not to blame; the first one that is missing is.
+        missing = end.data.get("ranks") if end is not None else None
+        first = missing[0] if isinstance(missing, list) and missing else None
+        blamed = next((rank for rank in evidence.ranks if rank.rank == first), None)
+        cause = replace(_of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}"), node="")
+        return replace(cause, summary=error[:_LONGEST], node=blamed.node, rank=blamed.rank) if blamed else cause
+    is_gpu = verdict_class is VerdictClass.node_failure and not is_ours
+    if is_gpu and GPU_FAULT.search("\n".join([error, *failure.lines])):
+        error = f"its GPU failed: {error}"
+    return _of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}")
 
 
 def _stopped(evidence: Evidence) -> Cause | None:
     """Somebody asked the attempt to leave: the time limit, the scheduler, or a signal."""
-    said = {fact.word for fact in evidence.words}
-    asked = {evidence.stopped_by}
+    said = {message.kind for message in evidence.messages}
+    stopped_by = evidence.report.stopped_by
+    asked = {stopped_by}
     asked |= {str(rank.end.data.get("stopped_by", "")) for rank in evidence.ranks if rank.end is not None}
     preempted = [event.fields for event in evidence.events if event.event == "preempted"]
     asked |= {str(fields.get(name, "")) for fields in preempted for name in ("reason", "signal")}
-    saved, how = _saved(evidence), _how_saved(evidence)
-    timed_out = Word.time_limit in said or evidence.slurm_state in ("TIMEOUT", "DEADLINE")
+    how = _how_saved(evidence)
+    timed_out = MessageKind.time_limit in said or evidence.slurm_state in ("TIMEOUT", "DEADLINE")
     if timed_out or TIME_LIMIT in asked or (signal.SIGUSR2.name in asked and _near_time_limit(evidence)):
         return Cause(verdict_class=VerdictClass.timeout, summary=f"the time limit came, {how}")
-    by_slurm = said & {Word.preempted, Word.requeued, Word.cancelled} or evidence.slurm_state in _QUEUED_AGAIN
-    if by_slurm or evidence.stopped_by or saved or evidence.exit_code == ExitCode.PREEMPTED:
-        by = evidence.stopped_by or ("Slurm" if by_slurm else "a signal")
-        what = "preempted" if Word.preempted in said or evidence.slurm_state == "PREEMPTED" else f"stopped by {by}"
+    by_preemption = MessageKind.preempted in said or evidence.slurm_state == "PREEMPTED"
+    by_slurm = by_preemption or said & {MessageKind.requeued, MessageKind.cancelled}
+    by_slurm = by_slurm or evidence.slurm_state in SLURM_WAITING_STATES
+    if by_slurm or stopped_by or _saved(evidence) or evidence.exit_code == ExitCode.PREEMPTED:
+        by = stopped_by or ("Slurm" if by_slurm else "a signal")
+        what = "preempted" if by_preemption else f"stopped by {by}"
         return Cause(verdict_class=VerdictClass.preempted, summary=f"{what}, {how}")
     return None
-
-
-_QUEUED_AGAIN = ("PREEMPTED", "PENDING", "REQUEUED", "REQUEUE_HOLD")
 
 
 def _near_time_limit(evidence: Evidence) -> bool:
@@ -211,8 +206,16 @@ def _near_time_limit(evidence: Evidence) -> bool:
 
 
 def _saved(evidence: Evidence) -> bool:
-    """Whether a rank said that it saved because it was told to stop."""
+    """Whether a rank reports that it saved because it was asked to stop."""
     return any(rank.end is not None and rank.end.exit_code == ExitCode.PREEMPTED for rank in evidence.ranks)
+
+
+def _how_saved(evidence: Evidence) -> str:
+    if not _saved(evidence):
+        return "before it could save"
+    if evidence.step_end <= evidence.step_start:
+        return "before it had trained"
+    return f"saved at step {evidence.checkpoint_after}"
 
 
 def _first_died(evidence: Evidence, spoken: list[Failure], mute: list[Failure]) -> Cause | None:
@@ -226,28 +229,18 @@ def _first_died(evidence: Evidence, spoken: list[Failure], mute: list[Failure]) 
     return _rank_died(evidence, died) if is_first else None
 
 
-def _how_saved(evidence: Evidence) -> str:
-    if not _saved(evidence):
-        return "before it could save"
-    if evidence.step_end <= evidence.step_start:
-        return "before it had trained"
-    return f"saved at step {evidence.checkpoint_after}"
-
-
 def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
-    """A rank that went without a word, though nobody had asked it to."""
-    out_of_memory = evidence.slurm_state == "OUT_OF_MEMORY" or any(
-        fact.word is Word.out_of_memory for fact in evidence.words
-    )
+    """A rank that left no error, though nobody had asked it to stop."""
+    out_of_memory = evidence.messages_of(MessageKind.out_of_memory)
     name, code = rank_name(failure.rank), failure.code
     # A rank that was killed says nothing; who saw it says how.
-    seen = [fact.line for fact in evidence.words if failure.rank.rank in fact.ranks or fact.word is Word.out_of_memory]
+    seen = [one.line for one in evidence.messages if failure.rank.rank in one.ranks or one in out_of_memory]
     failure = replace(failure, lines=[*failure.lines[-6:], *seen])
     # Nobody saw the end of the attempt at all, or its ranks never began.
     began = any(rank.end is not None or rank.log or rank.beat is not None for rank in evidence.ranks)
     if code is None and (evidence.exit_code is None or not began):
         return None
-    if out_of_memory:
+    if out_of_memory or evidence.slurm_state == "OUT_OF_MEMORY":
         return _of_rank(failure, VerdictClass.out_of_memory_host, f"{name} was killed: the node was out of memory")
     if code in (None, -signal.SIGKILL, 128 + signal.SIGKILL):
         text = f"{name} was killed (SIGKILL) and nobody asked for it; most often the node was out of memory"
@@ -257,30 +250,29 @@ def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
         return _of_rank(failure, VerdictClass.out_of_memory_host, text)
     if code < 0:
         return _of_rank(failure, VerdictClass.bug, f"{name} was ended by {signal.Signals(-code).name}")
-    return _of_rank(
-        failure, class_of_code(code) or VerdictClass.bug, f"{name} ended with exit code {code} and left no message"
-    )
+    text = f"{name} ended with exit code {code} and left no message"
+    return _of_rank(failure, class_of_code(code) or VerdictClass.bug, text)
 
 
 def _lost_each_other(failures: list[Failure]) -> Cause | None:
-    """Every rank says only that another one had gone, and all were there to say so."""
+    """Every rank reports only that another one had gone, and all were there to do so."""
     failure = next((failure for failure in failures if failure.is_echo), None)
     if failure is None:
         return None
     error = exception_line(failure.lines)
-    summary = f"the ranks lost each other and none of them failed first: {error}"[:500]
+    summary = f"the ranks lost each other and none of them failed first: {error}"[:_LONGEST]
     return Cause(verdict_class=VerdictClass.rendezvous, summary=summary, lines=failure.lines, error=error)
 
 
 def _unexplained(evidence: Evidence) -> Cause:
-    record, code = evidence.record, evidence.exit_code
+    code = evidence.exit_code
     if code is None:
-        node = record.host if record is not None else ""
+        node = evidence.record.host if evidence.record is not None else ""
         where = f" on {node}" if node else ""
-        text = f"the process that ran the attempt{where} is gone and left no word; most often its machine went down"
+        text = f"the process that ran the attempt{where} is gone without a trace; most often its node went down"
         return Cause(verdict_class=VerdictClass.node_failure, summary=text, node=node)
-    if evidence.starter_error is not None:
-        return _starter_failed(evidence.starter_error, code)
+    if evidence.report.error is not None:
+        return _starter_failed(evidence.report.error, code)
     lines = error_block(evidence.starter_log)
     return Cause(
         verdict_class=class_of("", {}, "\n".join(lines)) or class_of_code(code) or VerdictClass.bug,
@@ -292,7 +284,7 @@ def _unexplained(evidence: Evidence) -> Cause:
 
 
 def _starter_failed(error: LauncherError, code: int) -> Cause:
-    """The starter itself could not go on; what a remote shell printed is other people's text."""
+    """The starter itself could not go on; the output of a remote shell is other people's text."""
     output = str(error.data["output"]) if isinstance(error, HostNotStarted) else ""
     lines = f"launcher: {error}".splitlines()
     return Cause(
@@ -308,7 +300,7 @@ def _of_rank(failure: Failure, verdict_class: VerdictClass, summary: str) -> Cau
     end = failure.rank.end
     return Cause(
         verdict_class=verdict_class,
-        summary=summary,
+        summary=summary[:_LONGEST],
         rank=failure.rank.rank,
         node=failure.rank.node,
         exit_code=failure.code,

@@ -1,57 +1,33 @@
-"""The end of an attempt, under any starter: evidence, verdict, decision, record, events; then the state of the run."""
+"""The end of an attempt, under any starter: from the evidence to verdict, record and events."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-from launcher.diagnose.evidence import JobEnd, collect
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, write_verdict
-from launcher.errors import ExitCode, LauncherError
+from launcher.diagnose.causes import find_cause
+from launcher.diagnose.evidence import Evidence, StarterReport, collect
+from launcher.diagnose.remedies import setting_to_change, what_to_do
+from launcher.diagnose.verdict import ACTIONS, Action, Verdict, write_verdict
+from launcher.errors import ExitCode, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import EventWriter, read_events
-from launcher.runs.hang_detector import Stall
-from launcher.runs.jsonl import utc_now
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StarterReport:
-    """What only the process that started the ranks knows of an attempt."""
-
-    exit_code: int | None
-    """None: that process is gone, and nobody saw the end."""
-    stopped_by: str = ""
-    """user, or the name of the first stop signal."""
-    stall: Stall | None = None
-    """The rank that made no progress, for which all were ended."""
-    exits: Sequence[tuple[int, int]] = ()
-    """(rank, exit code; -N when signal N ended it) in the order they ended."""
-    first_failed: tuple[int, int] | None = None
-    """Of these, the first one that failed."""
-    error: LauncherError | None = None
-    """What the starter itself ran into, such as a lost host."""
-    job: JobEnd | None = None
-    """What Slurm says of the job."""
+from launcher.runs.jsonl import seconds_between, utc_now
 
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """An attempt that has been judged."""
+    """What was decided about an attempt."""
 
     verdict: Verdict
-    """With the action that follows once earlier attempts count."""
+    """Its action takes earlier attempts into account."""
     action_alone: Action
-    """What the attempt asks for by itself."""
-    is_told: bool
+    """What this attempt by itself asks for."""
+    is_recorded: bool
     """Whether rank 0 had recorded this end itself."""
-
-
-def at_once(act: Callable[[], None], what: str) -> None:
-    """Writes without retrying."""
-    act()
 
 
 def conclude(
@@ -60,43 +36,71 @@ def conclude(
     report: StarterReport,
     *,
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
-    keep: Callable[[Callable[[], None], str], None] = at_once,
+    keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
 ) -> Conclusion:
     """Judges an attempt that has ended and records that; what follows from it is the caller's to do.
 
     Args:
         decide: the restart policy; left out: the action of the verdict's class.
-        keep: carries out a write, called with what is written; may retry.
+        keep: carries out a write, and may retry it; called with what is written.
     """
-    evidence = collect(
-        paths.root,
-        record.attempt,
-        exit_code=report.exit_code,
-        job=report.job,
-        stopped_by=report.stopped_by,
-        stall=report.stall,
-        starter_error=report.error,
-        exits=report.exits,
-    )
-    judged = judge(evidence)
+    judged = explain(collect(paths.root, record.attempt, report))
     verdict = decide(judged)
     ended = dataclasses.replace(record, ended=verdict.ended or utc_now(), exit_code=report.exit_code)
-    is_told = _is_told(paths, record.attempt, report)
+    is_recorded = _is_recorded(paths, record.attempt, report)
     # The verdict first: an attempt with a record that has ended but no verdict would never get one.
     keep(lambda: write_verdict(paths.root, verdict), "the verdict")
     keep(lambda: write_attempt(paths.root, ended), "the record of the attempt")
-    keep(lambda: _write_end_events(paths, verdict, report, is_told=is_told), "events.jsonl")
-    return Conclusion(verdict, judged.action, is_told)
+    keep(lambda: _write_end_events(paths, verdict, report, is_recorded=is_recorded), "events.jsonl")
+    return Conclusion(verdict, judged.action, is_recorded)
 
 
-def _is_told(paths: RunPaths, attempt: int, report: StarterReport) -> bool:
+def explain(evidence: Evidence) -> Verdict:
+    """Why the attempt ended. Pure; the action is the one of the class, whatever earlier attempts did."""
+    cause = find_cause(evidence)
+    record, derived = evidence.record, evidence.derived
+    world_size = record.world_size if record is not None else derived.world_size if derived is not None else 1
+    setting = setting_to_change(cause, evidence)
+    return Verdict(
+        attempt=evidence.attempt,
+        verdict_class=cause.verdict_class,
+        action=ACTIONS[cause.verdict_class],
+        summary=cause.summary,
+        rank=cause.rank,
+        node=cause.node,
+        exit_code=cause.exit_code if cause.exit_code is not None else evidence.exit_code,
+        lines=cause.lines,
+        place=cause.place,
+        step_start=evidence.step_start,
+        step_end=evidence.step_end,
+        checkpoint_before=evidence.checkpoint_before,
+        checkpoint_after=evidence.checkpoint_after,
+        device_hours=seconds_between(evidence.started, evidence.ended) / 3600 * world_size,
+        device_hours_lost=_lost_hours(cause.verdict_class, evidence) * world_size,
+        setting=setting,
+        hint=what_to_do(cause, evidence, setting),
+        job_id=record.job_id if record is not None else "",
+        num_nodes=max(1, len(record.nodes)) if record is not None else 1,
+        started=evidence.started,
+        ended=evidence.ended,
+    )
+
+
+def _lost_hours(verdict_class: VerdictClass, evidence: Evidence) -> float:
+    """Hours after the newest checkpoint of the attempt; all of them where it made none and training was lost."""
+    if verdict_class is VerdictClass.done or evidence.checkpoint_after >= evidence.step_end > 0:
+        return 0.0
+    return seconds_between(evidence.checkpoint_time or evidence.started, evidence.ended) / 3600
+
+
+def _is_recorded(paths: RunPaths, attempt: int, report: StarterReport) -> bool:
     """Rank 0 may have recorded only what followed for it: that a rank which failed before it was gone."""
     ends = [event for event in read_events(paths.events) if event.event == "attempt_end" and event.attempt == attempt]
     rank, code = report.first_failed or (0, 0)
     return bool(ends) and (rank == 0 or ends[-1].fields.get("exit_code") == code)
 
 
-def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, *, is_told: bool) -> None:
+def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, *, is_recorded: bool) -> None:
     """The verdict, and what rank 0 could not record itself."""
     mine = {event.event for event in read_events(paths.events) if event.attempt == verdict.attempt}
     reason = "" if verdict.verdict_class is VerdictClass.done else verdict.summary
@@ -105,7 +109,7 @@ def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, 
     with closing(EventWriter(paths.events, verdict.attempt)) as events:
         if (is_stopped or report.exit_code == ExitCode.PREEMPTED) and "preempted" not in mine:
             events.write("preempted", reason=reason)
-        if not is_told:
+        if not is_recorded:
             events.write("attempt_end", exit_code=report.exit_code, reason=reason)
         if verdict.verdict_class is VerdictClass.hang:
             stall = report.stall
@@ -113,8 +117,8 @@ def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, 
             events.write("hang", **blamed, place=verdict.place, **silence)
         events.write(
             "verdict",
-            verdict_class=verdict.verdict_class.value,
-            action=verdict.action.value,
+            verdict_class=verdict.verdict_class,
+            action=verdict.action,
             summary=verdict.summary,
             **blamed,
         )

@@ -1,4 +1,4 @@
-"""What an error points at: ours by its class and fields; those of others by name, errno, and here alone by their text.
+"""The class of failure of an error: ours by class and fields; those of others by name, errno, and here alone by text.
 
 No pattern here may match a message of our own (tests/unit/diagnose/test_reworded.py).
 """
@@ -90,7 +90,7 @@ _OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
     ),
 )
 
-# What the others say when one of them is gone.
+# What the other ranks report when one of them is gone.
 _ECHO = re.compile(
     r"Connection (?:closed by peer|reset by peer|refused by peer)|Broken pipe|ncclRemoteError"
     r"|remote process exited or there was a network error|recvValue failed|failed to recv, got 0 bytes"

@@ -30,19 +30,19 @@ class Failure:
     code: int | None
     """-N when signal N ended it; None where nobody saw its end."""
     verdict_class: VerdictClass | None
-    """None where its words point at nothing."""
+    """None where its error points at nothing known."""
     is_echo: bool
     spoke: bool
-    """It left a last word, or its log names an error."""
+    """It left a record of its end, or its log names an error."""
     order: int
     lines: list[str]
 
 
 def find_failures(evidence: Evidence) -> list[Failure]:
-    """Ranks that failed, the one that is most likely the first one first."""
-    exits = list(evidence.exits)
-    exits += [(rank, fact.exit_code) for fact in evidence.words for rank in fact.ranks if fact.exit_code is not None]
-    order = {rank: place for place, (rank, _) in reversed(list(enumerate(exits)))}
+    """Ranks that failed, the one most likely to be the first in front."""
+    exits = list(evidence.report.exits)
+    exits += [(rank, one.exit_code) for one in evidence.messages for rank in one.ranks if one.exit_code is not None]
+    order = {rank: index for index, (rank, _) in reversed(list(enumerate(exits)))}
     codes = {rank: code for rank, code in reversed(exits)}
     found = []
     for rank in evidence.ranks:
@@ -50,12 +50,13 @@ def find_failures(evidence: Evidence) -> list[Failure]:
         if code in (ExitCode.DONE, ExitCode.PREEMPTED) or code == -signal.SIGTERM:
             continue
         found.append(_failure(rank, code, order.get(rank.rank, _UNKNOWN_ORDER)))
-    # Without the order of the exits, the earliest last word; a rank that nobody saw end was often killed afterwards.
-    return sorted(found, key=lambda failure: (failure.order, failure.rank.end is None, _end_time(failure)))
+    # Without the order of the exits, the earliest record; a rank that nobody saw end was often killed afterwards.
+    return sorted(found, key=lambda failure: (failure.order, _end_time(failure)))
 
 
-def _end_time(failure: Failure) -> str:
-    return failure.rank.end.time if failure.rank.end is not None else ""
+def _end_time(failure: Failure) -> tuple[bool, str]:
+    end = failure.rank.end
+    return end is None, end.time if end is not None else ""
 
 
 def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
@@ -78,11 +79,11 @@ def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
 
 def _class_of_end(end: RankEnd, logged: str) -> VerdictClass | None:
     """By the error's class and fields; of errors of other packages also by what they and the log say."""
-    said = _said(end) or logged
-    if not end.kind:  # written by an older version: the fields are only in its message
-        found = class_of("", {}, said) or class_of(end.error, {}, "")
-    else:
-        found = class_of(end.kind, end.data, said)
+    text = _text(end) or logged
+    if end.kind:
+        found = class_of(end.kind, end.data, text)
+    else:  # written by an older version: the fields are only in its message
+        found = class_of("", {}, text) or class_of(end.error, {}, "")
     if found is not None or end.error == ErrorOnMain.__name__:
         return found
     if kind_of(end) not in OUR_ERRORS:
@@ -91,10 +92,10 @@ def _class_of_end(end: RankEnd, logged: str) -> VerdictClass | None:
 
 
 def _is_echo_end(end: RankEnd, logged: str) -> bool:
-    return end.error == ErrorOnMain.__name__ or is_echo(kind_of(end), _said(end) or logged)
+    return end.error == ErrorOnMain.__name__ or is_echo(kind_of(end), _text(end) or logged)
 
 
-def _said(end: RankEnd) -> str:
+def _text(end: RankEnd) -> str:
     return f"{end.error}: {end.message}" if end.message else ""
 
 
@@ -104,7 +105,7 @@ def kind_of(end: RankEnd) -> str:
 
 
 def class_of_code(code: int | None) -> VerdictClass | None:
-    """What an exit code of ours says by itself."""
+    """What one of our exit codes means by itself."""
     return _OF_CODE.get(code) if code is not None else None
 
 

@@ -45,15 +45,15 @@ def shown_lines(text: str) -> list[str]:
 
 
 def error_block(text: str) -> list[str]:
-    """The last lines that matter: the end of the last traceback or error message, else whatever was said last.
+    """The last lines that matter: the end of the last traceback or error message; without one, the last lines.
 
     Pure. At most MOST_LINES lines, each cut to LONGEST_LINE_CHARS characters.
     """
     lines = shown_lines(text)
     starts = [i for i, line in enumerate(lines) if line.endswith(_TRACEBACK)]
-    told = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    if told and told[-1] > (starts[-1] if starts else -1):
-        block = [line for line in lines[told[-1] :] if not _NOISE.search(line)][:MOST_LINES]
+    errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    if errors and errors[-1] > (starts[-1] if starts else -1):
+        block = [line for line in lines[errors[-1] :] if not _NOISE.search(line)][:MOST_LINES]
     elif starts:
         block = _end_of_traceback(lines[starts[-1] + 1 :])
     else:
@@ -79,13 +79,13 @@ def exception_line(block: list[str]) -> str:
 
 
 def traceback_place(text: str) -> str:
-    """`file:line function` of the innermost frame that is no library's, of the last traceback; else empty."""
+    """`file:line function` of the innermost frame outside libraries of the last traceback; empty without one."""
     start = text.rfind(_TRACEBACK)
     if start < 0:
         return ""
     frames = [match for line in text[start:].splitlines() if (match := _FRAME.match(line))]
     own = [match for match in frames if not is_library(match["file"])]
-    return place(own[-1]) if own else place(frames[-1]) if frames else ""
+    return place((own or frames)[-1]) if frames else ""
 
 
 def is_library(file: str) -> bool:
@@ -94,7 +94,7 @@ def is_library(file: str) -> bool:
 
 
 def place(frame: re.Match[str]) -> str:
-    """A frame as `file:line function`, the file shortened to what tells it apart."""
+    """A frame as `file:line function`, the file shortened."""
     file = frame["file"]
     inside = file.rfind("launcher/")
     short = file[inside:] if inside >= 0 else "/".join(Path(file).parts[-2:])

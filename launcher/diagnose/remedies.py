@@ -1,18 +1,20 @@
-"""What to do about the end of an attempt: the one setting to change, and the next step."""
+"""What helps after an attempt: the one setting to change, and the next step."""
 
 from __future__ import annotations
 
 from launcher.config.schema import Precision, RunConfig
 from launcher.diagnose.causes import Cause
 from launcher.diagnose.evidence import Evidence
-from launcher.diagnose.verdict_class import ACTIONS, Action, VerdictClass
+from launcher.diagnose.verdict import ACTIONS, Action
+from launcher.errors import VerdictClass
+from launcher.runs.heartbeat import Phase
 
-_LIMIT_OF_PHASE = {
-    "meet": "meet_limit_s",
-    "load": "load_limit_s",
-    "rehearse": "load_limit_s",
-    "save": "save_limit_s",
-    "finish": "save_limit_s",
+_LIMIT_OF_PHASE: dict[str, str] = {
+    Phase.meet: "meet_limit_s",
+    Phase.load: "load_limit_s",
+    Phase.rehearse: "load_limit_s",
+    Phase.save: "save_limit_s",
+    Phase.finish: "save_limit_s",
 }
 
 
@@ -89,7 +91,8 @@ def _other_interface(config: RunConfig) -> str:
 
 
 def _longer_limit(config: RunConfig, evidence: Evidence) -> str:
-    name = _LIMIT_OF_PHASE.get(evidence.stall.phase) if evidence.stall is not None else None
+    stall = evidence.report.stall
+    name = _LIMIT_OF_PHASE.get(stall.phase) if stall is not None else None
     return f"fault.{name}={2 * getattr(config.fault, name):g}" if name is not None else ""
 
 
@@ -115,7 +118,7 @@ def what_to_do(cause: Cause, evidence: Evidence, setting: str) -> str:
         where = f" on node {cause.node}" if cause.node else ""
         advice = f"the environment{where} is not the one the run was made in: install what is missing there"
     if cause.verdict_class is VerdictClass.disk:
-        full = ", ".join(f"{space.path} has {space.free_bytes / 2**20:.0f} MiB left" for space in evidence.full)
+        full = ", ".join(f"{folder} has {mib:.0f} MiB left" for folder, mib in evidence.full.items())
         advice = f"make room{f': {full}' if full else ' where the run directory lies'}"
     if cause.verdict_class in (VerdictClass.configuration, VerdictClass.disk):
         advice += f"; launcher resume {run} goes on from {from_step}"

@@ -1,18 +1,18 @@
-"""Whether a run goes on by itself after an attempt: what kind of end it was, how many there were, and what they won."""
+"""Whether a run goes on by itself after an attempt, by its end, and by the number and progress of earlier ones."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from launcher.config.cluster_schema import FaultConfig
-from launcher.diagnose.verdict import Verdict
-from launcher.diagnose.verdict_class import NOT_A_FAILURE, Action, VerdictClass
+from launcher.diagnose.verdict import NOT_A_FAILURE, Action, Verdict
+from launcher.errors import VerdictClass
 
 _GOES_ON = (Action.requeue, Action.requeue_without_node)
 
 
 def decide(fault: FaultConfig, verdicts: list[Verdict]) -> Verdict:
-    """The newest verdict with the action that follows once the earlier attempts count too. Pure.
+    """The newest verdict with the action that follows from all attempts. Pure.
 
     Args:
         verdicts: of the attempts that count together, such as all of one job, oldest first; at least one.
@@ -64,7 +64,7 @@ def _is_fruitless(verdict: Verdict) -> bool:
 
 def _since_last_stop(verdicts: list[Verdict]) -> list[Verdict]:
     """Attempts after the last one that was not to be followed by another: somebody looked, and started the run anew."""
-    stops = [place for place, verdict in enumerate(verdicts[:-1]) if verdict.action not in _GOES_ON]
+    stops = [index for index, verdict in enumerate(verdicts[:-1]) if verdict.action not in _GOES_ON]
     return verdicts[stops[-1] + 1 :] if stops else verdicts
 
 

@@ -39,7 +39,7 @@ def find_hang(evidence: Evidence) -> HangPlace | None:
     silent = [rank for rank in evidence.ranks if not rank.stacks.strip() and rank.end is None]
     if dumped and silent:
         worst = min(silent, key=_progress)
-        return HangPlace(worst, "", "it dumped no stack, as a process that is stopped or has lost its machine")
+        return HangPlace(worst, "", "it dumped no stack, as a process that is stopped or whose node is down")
     if dumped:
         on_gpu = evidence.derived is not None and evidence.derived.device == "cuda"
         waits = {rank.rank: _waits(rank.stacks, on_gpu=on_gpu) for rank in dumped}
@@ -48,7 +48,7 @@ def find_hang(evidence: Evidence) -> HangPlace | None:
         worst = min(dumped, key=lambda rank: (waits[rank.rank], places[hang_place(rank.stacks)], *_progress(rank)))
         why = "the others wait for it" if waits[worst.rank] < 2 else "all ranks wait in a collective"
         return HangPlace(worst, hang_place(worst.stacks), why)
-    stalled = evidence.stall.rank if evidence.stall is not None else None
+    stalled = evidence.report.stall.rank if evidence.report.stall is not None else None
     worst = next((rank for rank in evidence.ranks if rank.rank == stalled), min(evidence.ranks, key=_progress))
     return HangPlace(worst, "", "no rank dumped its stack")
 
@@ -64,11 +64,11 @@ def main_thread(stacks: str) -> str:
 
 
 def hang_place(stacks: str) -> str:
-    """`file:line function` of the innermost frame that is no library's; the innermost at all where there is none."""
+    """`file:line function` of the innermost frame outside libraries, or of the innermost one."""
     frames = frames_of(main_thread(stacks))
     own = [frame for frame in frames if not is_library(frame["file"])]
-    telling = [frame for frame in own if not _WRAPPERS.search(frame["file"])] or own or frames
-    return place(telling[0]) if telling else ""
+    frames = [frame for frame in own if not _WRAPPERS.search(frame["file"])] or own or frames
+    return place(frames[0]) if frames else ""
 
 
 def _waits(stacks: str, *, on_gpu: bool) -> int:

@@ -1,24 +1,54 @@
-"""Why an attempt ended: `attempts/N/verdict.json`. What failed first, where, what it cost and what to do about it."""
+"""The verdict on an attempt, `attempts/N/verdict.json`: what failed first, where, what it cost and what to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
-from launcher.diagnose.causes import find_cause
-from launcher.diagnose.evidence import Evidence
-from launcher.diagnose.remedies import setting_to_change, what_to_do
-from launcher.diagnose.verdict_class import ACTIONS
-from launcher.diagnose.verdict_class import Action as Action
-from launcher.diagnose.verdict_class import VerdictClass as VerdictClass
+from launcher.errors import VerdictClass
 from launcher.files import as_json, find_record, write_json
 from launcher.paths import RunPaths
-from launcher.runs.jsonl import seconds_between
+
+
+class Action(Enum):
+    """What to do after an attempt."""
+
+    none = "none"
+    """It has finished."""
+    requeue = "requeue"
+    requeue_without_node = "requeue_without_node"
+    """Again, but not on the node that is blamed."""
+    stop = "stop"
+    """Somebody has to look first."""
+
+
+ACTIONS = {
+    VerdictClass.done: Action.none,
+    VerdictClass.preempted: Action.requeue,
+    VerdictClass.timeout: Action.requeue,
+    VerdictClass.cancelled: Action.stop,
+    VerdictClass.node_failure: Action.requeue_without_node,
+    VerdictClass.rendezvous: Action.requeue_without_node,
+    VerdictClass.hang: Action.requeue,
+    VerdictClass.out_of_memory_host: Action.requeue,
+    VerdictClass.out_of_memory_gpu: Action.requeue,
+    VerdictClass.non_finite: Action.stop,
+    VerdictClass.configuration: Action.stop,
+    VerdictClass.data: Action.stop,
+    VerdictClass.disk: Action.requeue,
+    VerdictClass.checkpoint: Action.stop,
+    VerdictClass.superseded: Action.stop,
+    VerdictClass.bug: Action.requeue,
+}
+
+NOT_A_FAILURE = frozenset({VerdictClass.done, VerdictClass.preempted, VerdictClass.cancelled})
+"""Ends that say nothing against the run: they never count as a fruitless attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The end of one attempt, explained. Times are UTC, ISO 8601."""
+    """Why one attempt ended. Times are UTC, ISO 8601."""
 
     attempt: int
     verdict_class: VerdictClass
@@ -30,7 +60,7 @@ class Verdict:
     node: str = ""
     """The node that failed first, or that rank's node."""
     exit_code: int | None = None
-    """Of that rank, -N when signal N ended it; else what the attempt ended with."""
+    """Of that rank, -N when signal N ended it; without a rank, of the attempt."""
     lines: list[str] = field(default_factory=list)
     """The last lines that matter of what that rank, or the starter, wrote."""
     place: str = ""
@@ -57,51 +87,12 @@ class Verdict:
 
     @property
     def made_progress(self) -> bool:
-        """Whether it left a newer checkpoint. The one of step 0, which the rehearsal saves, holds no training."""
+        """Whether it left a newer checkpoint. The one of step 0, which the rehearsal saves, contains no training."""
         return self.checkpoint_after > max(0, self.checkpoint_before)
 
     def as_dict(self) -> dict[str, object]:
         """For verdict.json and --json."""
         return dict(as_json(self))
-
-
-def judge(evidence: Evidence) -> Verdict:
-    """Why the attempt ended. Pure; the action is the one of the class, `policy.decide` knows the earlier attempts."""
-    cause = find_cause(evidence)
-    action = ACTIONS[cause.verdict_class]
-    record, derived = evidence.record, evidence.derived
-    world_size = record.world_size if record is not None else derived.world_size if derived is not None else 1
-    setting = setting_to_change(cause, evidence)
-    return Verdict(
-        attempt=evidence.attempt,
-        verdict_class=cause.verdict_class,
-        action=action,
-        summary=cause.summary,
-        rank=cause.rank,
-        node=cause.node,
-        exit_code=cause.exit_code if cause.exit_code is not None else evidence.exit_code,
-        lines=cause.lines,
-        place=cause.place,
-        step_start=evidence.step_start,
-        step_end=evidence.step_end,
-        checkpoint_before=evidence.checkpoint_before,
-        checkpoint_after=evidence.checkpoint_after,
-        device_hours=seconds_between(evidence.started, evidence.ended) / 3600 * world_size,
-        device_hours_lost=_lost_hours(cause.verdict_class, evidence) * world_size,
-        setting=setting,
-        hint=what_to_do(cause, evidence, setting),
-        job_id=record.job_id if record is not None else "",
-        num_nodes=max(1, len(record.nodes)) if record is not None else 1,
-        started=evidence.started,
-        ended=evidence.ended,
-    )
-
-
-def _lost_hours(verdict_class: VerdictClass, evidence: Evidence) -> float:
-    """Hours after the newest checkpoint of the attempt; all of them where it made none and training was lost."""
-    if verdict_class is VerdictClass.done or evidence.checkpoint_after >= evidence.step_end > 0:
-        return 0.0
-    return seconds_between(evidence.checkpoint_time or evidence.started, evidence.ended) / 3600
 
 
 def write_verdict(run_dir: Path, verdict: Verdict) -> None:

@@ -24,6 +24,11 @@ SLURM = "slurm"
 """AttemptRecord.starter of an attempt inside a job."""
 
 
+SLURM_WAITING_STATES = frozenset(
+    {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+)
+
+
 class JobPhase(Enum):
     """Where a job is, as far as a run is concerned."""
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from launcher.paths import RunPaths
-from launcher.errors import ExitCode
-from launcher.diagnose.evidence import collect
-from launcher.diagnose.verdict import VerdictClass, judge
+from launcher.errors import ExitCode, VerdictClass
+from launcher.diagnose.conclude import explain
+from launcher.diagnose.evidence import StarterReport, collect
 from launcher.runs.hang_detector import Stall, Watch
 from launcher.runs.heartbeat import read_beat
 from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S
@@ -94,7 +94,7 @@ def test_a_hang_is_found_within_two_seconds_of_its_limit_and_its_rank_is_named(
         assert "trouble.py" in await_stacks(paths.stacks(1, HUNG_RANK))
     kill_ranks(paths)
     hung.join(timeout=60)
-    verdict = judge(collect(run, 1, exit_code=int(ExitCode.HANG), stall=stall))
+    verdict = explain(collect(run, 1, StarterReport(exit_code=int(ExitCode.HANG), stall=stall)))
     assert (verdict.verdict_class, verdict.rank) == (VerdictClass.hang, HUNG_RANK)
     if kind == "stopped":
         assert paths.stacks(1, HUNG_RANK).read_text() == ""

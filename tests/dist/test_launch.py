@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from launcher.paths import RunPaths
-from launcher.errors import ExitCode
-from launcher.diagnose.verdict import VerdictClass, read_verdict
+from launcher.errors import ExitCode, VerdictClass
+from launcher.diagnose.verdict import read_verdict
 from launcher.runs.rank_end import read_rank_end
 from launcher.runs.metrics import read_metrics
 

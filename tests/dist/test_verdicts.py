@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from launcher.paths import RunPaths
-from launcher.errors import ExitCode
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict
+from launcher.errors import ExitCode, VerdictClass
+from launcher.diagnose.verdict import Action, Verdict, read_verdict
 from launcher.report.goodput import run_goodput
 from launcher.runs.metrics import read_metrics
 from tests.dist.rig import make_data, make_run

@@ -14,7 +14,7 @@ from launcher.runs.attempts import read_attempts
 from launcher.runs.events import read_events
 from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import SWEEP_FILE
-from launcher.runs.states import JobPhase, JobWord, RunState, is_on_slurm, run_state
+from launcher.runs.states import SLURM_WAITING_STATES, JobPhase, JobWord, RunState, is_on_slurm, run_state
 from launcher.runs.status import FINAL_STATES, read_status
 from launcher.runs.submission import Submission, read_submission
 from launcher.slurm.client.parse import JobInfo
@@ -27,7 +27,6 @@ PATIENCE_S = 3.0
 FRESH_S = 5.0
 """How long an answer is reused: a controller serves a whole cluster."""
 
-_WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _NEVER = "DependencyNeverSatisfied"
 _HELD = ("JobHeldUser", "launch_failed_requeued_held", "JobLaunchFailure")
 _NO_ANSWER = "sbatch has given no answer, and no job of it is in the queue"
@@ -224,7 +223,13 @@ def job_word(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -
         return JobWord(job_id=job_id, phase=JobPhase.unknown)
     if _fell_with(info, before):
         info = replace(info, reason=_NEVER)
-    phase = JobPhase.ended if info.finished else JobPhase.waiting if info.state in _WAITING else JobPhase.running
+    phase = (
+        JobPhase.ended
+        if info.finished
+        else JobPhase.waiting
+        if info.state in SLURM_WAITING_STATES
+        else JobPhase.running
+    )
     waits = phase is JobPhase.waiting
     reason = info.reason if waits or (phase is JobPhase.ended and info.reason == _NEVER) else ""
     return JobWord(

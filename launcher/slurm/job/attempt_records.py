@@ -10,8 +10,8 @@ from typing import overload
 
 from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
-from launcher.diagnose.conclude import StarterReport, conclude
-from launcher.diagnose.evidence import JobEnd
+from launcher.diagnose.conclude import conclude
+from launcher.diagnose.evidence import JobEnd, StarterReport
 from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
 from launcher.errors import RunError, SlurmError

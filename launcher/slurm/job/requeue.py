@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from launcher.errors import SlurmError, SlurmUnavailable
+from launcher.runs.states import SLURM_WAITING_STATES
 from launcher.slurm.client.parse import JobInfo, Partition
 
 logger = logging.getLogger(__name__)
 
-_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"})
 _EXCLUDE_PAUSE_S = 0.5
 _EXCLUDE_TRIES = 20
 
@@ -66,7 +66,7 @@ def requeue_job(queue: Queue, job_id: str, *, restart: int, without: list[str], 
 
 
 def _is_back(info: JobInfo, restart: int) -> bool:
-    return info.state in _WAITING or info.restarts > restart
+    return info.state in SLURM_WAITING_STATES or info.restarts > restart
 
 
 def _requeue(queue: Queue, job_id: str, restart: int) -> None:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.conclude import StarterReport, conclude
-from launcher.diagnose.evidence import JobEnd
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, write_verdict
-from launcher.diagnose.verdict_class import ACTIONS
-from launcher.errors import ExitCode, SlurmError
+from launcher.diagnose.conclude import conclude
+from launcher.diagnose.evidence import JobEnd, StarterReport
+from launcher.diagnose.verdict import ACTIONS, Action, Verdict, write_verdict
+from launcher.errors import ExitCode, SlurmError, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import last_state, write_event

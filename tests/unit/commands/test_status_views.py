@@ -12,8 +12,8 @@ import pytest
 from launcher import cli
 from launcher.commands.status_table import best_member, note_of
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.verdict import Verdict, write_verdict
-from launcher.diagnose.verdict_class import Action, VerdictClass
+from launcher.diagnose.verdict import Action, Verdict, write_verdict
+from launcher.errors import VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.run_dir import create_run, new_attempt, write_state

@@ -5,7 +5,8 @@ import io
 from rich.console import Console, RenderableType
 
 from launcher.commands.verdict_view import goodput_page, verdict_page
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass
+from launcher.diagnose.verdict import Action, Verdict
+from launcher.errors import VerdictClass
 from launcher.plan.cost import CostEstimate
 from launcher.report.cost import make_bill
 from launcher.report.goodput import Goodput

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.diagnose.evidence import collect
+from launcher.diagnose.evidence import StarterReport, collect
 from launcher.diagnose.log_tail import error_block, exception_line, read_tail, traceback_place
-from launcher.diagnose.srun_messages import StarterFact, Word, expand_numbers, starter_facts
+from launcher.diagnose.srun_messages import MessageKind, SlurmMessage, expand_numbers, parse_messages
 from tests.unit.diagnose.failed_attempts import Attempt, at
 
 
-def facts(text: str) -> list[tuple[Word, str, list[int], int | None]]:
-    return [(fact.word, fact.node, fact.ranks, fact.exit_code) for fact in starter_facts(text)]
+def facts(text: str) -> list[tuple[MessageKind, str, list[int], int | None]]:
+    return [(fact.kind, fact.node, fact.ranks, fact.exit_code) for fact in parse_messages(text)]
 
 
 def test_ends_of_ranks_are_read_in_order() -> None:
@@ -23,7 +23,7 @@ srun: launch/slurm: _step_signal: Terminating StepId=6.0
 srun: error: n1: task 0: Terminated
 srun: Force Terminated StepId=6.0
 """
-    assert facts(text) == [(Word.exited, "n2", [1], 3), (Word.signalled, "n1", [0], -15)]
+    assert facts(text) == [(MessageKind.exited, "n2", [1], 3), (MessageKind.signalled, "n1", [0], -15)]
 
 
 @pytest.mark.parametrize(
@@ -37,72 +37,72 @@ srun: Force Terminated StepId=6.0
     ],
 )
 def test_signals_are_read_by_name(words: str, code: int) -> None:
-    assert facts(f"srun: error: n2: task 1: {words}") == [(Word.signalled, "n2", [1], code)]
+    assert facts(f"srun: error: n2: task 1: {words}") == [(MessageKind.signalled, "n2", [1], code)]
 
 
 def test_several_ranks_may_end_in_one_line() -> None:
     assert facts("srun: error: gpu-07.cluster: tasks 8-10,15: Killed") == [
-        (Word.signalled, "gpu-07.cluster", [8, 9, 10, 15], -9)
+        (MessageKind.signalled, "gpu-07.cluster", [8, 9, 10, 15], -9)
     ]
-    assert facts("srun: error: n1: tasks 0-3: Out Of Memory") == [(Word.out_of_memory, "n1", [0, 1, 2, 3], -9)]
+    assert facts("srun: error: n1: tasks 0-3: Out Of Memory") == [(MessageKind.out_of_memory, "n1", [0, 1, 2, 3], -9)]
 
 
 @pytest.mark.parametrize(
-    ("line", "word", "node"),
+    ("line", "kind", "node"),
     [
-        ("srun: error: Node failure on n2", Word.node_failure, "n2"),
+        ("srun: error: Node failure on n2", MessageKind.node_failure, "n2"),
         (
             "slurmstepd-n1: error: *** STEP 16.0 ON n1 CANCELLED AT 2026-11-24T02:21:45 DUE TO NODE FAILURE, "
             "SEE SLURMCTLD LOG FOR DETAILS ***",
-            Word.node_failure,
+            MessageKind.node_failure,
             "",
         ),
         (
             "slurmstepd: error: *** STEP 19.0 ON n1 CANCELLED AT 2026-11-24T02:23:27 DUE TO TIME LIMIT ***",
-            Word.time_limit,
+            MessageKind.time_limit,
             "",
         ),
         (
             "slurmstepd: error: *** JOB 12 ON n1 CANCELLED AT 2026-11-24T02:21:11 DUE TO PREEMPTION ***",
-            Word.preempted,
+            MessageKind.preempted,
             "",
         ),
         (
             "slurmstepd: error: *** JOB 14 ON n1 CANCELLED AT 2026-11-24T02:21:22 DUE TO JOB REQUEUE ***",
-            Word.requeued,
+            MessageKind.requeued,
             "",
         ),
-        ("slurmstepd-n1: error: *** JOB 10 ON n1 CANCELLED AT 2026-11-24T02:20:53 ***", Word.cancelled, ""),
-        ("slurmstepd-n2: error: Detected 1 oom-kill event(s) in StepId=3.0.", Word.out_of_memory, "n2"),
-        ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0. Some of the", Word.out_of_memory, ""),
+        ("slurmstepd-n1: error: *** JOB 10 ON n1 CANCELLED AT 2026-11-24T02:20:53 ***", MessageKind.cancelled, ""),
+        ("slurmstepd-n2: error: Detected 1 oom-kill event(s) in StepId=3.0.", MessageKind.out_of_memory, "n2"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=3.0. Some of the", MessageKind.out_of_memory, ""),
         (
             "slurmstepd-n2: error: execve(): /nonexistent/python: No such file or directory",
-            Word.start_failed,
+            MessageKind.start_failed,
             "n2",
         ),
         (
             "srun: error: Task launch for StepId=5.0 failed on node n2: Communication connection failure",
-            Word.start_failed,
+            MessageKind.start_failed,
             "n2",
         ),
         (
             "srun: error: Unable to create step for job 5: More processors requested than permitted",
-            Word.start_failed,
+            MessageKind.start_failed,
             "",
         ),
-        ("srun: error: Only allocated 2 nodes asked for 5", Word.start_failed, ""),
+        ("srun: error: Only allocated 2 nodes asked for 5", MessageKind.start_failed, ""),
     ],
 )
-def test_reasons_are_recognised(line: str, word: Word, node: str) -> None:
-    assert starter_facts(line) == [StarterFact(word, line, node)]
+def test_reasons_are_recognised(line: str, kind: MessageKind, node: str) -> None:
+    assert parse_messages(line) == [SlurmMessage(kind, line, node)]
 
 
 def test_a_step_that_srun_itself_ends_is_no_cancellation() -> None:
-    assert starter_facts("slurmstepd-n1: error: *** STEP 6.0 ON n1 CANCELLED AT 2026-11-24T02:20:44 ***") == []
+    assert parse_messages("slurmstepd-n1: error: *** STEP 6.0 ON n1 CANCELLED AT 2026-11-24T02:20:44 ***") == []
 
 
 def test_what_a_program_prints_is_not_taken_for_slurm() -> None:
-    assert starter_facts("my log: the job was CANCELLED AT noon DUE TO TIME LIMIT") == []
+    assert parse_messages("my log: the job was CANCELLED AT noon DUE TO TIME LIMIT") == []
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("0", [0]), ("0-2,5", [0, 1, 2, 5]), ("", []), ("x,3", [3])])
@@ -162,7 +162,7 @@ def test_evidence_holds_steps_checkpoints_and_ends(tmp_path: Path) -> None:
     attempt.end(0, 1, "RuntimeError", "x")
     attempt.beat(3, phase="save", step=17)
     attempt.log(2, "hello\n")
-    found = collect(attempt.root, 1, exit_code=1)
+    found = collect(attempt.root, 1, StarterReport(exit_code=1))
     assert (found.step_start, found.step_end) == (0, 17)
     assert (found.checkpoint_before, found.checkpoint_after, found.checkpoint_time) == (-1, 15, at(210))
     assert [rank.node for rank in found.ranks] == ["n1", "n1", "n2", "n2"]
@@ -177,7 +177,7 @@ def test_the_steps_of_a_later_attempt_start_at_its_checkpoint(tmp_path: Path) ->
     attempt.trained(17, saved=15)
     later = Attempt(tmp_path / "run", number=2)
     later.event("resume", 100, step=15)
-    found = collect(later.root, 2, exit_code=1)
+    found = collect(later.root, 2, StarterReport(exit_code=1))
     assert (found.step_start, found.step_end) == (15, 15)
     assert (found.checkpoint_before, found.checkpoint_after, found.checkpoint_time) == (15, 15, "")
 
@@ -186,8 +186,8 @@ def test_words_of_slurmd_in_the_log_of_a_rank_count(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "run")
     attempt.log(0, "slurmstepd-n1: error: *** STEP 9.0 ON n1 CANCELLED AT 2026-11-24T02:23:27 DUE TO TIME LIMIT ***\n")
     attempt.paths.job_log(1).write_text("srun: error: n2: task 2: Terminated\n")
-    found = collect(attempt.root, 1, exit_code=143)
-    assert [fact.word for fact in found.words] == [Word.signalled, Word.time_limit]
+    found = collect(attempt.root, 1, StarterReport(exit_code=143))
+    assert [fact.kind for fact in found.messages] == [MessageKind.signalled, MessageKind.time_limit]
 
 
 def test_secrets_in_logs_do_not_get_into_the_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def test_secrets_in_logs_do_not_get_into_the_evidence(tmp_path: Path, monkeypatc
     attempt = Attempt(tmp_path / "run")
     attempt.log(0, "error: 401 for hf_canary_0123456789 at https://me:pass@hub.example/model\n")
     attempt.paths.job_log(1).write_text("srun: hf_canary_0123456789\n")
-    found = repr(collect(attempt.root, 1, exit_code=1))
+    found = repr(collect(attempt.root, 1, StarterReport(exit_code=1)))
     assert "canary" not in found and "me:pass" not in found and "[secret]" in found
 
 
@@ -209,9 +209,9 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
         attempt.paths.metrics,
     ):
         path.write_bytes(b'{"rank": "\xff')
-    found = collect(attempt.root, 1, exit_code=1)
+    found = collect(attempt.root, 1, StarterReport(exit_code=1))
     assert found.record is None and found.config is None and found.step_end == 0
 
 
 def test_an_attempt_without_any_file_is_no_error(tmp_path: Path) -> None:
-    assert collect(tmp_path / "gone", 3, exit_code=None).attempt == 3
+    assert collect(tmp_path / "gone", 3, StarterReport(exit_code=None)).attempt == 3

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from launcher.config.cluster_schema import FaultConfig
 from launcher.diagnose.restart_policy import decide, fruitless_in_a_row
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass
-from launcher.diagnose.verdict_class import ACTIONS, NOT_A_FAILURE
+from launcher.errors import VerdictClass
+from launcher.diagnose.verdict import ACTIONS, NOT_A_FAILURE, Action, Verdict
 
 CRASH = VerdictClass.bug
 GOES_ON = (Action.requeue, Action.requeue_without_node)

@@ -14,8 +14,9 @@ import launcher
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.schema import RunConfig
 from launcher.diagnose import error_patterns, srun_messages
-from launcher.diagnose.evidence import collect
-from launcher.diagnose.verdict import Verdict, judge
+from launcher.diagnose.conclude import explain
+from launcher.diagnose.evidence import StarterReport, collect
+from launcher.diagnose.verdict import Verdict
 from launcher.errors import (
     OUR_ERRORS,
     TIME_LIMIT,
@@ -124,7 +125,7 @@ def judged(root: Path, error: LauncherError, message: str, *, with_log: bool = T
         attempt.end_with(rank, error if rank == 0 else on_main(error), message)
     if with_log:
         attempt.log(0, f"error: {message}\n")
-    return judge(collect(attempt.root, 1, exit_code=int(error.exit_code)))
+    return explain(collect(attempt.root, 1, StarterReport(exit_code=int(error.exit_code))))
 
 
 def test_every_error_class_is_tried() -> None:
@@ -151,7 +152,7 @@ def test_rank_0_that_left_no_record_is_replaced_by_what_it_sent_to_the_others(
     for name, message in (("real", str(error)), ("reworded", OTHER_WORDS)):
         attempt = Attempt(tmp_path / name)
         attempt.end_with(1, on_main(error), message)
-        found.append(judge(collect(attempt.root, 1, exit_code=int(error.exit_code))))
+        found.append(explain(collect(attempt.root, 1, StarterReport(exit_code=int(error.exit_code)))))
     assert decision(found[0]) == decision(found[1])
 
 
@@ -168,7 +169,7 @@ def test_a_lost_host_is_told_by_its_fields(
 ) -> None:
     lost = HostLost(message, node="n2", silent_s=silent_s, code=code)
     attempt = Attempt(tmp_path / "run", starter="local")
-    found = judge(collect(attempt.root, 1, exit_code=4, starter_error=lost))
+    found = explain(collect(attempt.root, 1, StarterReport(exit_code=4, error=lost)))
     expected = (VerdictClass.node_failure, "n2") if silent_s else (VerdictClass.rendezvous, "")
     assert (found.verdict_class, found.node) == expected
 
@@ -176,7 +177,7 @@ def test_a_lost_host_is_told_by_its_fields(
 def test_what_a_remote_shell_printed_is_read_as_other_peoples_text(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "run", starter="local")
     error = HostNotStarted(OTHER_WORDS, node="n2", output="/usr/bin/python: No module named launcher")
-    found = judge(collect(attempt.root, 1, exit_code=4, starter_error=error))
+    found = explain(collect(attempt.root, 1, StarterReport(exit_code=4, error=error)))
     assert found.verdict_class is VerdictClass.configuration
 
 
@@ -188,7 +189,7 @@ def test_a_record_of_an_older_version_has_no_kind_and_is_judged_by_its_class(tmp
     ):
         attempt = Attempt(tmp_path / f"{name}-{len(message)}")
         attempt.end(0, 3, name, message, kind="")
-        assert judge(collect(attempt.root, 1, exit_code=3)).verdict_class is expected
+        assert explain(collect(attempt.root, 1, StarterReport(exit_code=3))).verdict_class is expected
 
 
 def our_sentences() -> Iterator[tuple[str, str]]:

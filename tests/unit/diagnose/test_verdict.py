@@ -9,9 +9,9 @@ import pytest
 
 from launcher.config.cluster_schema import ClusterKind
 from launcher.config.schema import RunConfig
-from launcher.diagnose.evidence import JobEnd, collect
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, judge, read_verdict, read_verdicts, write_verdict
-from launcher.diagnose.verdict_class import ACTIONS
+from launcher.diagnose.conclude import explain
+from launcher.diagnose.evidence import JobEnd, StarterReport, collect
+from launcher.diagnose.verdict import ACTIONS, Action, Verdict, read_verdict, read_verdicts, write_verdict
 from launcher.errors import (
     CheckpointError,
     ConfigMismatch,
@@ -27,6 +27,7 @@ from launcher.errors import (
     RendezvousFailed,
     SaveFailed,
     SupersededError,
+    VerdictClass,
 )
 from launcher.runs.attempts import write_attempt
 from launcher.runs.hang_detector import Stall
@@ -54,10 +55,10 @@ def attempt(tmp_path: Path) -> Attempt:
 def verdict_of(
     attempt: Attempt, exit_code: int | None = 1, srun: str = "", state: str = "", stopped: str = ""
 ) -> Verdict:
-    found = collect(
-        attempt.root, attempt.number, exit_code=exit_code, starter_log=srun, job=JobEnd(state=state), stopped_by=stopped
-    )
-    return judge(found)
+    if srun:
+        attempt.paths.job_log(attempt.number).write_text(srun)
+    report = StarterReport(exit_code=exit_code, job=JobEnd(state=state), stopped_by=stopped)
+    return explain(collect(attempt.root, attempt.number, report))
 
 
 def others_lose_the_connection(attempt: Attempt, *ranks: int) -> None:
@@ -263,7 +264,7 @@ def hang(attempt: Attempt, stacks: list[str], *, rank: int = 0, phase: str = "st
         attempt.beat(number, phase=phase)
         attempt.stacks(number, text)
     stall = Stall(rank=rank, host="n1", phase=phase, step=7, silent_s=301, limit_s=300)
-    return judge(collect(attempt.root, 1, exit_code=137, stall=stall))
+    return explain(collect(attempt.root, 1, StarterReport(exit_code=137, stall=stall)))
 
 
 def test_a_hang_names_the_rank_that_is_in_no_collective_and_its_place(attempt: Attempt) -> None:
@@ -513,7 +514,7 @@ def test_nodes_excluded_before_stay_excluded(tmp_path: Path) -> None:
 def test_the_order_of_exits_decides_where_the_starter_saw_it(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path / "run", starter="local")
     attempt.end(0, 1, "RuntimeError", "an error nobody knows")
-    found = judge(collect(attempt.root, 1, exit_code=137, exits=[(3, -9), (0, 1), (1, -15), (2, -9)]))
+    found = explain(collect(attempt.root, 1, StarterReport(exit_code=137, exits=[(3, -9), (0, 1), (1, -15), (2, -9)])))
     # Rank 0 spoke, but after rank 3 was killed.
     assert found.rank == 3 and found.verdict_class is VerdictClass.out_of_memory_host
 

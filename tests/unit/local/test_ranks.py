@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.diagnose.verdict import VerdictClass, read_verdict
-from launcher.errors import ExitCode, RunError
+from launcher.diagnose.verdict import read_verdict
+from launcher.errors import ExitCode, RunError, VerdictClass
 from launcher.local.ranks import run_local
 from launcher.local.scheduler import LocalScheduler
 from launcher.paths import RunPaths

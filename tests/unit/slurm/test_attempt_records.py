@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass, read_verdict, write_verdict
-from launcher.errors import RunError, SlurmUnavailable
+from launcher.diagnose.verdict import Action, Verdict, read_verdict, write_verdict
+from launcher.errors import RunError, SlurmUnavailable, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempt, write_attempt
 from launcher.runs.events import last_state, read_events

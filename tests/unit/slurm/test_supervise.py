@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from launcher.diagnose.evidence import JobEnd, end_of_job
-from launcher.diagnose.srun_messages import starter_facts
-from launcher.diagnose.verdict import Action, Verdict, VerdictClass
-from launcher.errors import ExitCode
+from launcher.diagnose.srun_messages import parse_messages
+from launcher.diagnose.verdict import Action, Verdict
+from launcher.errors import ExitCode, VerdictClass
 from launcher.slurm.job.supervise import _code_of
 
 STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00"
@@ -23,12 +23,12 @@ STEP = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:0
     ],
 )
 def test_a_job_that_ends_without_a_reason_of_slurms_was_cancelled(state: str, said: str, end: str) -> None:
-    assert end_of_job(JobEnd(state=state), starter_facts(said)) == end
+    assert end_of_job(JobEnd(state=state), parse_messages(said)) == end
 
 
 def test_a_job_that_is_counted_as_restarted_was_not_cancelled() -> None:
     """Its node was cut off and is back: the ranks of another one were told to stop, and no log says why."""
-    facts = starter_facts("srun: error: n2: task 1: Exited with exit code 75")
+    facts = parse_messages("srun: error: n2: task 1: Exited with exit code 75")
     assert end_of_job(JobEnd(state="COMPLETING", restarted=True), facts) == "REQUEUED"
 
 
