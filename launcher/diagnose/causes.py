@@ -187,8 +187,8 @@ def _stopped(evidence: Evidence) -> Cause | None:
     if timed_out or TIME_LIMIT in asked or (signal.SIGUSR2.name in asked and _near_time_limit(evidence)):
         return Cause(verdict_class=VerdictClass.timeout, summary=f"the time limit came, {how}")
     by_preemption = MessageKind.preempted in said or evidence.slurm_state == "PREEMPTED"
-    by_slurm = by_preemption or said & {MessageKind.requeued, MessageKind.cancelled}
-    by_slurm = by_slurm or evidence.slurm_state in SLURM_WAITING_STATES
+    is_requeued = evidence.slurm_state in SLURM_WAITING_STATES or MessageKind.requeued in said
+    by_slurm = by_preemption or is_requeued or MessageKind.cancelled in said
     if by_slurm or stopped_by or _saved(evidence) or evidence.exit_code == ExitCode.PREEMPTED:
         by = stopped_by or ("Slurm" if by_slurm else "a signal")
         what = "preempted" if by_preemption else f"stopped by {by}"

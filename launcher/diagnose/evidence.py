@@ -242,6 +242,6 @@ def _full_file_systems(root: Path) -> dict[str, float]:
             device, free, counted = path.stat().st_dev, shutil.disk_usage(path).free, os.statvfs(path)
         except OSError:
             continue
-        if free < _NO_ROOM_BYTES or 0 < counted.f_files and counted.f_favail < _NO_ROOM_FILES:
+        if free < _NO_ROOM_BYTES or (counted.f_files > 0 and counted.f_favail < _NO_ROOM_FILES):
             found.setdefault(device, (str(path), free / 2**20))
     return dict(found.values())

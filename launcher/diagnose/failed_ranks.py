@@ -80,10 +80,10 @@ def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
 def _class_of_end(end: RankEnd, logged: str) -> VerdictClass | None:
     """By the error's class and fields; of errors of other packages also by what they and the log say."""
     text = _text(end) or logged
-    if end.kind:
-        found = class_of(end.kind, end.data, text)
-    else:  # written by an older version: the fields are only in its message
+    if not end.kind:  # written by an older version: the fields are only in its message
         found = class_of("", {}, text) or class_of(end.error, {}, "")
+    else:
+        found = class_of(end.kind, end.data, text)
     if found is not None or end.error == ErrorOnMain.__name__:
         return found
     if kind_of(end) not in OUR_ERRORS:

@@ -1,7 +1,7 @@
-"""A run over several machines without Slurm: cluster.hosts names them, and they share the folder of the run.
+"""A run on several hosts without Slurm: cluster.hosts names them, and they share the folder of the run.
 
-The first machine makes the attempt and waits (`lead`). On every other one the user, or a remote shell, starts
-`launcher train --join RUN` (`join`). When all have come, each starts its own ranks as a run on one machine does.
+The first host makes the attempt and waits (`lead`). On every other one the user, or a remote shell, starts
+`launcher train --join RUN` (`join`). When all have joined, each starts its own ranks as a run on one host does.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from launcher.config.devices import visible_gpus
 from launcher.config.frozen import load_prepared
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.local_attempt import begin_attempt, end_attempt
-from launcher.diagnose.outcome import Outcome
 from launcher.errors import ConfigErrors, LauncherError, RunError, WorldError
-from launcher.local.host_status import SILENT_S, BoxNote, BoxState, OtherBoxes, OwnNote, read_note
-from launcher.local.ranks import run_local
-from launcher.local.remote_shell import RemoteBoxes, join_words
+from launcher.files import find_record
+from launcher.local.attempt import RankExits, begin_local, end_local
+from launcher.local.host_status import SILENT_S, HostState, HostStatus, OtherHosts, OwnStatus
+from launcher.local.ranks import HostShare, run_local
+from launcher.local.remote_shell import RemoteShells, join_command
 from launcher.paths import RunPaths
-from launcher.runs.machine_ranks import Place
-from launcher.runs.network import free_port_for_others, interface_to, own_box
+from launcher.runs.network import free_port_for_others, interface_to, own_index
 from launcher.runs.run_dir import last_attempt, versions
 
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 _MUST_AGREE = ("launcher", "python", "torch", "accelerate", "deepspeed", "transformers", "peft")
+_NOT_SHARED = "If that was done, the folder is not the same on both: the hosts of a run need a shared file system"
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """This machine's part of a run over several."""
+class _MultiHostRun:
+    """A run on several hosts, as seen from one of them."""
 
     paths: RunPaths
     config: RunConfig
     derived: Derived
-    box: int
+    index: int
+    """Of this host in `hosts`."""
 
     @property
     def hosts(self) -> list[str]:
@@ -50,194 +51,184 @@ class _Part:
 
     @property
     def host(self) -> str:
-        return self.hosts[self.box]
+        return self.hosts[self.index]
 
-    def place(self, attempt: int, *, address: str, port: int) -> Place:
-        per_box = self.derived.devices_per_node
-        others = OtherBoxes(self.paths, attempt, self.hosts, self.box)
-        return Place(
-            first_rank=self.box * per_box,
-            num_ranks=per_box,
+    def start_ranks(self, attempt: int, *, address: str, port: int, console: bool, lock: int | None = None) -> int:
+        """Returns: as run_local."""
+        per_host = self.derived.devices_per_node
+        share = HostShare(
+            first_rank=self.index * per_host,
+            num_ranks=per_host,
             master_address=address,
             master_port=port,
-            interface=interface_to(self.hosts[1] if self.box == 0 else self.hosts[0]),
-            lost=others.lost,
+            interface=interface_to(self.hosts[1] if self.index == 0 else self.hosts[0]),
+            lost=OtherHosts(self.paths, attempt, self.hosts, self.index).lost,
         )
+        return run_local(self.paths.root, attempt=attempt, console=console, lock=lock, share=share)
 
 
 def check_leader(run_dir: Path) -> None:
-    """Raises: RunError if this machine is not the first of the run's."""
-    part = _part(run_dir)
-    if part.box != 0:
+    """Raises: RunError if this host is not the first of the run's."""
+    run = _open(run_dir)
+    if run.index != 0:
         raise RunError(
-            f"this machine is {part.host}, number {part.box + 1} of {run_dir.name}; the run is started on the first, "
-            f"{part.hosts[0]}. Here: {' '.join(join_words(run_dir))}"
+            f"this host is {run.host}, number {run.index + 1} of {run_dir.name}; the run is started on the first, "
+            f"{run.hosts[0]}. Here: {join_command(run_dir)}"
         )
 
 
 def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote: bool) -> int:
-    """Runs an attempt from the first machine: waits for the others, then starts the ranks of this one.
+    """Runs an attempt from the first host: waits for the others, then starts the ranks of this one.
 
     Args:
-        remote: start the others through a remote shell; else the user does.
+        remote: start the others through a remote shell; otherwise the user does.
     Returns: as run_local.
-    Raises: WorldError if a machine does not come within fault.meet_limit_s, or cannot take part.
+    Raises: WorldError if a host does not join within fault.meet_limit_s, or cannot take part.
     """
-    part = _part(run_dir)
-    address, port = part.hosts[0], free_port_for_others()
-    note = BoxNote(
-        box=0,
+    run = _open(run_dir)
+    status = HostStatus(
+        index=0,
         host=socket.gethostname(),
-        state=BoxState.waiting,
+        state=HostState.waiting,
         token=secrets.token_hex(16),
-        master_address=address,
-        master_port=port,
+        master_address=run.hosts[0],
+        master_port=free_port_for_others(),
         versions=_versions(),
     )
     with ExitStack() as held:
-        own = held.enter_context(OwnNote(part.paths.host_status(attempt, 0), note))
-        started = held.enter_context(RemoteBoxes(part.paths, attempt, part.hosts)) if remote else None
-        if started is None:
-            words = " ".join(join_words(run_dir.resolve()))
-            logger.warning("waiting for %s; start there: %s", ", ".join(part.hosts[1:]), words)
+        own = held.enter_context(OwnStatus(run.paths.host_status(attempt, 0), status))
+        shells = held.enter_context(RemoteShells(run.paths, attempt, run.hosts)) if remote else None
+        if shells is None:
+            others = ", ".join(run.hosts[1:])
+            logger.warning("waiting for %s; start there: %s", others, join_command(run.paths.root))
         try:
-            _wait_for_others(part, attempt, note.token, started)
+            _wait_for_others(run, attempt, status.token, shells)
         except WorldError as error:
-            outcome = Outcome(lost=error)
-            end_attempt(part.paths.root, begin_attempt(part.paths.root, attempt, part.derived), outcome)
+            record = begin_local(run.paths, attempt, run.derived, run.hosts)
+            end_local(run.paths, record, RankExits(lost=error))
             raise
-        own.move_to(BoxState.running)
-        code = run_local(
-            run_dir,
-            attempt=attempt,
-            console=console,
-            lock=lock,
-            place=part.place(attempt, address=address, port=port),
+        own.report(HostState.running)
+        code = run.start_ranks(
+            attempt, address=status.master_address, port=status.master_port, console=console, lock=lock
         )
         own.end(code)
     return code
 
 
-def _wait_for_others(part: _Part, attempt: int, token: str, started: RemoteBoxes | None) -> None:
-    others = OtherBoxes(part.paths, attempt, part.hosts, part.box)
-    limit_s = part.config.fault.meet_limit_s
+def _wait_for_others(run: _MultiHostRun, attempt: int, token: str, shells: RemoteShells | None) -> None:
+    others = OtherHosts(run.paths, attempt, run.hosts, run.index)
+    limit_s = run.config.fault.meet_limit_s
     deadline = time.monotonic() + limit_s
-    missing = list(range(1, len(part.hosts)))
+    missing = list(range(1, len(run.hosts)))
     while missing:
-        for box in list(missing):
-            note = others.note(box)
-            if note is None or note.token != token:
+        for index in list(missing):
+            status = others.status(index)
+            if status is None or status.token != token:
                 continue
-            if note.error:
-                raise WorldError(f"{part.hosts[box]} cannot take part: {note.error}")
-            logger.info("%s has joined", part.hosts[box])
-            missing.remove(box)
-        if started is not None:
-            started.refuse_failed(missing)
+            if status.error:
+                raise WorldError(f"{run.hosts[index]} cannot take part: {status.error}")
+            logger.info("%s has joined", run.hosts[index])
+            missing.remove(index)
+        if shells is not None:
+            shells.refuse_failed(missing)
         if missing and time.monotonic() > deadline:
-            names = ", ".join(part.hosts[box] for box in missing)
+            names = ", ".join(run.hosts[index] for index in missing)
             raise WorldError(
                 f"{names} did not join within {limit_s:g} s (fault.meet_limit_s). Start there: "
-                f"{' '.join(join_words(part.paths.root))} . If that was done, the folder is not the same on both: "
-                "the machines of a run need a shared file system"
+                f"{join_command(run.paths.root)} . {_NOT_SHARED}"
             )
         time.sleep(_POLL_S)
 
 
 def join(run_dir: Path, *, console: bool = True) -> int:
-    """Takes part in a run that the first machine of cluster.hosts has started or is about to start.
+    """Takes part in a run that the first host of cluster.hosts has started or is about to start.
 
-    Returns: as run_local, for the ranks of this machine.
-    Raises: RunError if this machine has no part in it or lacks something; WorldError if the first one does not answer.
+    Returns: as run_local, for the ranks of this host.
+    Raises: RunError if this host has no part in the run or lacks something; WorldError if the first does not answer.
     """
-    part = _part(run_dir)
-    if part.box == 0:
-        raise RunError(f"this machine is {part.host}, the first of {run_dir.name}: start it with launcher train --run")
-    attempt, leader = _open_attempt(part)
-    lacking = _lacking(part, leader)
-    note = BoxNote(
-        box=part.box, host=socket.gethostname(), state=BoxState.joined, token=leader.token, versions=_versions()
+    run = _open(run_dir)
+    if run.index == 0:
+        raise RunError(f"this host is {run.host}, the first of {run_dir.name}: start it with launcher train --run")
+    attempt, leader = _waiting_attempt(run)
+    status = HostStatus(
+        index=run.index,
+        host=socket.gethostname(),
+        state=HostState.joined,
+        token=leader.token,
+        versions=_versions(),
     )
-    with OwnNote(part.paths.host_status(attempt, part.box), note) as own:
+    lacking = _lacking(run, leader, status.versions)
+    with OwnStatus(run.paths.host_status(attempt, run.index), status) as own:
         if lacking is not None:
             own.end(lacking.exit_code, error=str(lacking))
             raise lacking
-        _wait_for_start(part, attempt)
-        own.move_to(BoxState.running)
-        place = part.place(attempt, address=leader.master_address, port=leader.master_port)
-        code = run_local(run_dir, attempt=attempt, console=console, place=place)
+        _wait_for_start(run, attempt)
+        own.report(HostState.running)
+        code = run.start_ranks(attempt, address=leader.master_address, port=leader.master_port, console=console)
         own.end(code)
     return code
 
 
-def _open_attempt(part: _Part) -> tuple[int, BoxNote]:
-    """The attempt that waits for this machine, seen to be alive: its file changes while we look."""
-    limit_s = part.config.fault.meet_limit_s
+def _waiting_attempt(run: _MultiHostRun) -> tuple[int, HostStatus]:
+    """The attempt whose leader waits for this host, seen to be alive: its file changes while we look."""
+    limit_s = run.config.fault.meet_limit_s
     deadline = time.monotonic() + limit_s
-    first: dict[int, int] = {}
-    told = False
+    first_beat: dict[int, int] = {}
+    logger.info("waiting for %s to start %s", run.hosts[0], run.paths.root.name)
     while time.monotonic() < deadline:
-        attempt = last_attempt(part.paths.root)
-        note = read_note(part.paths.host_status(attempt, 0)) if attempt else None
-        if note is not None and note.state is not BoxState.ended and note.beat != first.setdefault(attempt, note.beat):
-            if note.state is BoxState.waiting:
-                return attempt, note
+        attempt = last_attempt(run.paths.root)
+        leader = find_record(HostStatus, run.paths.host_status(attempt, 0)) if attempt else None
+        is_open = leader is not None and leader.state is not HostState.ended
+        if leader is not None and is_open and leader.beat != first_beat.setdefault(attempt, leader.beat):
+            if leader.state is HostState.waiting:
+                return attempt, leader
             raise RunError(
-                f"{part.paths.root.name} runs already, without this machine joining anew; stop it on {part.hosts[0]} "
-                "(launcher cancel) before you start it again"
+                f"{run.paths.root.name} is running already, and this host cannot join it any more; stop it on "
+                f"{run.hosts[0]} (launcher cancel) before you start it again"
             )
-        if not told and len(first) == 0:
-            logger.info("waiting for %s to start %s", part.hosts[0], part.paths.root.name)
-            told = True
         time.sleep(_POLL_S)
     raise WorldError(
-        f"no attempt of {part.paths.root} by {part.hosts[0]} was seen here within {limit_s:g} s (fault.meet_limit_s). "
-        f"Start it there: launcher train --run {part.paths.root} . If that was done, the folder is not the "
-        "same on both: the machines of a run need a shared file system"
+        f"no attempt of {run.paths.root} by {run.hosts[0]} was seen here within {limit_s:g} s (fault.meet_limit_s). "
+        f"Start it there: launcher train --run {run.paths.root} . {_NOT_SHARED}"
     )
 
 
-def _lacking(part: _Part, leader: BoxNote) -> LauncherError | None:
-    """Why this machine cannot take part."""
-    if problems := machine_problems(part.config, visible_gpus()):
+def _lacking(run: _MultiHostRun, leader: HostStatus, mine: dict[str, str | None]) -> LauncherError | None:
+    """Why this host cannot take part."""
+    if problems := machine_problems(run.config, visible_gpus()):
         return ConfigErrors(problems)
-    for name, folder in (("data", part.derived.data_dir), ("model", part.derived.model_dir)):
+    for name, folder in (("data", run.derived.data_dir), ("model", run.derived.model_dir)):
         if not Path(folder).is_dir():
             return RunError(
-                f"the {name} folder {folder} is not there on {part.host}; set LAUNCHER_CACHE to a folder that all "
-                "machines share, and make the run again"
+                f"the {name} folder {folder} is not there on {run.host}; set LAUNCHER_CACHE to a folder that all "
+                "hosts share, and make the run again"
             )
-    mine = _versions()
-    other = [
-        f"{key} {mine[key]} here, {leader.versions.get(key)} there"
-        for key in mine
-        if mine[key] != leader.versions.get(key)
-    ]
+    theirs = leader.versions
+    other = [f"{key} {mine[key]} here, {theirs.get(key)} there" for key in mine if mine[key] != theirs.get(key)]
     if other:
-        return RunError(f"{part.host} and {part.hosts[0]} differ: {'; '.join(other)}. Install the same on both")
+        return RunError(f"{run.host} and {run.hosts[0]} differ: {'; '.join(other)}. Install the same on both")
     return None
 
 
-def _wait_for_start(part: _Part, attempt: int) -> None:
-    others = OtherBoxes(part.paths, attempt, [part.hosts[0], ""], 1)
+def _wait_for_start(run: _MultiHostRun, attempt: int) -> None:
+    others = OtherHosts(run.paths, attempt, [run.hosts[0], ""], 1)
     while True:
-        note = others.note(0)
-        if note is not None and note.state is BoxState.running:
+        leader = others.status(0)
+        if leader is not None and leader.state is HostState.running:
             return
-        if note is not None and note.state is BoxState.ended:
-            raise WorldError(f"{part.hosts[0]} gave up before the run began: {note.error or 'interrupted'}")
+        if leader is not None and leader.state is HostState.ended:
+            raise WorldError(f"{run.hosts[0]} gave up before the run began: {leader.error or 'interrupted'}")
         if lost := others.lost():
             raise WorldError(f"{lost} ({SILENT_S:g} s is the limit); the run did not begin")
         time.sleep(_POLL_S)
 
 
-def _part(run_dir: Path) -> _Part:
+def _open(run_dir: Path) -> _MultiHostRun:
     paths = RunPaths(run_dir.resolve())
     config, derived = load_prepared(paths.config)
-    hosts = config.cluster.hosts
-    if len(hosts) < 2:
-        raise RunError(f"{run_dir.name} is a run on one machine: it was made without cluster.hosts")
-    return _Part(paths, config, derived, own_box(hosts))
+    if len(config.cluster.hosts) < 2:
+        raise RunError(f"{run_dir.name} is a run on one host: it was made without cluster.hosts")
+    return _MultiHostRun(paths, config, derived, own_index(config.cluster.hosts))
 
 
 def _versions() -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Starting the other machines of a run through a remote shell."""
+"""Starts the other hosts of a run through a remote shell."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _TAIL_LINES = 10
 _LEAVE_S = 30.0
 
 
-def join_words(run_dir: Path) -> list[str]:
-    """What to type on another machine."""
-    return ["launcher", "train", "--join", shlex.quote(str(run_dir))]
+def join_command(run_dir: Path) -> str:
+    """For the user to type on another host."""
+    return f"launcher train --join {shlex.quote(str(run_dir))}"
 
 
 def remote_argv(host: str, run_dir: Path, environ: Mapping[str, str], *, folder: Path, python: str) -> list[str]:
     """The local command that starts `launcher train --join` on a host. Pure.
 
-    A remote shell hands its words to the user's shell there as one text: so all of it is quoted for that shell, and the
-    host, which the settings restrict to letters of host names, is a word of its own.
+    A remote shell hands its arguments to the user's shell there as one text. So all of it is quoted for that shell, and
+    the host, which the settings restrict to letters of host names, is an argument of its own.
     """
     shell = shlex.split(environ.get(SHELL_VARIABLE, "")) or list(_SSH)
     kept = [f"{name}={environ[name]}" for name in ("LAUNCHER_CACHE", "PYTHONPATH") if environ.get(name)]
@@ -38,20 +38,20 @@ def remote_argv(host: str, run_dir: Path, environ: Mapping[str, str], *, folder:
     return [*shell, host, f"cd {shlex.quote(str(folder))} && exec {command}"]
 
 
-class RemoteBoxes:
-    """The remote shells of an attempt; what they say goes to box-NNNN.log in the attempt's folder."""
+class RemoteShells:
+    """The remote shells of an attempt; their output goes to box-NNNN.log in the attempt's folder."""
 
     def __init__(self, paths: RunPaths, attempt: int, hosts: list[str]) -> None:
         self._hosts = hosts
-        self._logs = {box: paths.attempt(attempt) / f"box-{box:04d}.log" for box in range(1, len(hosts))}
+        self._logs = {index: paths.attempt(attempt) / f"box-{index:04d}.log" for index in range(1, len(hosts))}
         self._run_dir = paths.root
         self._shells: dict[int, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> RemoteBoxes:
-        for box, log in self._logs.items():
-            argv = remote_argv(self._hosts[box], self._run_dir, os.environ, folder=Path.cwd(), python=sys.executable)
+    def __enter__(self) -> RemoteShells:
+        for index, log in self._logs.items():
+            argv = remote_argv(self._hosts[index], self._run_dir, os.environ, folder=Path.cwd(), python=sys.executable)
             with log.open("ab") as output:
-                self._shells[box] = subprocess.Popen(
+                self._shells[index] = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -64,22 +64,22 @@ class RemoteBoxes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """The machines leave by themselves when they see our end; a shell that stays is only the wire to them."""
+        """The hosts leave by themselves when they see our end; a shell that stays is only the wire to them."""
         for shell in self._shells.values():
             try:
                 shell.wait(timeout=_LEAVE_S if kind is None else 0)
             except subprocess.TimeoutExpired:
                 shell.terminate()
 
-    def refuse_failed(self, boxes: list[int]) -> None:
-        """Raises: HostNotStarted if the remote shell of one of these hosts, which have not joined, has ended."""
-        for box in boxes:
-            code = self._shells[box].poll()
+    def refuse_failed(self, missing: list[int]) -> None:
+        """Raises: HostNotStarted if the remote shell to a host that has not joined has ended."""
+        for index in missing:
+            code = self._shells[index].poll()
             if code is not None:
-                lines = self._logs[box].read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-                said = "\n".join(f"  | {line}" for line in lines)
+                lines = self._logs[index].read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+                shown = "\n".join(f"  | {line}" for line in lines)
                 raise HostNotStarted(
-                    f"{self._hosts[box]} could not be started: the remote shell ended with {code}\n{said}",
-                    node=self._hosts[box],
+                    f"{self._hosts[index]} could not be started: the remote shell ended with {code}\n{shown}",
+                    node=self._hosts[index],
                     output="\n".join(lines),
                 )

@@ -16,7 +16,7 @@ from launcher.local.ranks import run_local, startable
 from launcher.paths import RunPaths
 from launcher.runs.run_dir import last_attempt, lock_run, new_attempt
 from launcher.runs.scheduler import Submitted, refuse_ended
-from launcher.runs.states import RunProcess, RunState, is_alive, run_process, run_state
+from launcher.runs.states import RunState, StarterProcess, is_alive, run_process, run_state
 from launcher.runs.status import FINAL_STATES, read_status, set_state
 
 _POLL_S = 0.2
@@ -29,7 +29,7 @@ class LocalScheduler:
         return [socket.gethostname()]
 
     def submit(self, run_dir: Path) -> Submitted:
-        startable(RunPaths(run_dir), None)  # what cannot start here makes no attempt
+        startable(RunPaths(run_dir))  # what cannot start here makes no attempt
         return _attempt(run_dir, lambda attempt, lock: run_local(run_dir, attempt=attempt, lock=lock))
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
@@ -92,7 +92,7 @@ def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
         set_state(RunPaths(run_dir), last_attempt(run_dir), "cancelled", "cancelled by the user")
 
 
-def _signal(run_dir: Path, process: RunProcess | None, *, now: bool) -> None:
+def _signal(run_dir: Path, process: StarterProcess | None, *, now: bool) -> None:
     with suppress(ProcessLookupError):
         if process is None:
             status = read_status(RunPaths(run_dir).status)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
-import struct
 import sys
 import termios
 import threading
-import tty
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-# What a progress bar sends to redraw itself, and colours and cursor moves: of use on a terminal only.
+# A progress bar redraws itself with these; colours and cursor moves are of use on a terminal only.
 _ERASE_LINE = b"\x1b[2K"
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\].*?(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
 
@@ -47,7 +45,7 @@ class LogFilter:
 class RankOutput:
     """Where rank 0 writes: `descriptor` for the child, copied by a thread to our stderr and to the log.
 
-    A pseudo-terminal where our stderr is a terminal, else a pipe.
+    A pseudo-terminal where our stderr is a terminal (its size follows ours), otherwise a pipe.
     """
 
     def __init__(self, log: Path) -> None:
@@ -55,11 +53,6 @@ class RankOutput:
         self._is_terminal = sys.stderr.isatty()
         self._source, self.descriptor = os.openpty() if self._is_terminal else os.pipe()
         if self._is_terminal:
-            tty.setraw(self.descriptor)
-            # Raw, but with newline translated as programs expect.
-            settings = termios.tcgetattr(self.descriptor)
-            settings[1] |= termios.OPOST | termios.ONLCR
-            termios.tcsetattr(self.descriptor, termios.TCSANOW, settings)
             self._copy_size(0, None)
             self._previous = signal.signal(signal.SIGWINCH, self._copy_size)
         self._thread = threading.Thread(target=self._pump, name="rank-0-output", daemon=True)
@@ -70,14 +63,13 @@ class RankOutput:
         self._thread.start()
 
     def close(self) -> None:
-        """Waits for the last lines; not for ever: a process that outlives rank 0 may hold its output open."""
+        """Waits for the last lines, but not for ever: a process that outlives rank 0 may hold its output open."""
         self._thread.join(timeout=2)
         if self._is_terminal:
             signal.signal(signal.SIGWINCH, self._previous)
 
     def _copy_size(self, number: int, frame: FrameType | None) -> None:
-        size = fcntl.ioctl(sys.stderr.fileno(), termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
-        fcntl.ioctl(self._source, termios.TIOCSWINSZ, size)
+        termios.tcsetwinsize(self._source, termios.tcgetwinsize(sys.stderr.fileno()))
 
     def _pump(self) -> None:
         plain = LogFilter()
@@ -88,16 +80,11 @@ class RankOutput:
                 data = b""
             if not data:
                 break
-            self._show(data)
+            # Where nobody watches any more (a closed terminal), the log goes on.
+            with suppress(OSError, ValueError):
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
             self._log.write(plain.feed(data))
         self._log.write(plain.close())
         self._log.close()
         os.close(self._source)
-
-    def _show(self, data: bytes) -> None:
-        try:
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
-        except (OSError, ValueError):
-            # Nobody watches any more (closed terminal): the log goes on.
-            pass

@@ -1,4 +1,4 @@
-"""Which of the machines of a run this one is, and how it reaches the others."""
+"""Which of the hosts of a run this one is, and how it reaches the others."""
 
 from __future__ import annotations
 
@@ -12,38 +12,36 @@ import psutil
 from launcher.errors import RunError, UserError
 
 
-def own_box(hosts: Sequence[str]) -> int:
-    """The place of this machine in a list of host names or addresses.
+def own_index(hosts: Sequence[str]) -> int:
+    """The index of this host in a list of host names or addresses.
 
     Raises:
         RunError: it is not in the list, or more than once.
     """
     names, addresses = own_names(), own_addresses()
-    found = [place for place, host in enumerate(hosts) if is_this_machine(host, names, addresses)]
+    found = [index for index, host in enumerate(hosts) if is_this_host(host, names, addresses)]
     if len(found) == 1:
         return found[0]
-    me = f"this machine ({', '.join(sorted(names))}; {', '.join(sorted(addresses)) or 'no address'})"
+    me = f"this host ({', '.join(sorted(names))}; {', '.join(sorted(addresses)) or 'no address'})"
     if not found:
-        raise RunError(f"{me} is none of cluster.hosts = {list(hosts)}; make the run with the names its machines have")
-    twice = ", ".join(hosts[place] for place in found)
-    raise RunError(f"{me} is in cluster.hosts more than once: {twice}; every machine is named once")
+        raise RunError(f"{me} is not among cluster.hosts = {list(hosts)}; make the run with the names its hosts have")
+    twice = ", ".join(hosts[index] for index in found)
+    raise RunError(f"{me} is in cluster.hosts more than once: {twice}; name every host once")
 
 
-def is_this_machine(host: str, names: set[str], addresses: set[str]) -> bool:
-    """Whether a host of the list is the machine with these names and addresses."""
-    if host.lower() in names:
-        return True
-    return bool(_resolved(host) & addresses)
+def is_this_host(host: str, names: set[str], addresses: set[str]) -> bool:
+    """Whether a host of the list is the one with these names and addresses."""
+    return host.lower() in names or bool(_resolved(host) & addresses)
 
 
 def own_names() -> set[str]:
-    """Host name of this machine, in full and short, in small letters."""
+    """Host name of this machine, in full and short, in lower case."""
     name = socket.gethostname().lower()
     return {name, name.partition(".")[0]}
 
 
 def own_addresses() -> set[str]:
-    """Addresses by which others may know this machine: none of loopback."""
+    """Addresses by which others may know this host, without those of loopback."""
     found = (address.address for interface in psutil.net_if_addrs().values() for address in interface)
     return _usable(found)
 
@@ -66,7 +64,7 @@ def _usable(texts: Iterable[str]) -> set[str]:
 
 
 def interface_to(host: str) -> str:
-    """The network interface that leads to a host; ranks are told to use it, whatever their own host name stands for.
+    """The network interface that leads to a host; ranks must use it, whatever their own host name resolves to.
 
     Raises:
         UserError: the host has no address, or there is no way to it.
@@ -77,9 +75,8 @@ def interface_to(host: str) -> str:
             probe.connect(target)  # sends nothing: it only chooses a route
             mine = str(probe.getsockname()[0]).partition("%")[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"{host} cannot be reached from {socket.gethostname()}: {error}; check cluster.hosts"
-        ) from error
+        message = f"{host} cannot be reached from {socket.gethostname()}: {error}; check cluster.hosts"
+        raise UserError(message) from error
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address.partition("%")[0] == mine for address in addresses):
             return str(name)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import cast
 
 import psutil
 
-from launcher.files import as_json
+from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts
 from launcher.runs.events import Event, read_events, valid_events
@@ -117,12 +117,17 @@ class RunState:
         return self.alive is False and not self.requeued and self.state != "queued"
 
 
-@dataclass(frozen=True, slots=True)
-class RunProcess:
-    """The starter of an attempt on this machine, and its ranks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StarterProcess:
+    """process.json: the local starter of an attempt, and its ranks."""
 
     pid: int
+    created: float
+    """When the process started, which tells it from a later one with the same number."""
+    host: str
+    started: str
     ranks: list[int]
+    """Process ids."""
 
 
 def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "") -> RunState:
@@ -204,20 +209,16 @@ def is_on_slurm(run_dir: Path, attempts: list[AttemptRecord], status: Status | N
     return not attempts and status is not None and bool(status.job_id)
 
 
-def run_process(run_dir: Path) -> RunProcess | None:
-    """Who runs the newest attempt on this machine; None when nobody does."""
-    try:
-        found = json.loads(RunPaths(run_dir).process(last_attempt(run_dir)).read_text("utf-8"))
-        starter, ranks = int(found["pid"]), [int(pid) for pid in found["ranks"]]
-        same_start = abs(psutil.Process(starter).create_time() - float(found["created"])) < 1.0
-    except psutil.NoSuchProcess:
-        same_start = False
-    except (OSError, ValueError, KeyError, TypeError):
+def run_process(run_dir: Path) -> StarterProcess | None:
+    """Who runs the newest attempt on this host; None when nobody does."""
+    found = find_record(StarterProcess, RunPaths(run_dir).process(last_attempt(run_dir)))
+    if found is None or found.host != socket.gethostname() or not is_locked(run_dir):
         return None
-    if found["host"] != socket.gethostname() or not is_locked(run_dir):
-        return None
-    # The lock says that a rank at least is there, though its starter may be gone.
-    return RunProcess(pid=starter if same_start else ranks[0], ranks=ranks)
+    with suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(found.pid).create_time() - found.created) < 1.0:
+            return found
+    # The lock says that a rank at least is there, though its starter is gone.
+    return replace(found, pid=found.ranks[0])
 
 
 @dataclass(frozen=True, slots=True)

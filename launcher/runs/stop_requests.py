@@ -1,4 +1,4 @@
-"""Stop signals to whoever started the ranks of an attempt: noted, to be passed on in order."""
+"""Stop signals to the starter of the ranks: noted, to be passed on in order."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ import time
 from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+# USR2, not USR1: NCCL may catch USR1. Slurm sends TERM on preemption and USR2 where the job script asks for a lead.
+RANK_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""On these a rank saves and leaves."""
 _DEBOUNCE_S = 0.5
 
 
 @dataclass(slots=True)
 class StopRequests:
-    """Notes stop signals instead of dying of them, while ranks run; the previous handlers come back afterwards."""
+    """Notes stop signals instead of dying from them while ranks run; the previous handlers come back afterwards."""
 
     names: list[str] = field(default_factory=list)
     _at: float = float("-inf")
     _previous: dict[signal.Signals, object] = field(default_factory=dict)
 
     def __enter__(self) -> StopRequests:
-        for number in STOP_SIGNALS:
+        for number in (*RANK_STOP_SIGNALS, signal.SIGHUP):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -29,10 +31,6 @@ class StopRequests:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-
-    @property
-    def count(self) -> int:
-        return len(self.names)
 
     @property
     def first(self) -> str:

@@ -7,9 +7,7 @@ import threading
 from types import FrameType
 
 from launcher.errors import Preempted
-
-# USR2, not USR1: NCCL may catch USR1. Slurm sends TERM on preemption and USR2 where the job script asks for a lead.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+from launcher.runs.stop_requests import RANK_STOP_SIGNALS
 
 
 class StopFlag:
@@ -26,10 +24,10 @@ class StopFlag:
     def arm(self) -> None:
         """Catches the stop signals from now on. Main thread only."""
         assert threading.current_thread() is threading.main_thread()
-        for number in STOP_SIGNALS:
+        for number in RANK_STOP_SIGNALS:
             signal.signal(number, self._note)
         # The local starter holds them back until now, so that none ends a rank that cannot catch it yet.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_STOP_SIGNALS)
 
     def ask(self, reason: str) -> None:
         """Sets the flag without a signal."""

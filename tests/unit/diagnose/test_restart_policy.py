@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from launcher.config.cluster_schema import FaultConfig
 from launcher.diagnose.restart_policy import decide, fruitless_in_a_row
-from launcher.errors import VerdictClass
 from launcher.diagnose.verdict import ACTIONS, NOT_A_FAILURE, Action, Verdict
+from launcher.errors import VerdictClass
 
 CRASH = VerdictClass.bug
 GOES_ON = (Action.requeue, Action.requeue_without_node)

@@ -14,11 +14,12 @@ import pytest
 from launcher.config.compose import compose_with_problems
 from launcher.diagnose.verdict import read_verdict
 from launcher.errors import RunError, UserError, WorldError
-from launcher.local.host_status import BoxNote, BoxState, OtherBoxes, OwnNote, read_note
+from launcher.files import find_record
+from launcher.local.host_status import HostState, HostStatus, OtherHosts, OwnStatus
 from launcher.local.multi_host import check_leader, join, lead
 from launcher.local.remote_shell import remote_argv
 from launcher.paths import RunPaths
-from launcher.runs.network import interface_to, is_this_machine, own_addresses, own_box, own_names
+from launcher.runs.network import interface_to, is_this_host, own_addresses, own_index, own_names
 from launcher.runs.run_dir import new_attempt
 
 ELSEWHERE = "192.0.2.77"  # an address nobody has (RFC 5737)
@@ -56,19 +57,19 @@ def test_hosts_that_fit_are_no_problem() -> None:
 
 
 def test_a_machine_finds_itself_by_name() -> None:
-    assert own_box([ELSEWHERE, HERE]) == 1
-    assert is_this_machine(HERE.upper(), own_names(), set())
+    assert own_index([ELSEWHERE, HERE]) == 1
+    assert is_this_host(HERE.upper(), own_names(), set())
 
 
 def test_a_machine_finds_itself_by_address() -> None:
-    assert is_this_machine("192.0.2.5", {"other"}, {"192.0.2.5"})
-    assert not is_this_machine("127.0.0.1", {"other"}, {"192.0.2.5"})  # loopback is every machine's
+    assert is_this_host("192.0.2.5", {"other"}, {"192.0.2.5"})
+    assert not is_this_host("127.0.0.1", {"other"}, {"192.0.2.5"})  # loopback is every machine's
     assert all(not address.startswith("127.") for address in own_addresses())
 
 
 def test_a_machine_that_is_not_in_the_list_is_told_its_own_names() -> None:
-    with pytest.raises(RunError, match=rf"{HERE.lower()}.*none of cluster\.hosts"):
-        own_box([ELSEWHERE, "192.0.2.78"])
+    with pytest.raises(RunError, match=rf"{HERE.lower()}.*not among cluster\.hosts"):
+        own_index([ELSEWHERE, "192.0.2.78"])
 
 
 def test_a_host_nobody_knows_is_named() -> None:
@@ -76,9 +77,15 @@ def test_a_host_nobody_knows_is_named() -> None:
         interface_to("no-such-host.invalid")
 
 
-def note(box: int, **changes: object) -> BoxNote:
-    values: dict[str, object] = {"box": box, "host": f"box{box}", "state": BoxState.running, "token": "t", **changes}
-    return BoxNote(**values)  # type: ignore[arg-type]
+def status_of(index: int, **changes: object) -> HostStatus:
+    values: dict[str, object] = {
+        "index": index,
+        "host": f"box{index}",
+        "state": HostState.running,
+        "token": "t",
+        **changes,
+    }
+    return HostStatus(**values)  # type: ignore[arg-type]
 
 
 def paths_in(folder: Path) -> RunPaths:
@@ -89,43 +96,43 @@ def paths_in(folder: Path) -> RunPaths:
 
 def test_what_a_machine_says_is_read_back_whole_while_it_keeps_changing(tmp_path: Path) -> None:
     path = paths_in(tmp_path).host_status(1, 0)
-    with OwnNote(path, note(0, error="long " * 300)) as own:
+    with OwnStatus(path, status_of(0, error="long " * 300)) as own:
         seen = set()
         deadline = time.monotonic() + 60
         while len(seen) < 3:
-            found = read_note(path)
+            found = find_record(HostStatus, path)
             assert found is not None and found.error == "long " * 300
             seen.add(found.beat)
             assert time.monotonic() < deadline
         own.end(0)
-    ended = read_note(path)
-    assert ended is not None and (ended.state, ended.exit_code, ended.error) == (BoxState.ended, 0, "")
+    ended = find_record(HostStatus, path)
+    assert ended is not None and (ended.state, ended.exit_code, ended.error) == (HostState.ended, 0, "")
 
 
 def test_a_machine_that_leaves_by_an_error_says_so(tmp_path: Path) -> None:
     path = paths_in(tmp_path).host_status(1, 1)
-    with pytest.raises(WorldError), OwnNote(path, note(1)):
+    with pytest.raises(WorldError), OwnStatus(path, status_of(1)):
         raise WorldError("no way")
-    found = read_note(path)
-    assert found is not None and (found.state, found.exit_code, found.error) == (BoxState.ended, 4, "no way")
+    found = find_record(HostStatus, path)
+    assert found is not None and (found.state, found.exit_code, found.error) == (HostState.ended, 4, "no way")
 
 
 def test_a_machine_that_ended_well_is_not_lost_and_one_that_failed_is(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    others = OtherBoxes(paths, 1, ["boxa", "boxb"], 0)
-    with OwnNote(paths.host_status(1, 1), note(1)) as own:
+    others = OtherHosts(paths, 1, ["boxa", "boxb"], 0)
+    with OwnStatus(paths.host_status(1, 1), status_of(1)) as own:
         own.end(75)
     assert others.lost() is None
-    with OwnNote(paths.host_status(1, 1), note(1)) as own:
+    with OwnStatus(paths.host_status(1, 1), status_of(1)) as own:
         own.end(5)
-    lost = OtherBoxes(paths, 1, ["boxa", "boxb"], 0).lost()
+    lost = OtherHosts(paths, 1, ["boxa", "boxb"], 0).lost()
     assert lost is not None and not lost.is_silent and lost.data["code"] == 5
 
 
 def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_path: Path) -> None:
     paths = paths_in(tmp_path)
-    others = OtherBoxes(paths, 1, ["boxa", "boxb"], 0, silent_s=3)
-    with OwnNote(paths.host_status(1, 1), note(1)):
+    others = OtherHosts(paths, 1, ["boxa", "boxb"], 0, silent_s=3)
+    with OwnStatus(paths.host_status(1, 1), status_of(1)):
         until = time.monotonic() + 4
         while time.monotonic() < until:
             assert others.lost() is None
@@ -188,7 +195,7 @@ def test_joining_a_run_that_nobody_leads_ends_with_what_to_do(pair: Path) -> Non
 
 
 def test_a_record_left_by_a_dead_leader_is_not_joined(pair: Path) -> None:
-    with OwnNote(RunPaths(pair).host_status(1, 0), note(0, state=BoxState.waiting)):
+    with OwnStatus(RunPaths(pair).host_status(1, 0), status_of(0, state=HostState.waiting)):
         pass
     text = RunPaths(pair).host_status(1, 0).read_text().replace('"ended"', '"waiting"')
     RunPaths(pair).host_status(1, 0).write_text(text)
@@ -197,14 +204,14 @@ def test_a_record_left_by_a_dead_leader_is_not_joined(pair: Path) -> None:
 
 
 def test_a_machine_with_other_versions_is_refused_on_both_sides(pair: Path) -> None:
-    waiting = note(0, state=BoxState.waiting, versions={"launcher": "0.0.1"})
+    waiting = status_of(0, state=HostState.waiting, versions={"launcher": "0.0.1"})
     with (
-        OwnNote(RunPaths(pair).host_status(1, 0), waiting),
+        OwnStatus(RunPaths(pair).host_status(1, 0), waiting),
         pytest.raises(RunError, match=r"differ: launcher .* here, 0\.0\.1"),
     ):
         # The file changes once a second, and the limit is one: give it the time to be seen alive.
         _join_patiently(pair)
-    told = read_note(RunPaths(pair).host_status(1, 1))
+    told = find_record(HostStatus, RunPaths(pair).host_status(1, 1))
     assert told is not None and "differ: launcher" in told.error and told.token == "t"
 
 
@@ -229,5 +236,5 @@ def test_a_machine_that_does_not_come_is_named_and_the_attempt_is_judged(tmp_pat
         lead(run, attempt=attempt, console=False, lock=None, remote=False)
     verdict = read_verdict(run, attempt)
     assert verdict is not None and verdict.verdict_class.value == "rendezvous"
-    left = read_note(RunPaths(run).host_status(attempt, 0))
-    assert left is not None and (left.state, left.exit_code) == (BoxState.ended, 4)
+    left = find_record(HostStatus, RunPaths(run).host_status(attempt, 0))
+    assert left is not None and (left.state, left.exit_code) == (HostState.ended, 4)

@@ -250,8 +250,8 @@ def test_a_run_whose_directory_is_removed_says_so(make_run: MakeRun, make_worker
     assert not run.exists()
 
 
-def test_a_run_planned_for_several_machines_is_refused_here(make_run: MakeRun) -> None:
-    with pytest.raises(RunError, match=r"planned for 2 machines.*cluster\.hosts"):
+def test_a_run_planned_for_several_hosts_is_refused_here(make_run: MakeRun) -> None:
+    with pytest.raises(RunError, match=r"planned for 2 hosts.*cluster\.hosts"):
         LocalScheduler().submit(make_run(world_size=2, nodes=2))
 
 

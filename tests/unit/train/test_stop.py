@@ -11,12 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.train.stop import STOP_SIGNALS, StopFlag
+from launcher.runs.stop_requests import RANK_STOP_SIGNALS
+from launcher.train.stop import StopFlag
 
 
 @pytest.fixture
 def armed() -> Iterator[StopFlag]:
-    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    before = {number: signal.getsignal(number) for number in RANK_STOP_SIGNALS}
     flag = StopFlag()
     flag.arm()
     yield flag
