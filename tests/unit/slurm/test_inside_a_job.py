@@ -50,7 +50,7 @@ def test_a_run_over_several_nodes_is_refused_before_it_makes_an_attempt(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     write(tools, "squeue", "print('101|101|N/A|FAILED|main|10:00|2026-03-01T10:00:00|N/A|N/A|n1|None|x')")
     assert main(["resume", "one"]) == ExitCode.USER
-    assert "was planned for 2 machines" in capsys.readouterr().err
+    assert "was planned for 2 hosts" in capsys.readouterr().err
     assert not list(RunPaths(Path("runs/one")).attempts.iterdir())
 
 
