@@ -16,7 +16,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |   `-- SupersededError       exit 6   a newer attempt of the run exists; this one may not publish
 |-- WorldError                exit 4   the ranks that met are not the ranks that were planned
 |   |-- RanksMissing          exit 4   ranks did not come to the rendezvous, or left it
-|   |-- RendezvousFailed      exit 4   the ranks cannot reach each other; none of them is to blame
+|   |-- RendezvousFailed      exit 4   the ranks cannot reach each other, and none is known to be missing
 |   |-- HostNotStarted        exit 4   the remote shell to a host of the run ended before it joined
 |   |-- HostLost              exit 4   a host of the run went silent, or its ranks failed
 |   `-- DeviceError           exit 4   a rank finds no GPU of its own on its node
@@ -29,10 +29,10 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- Preempted                 exit 75  saved at a step edge; start me again
 `-- ErrorOnMain               (as on rank 0)  what rank 0 raised, on the other ranks
 
-ExampleError, BrokenJson and ProbeError are no LauncherErrors: `data` catches them and turns them into findings.
+ExampleError, BrokenJson and ProbeError stand apart: `data` catches them and turns them into findings.
 
-Under a starter that watches the ranks, one that hangs raises nothing: the starter ends the run with exit 7. A job that
-stops because its attempts made no progress, or were too many, exits with 9.
+A starter that watches the ranks ends a hung run with exit 7 itself. A job that stops because its attempts made no
+progress, or were too many, exits with 9.
 """
 
 from __future__ import annotations
@@ -83,25 +83,22 @@ class VerdictClass(Enum):
 
 
 class LauncherError(Exception):
-    """Base of all errors this program raises on purpose.
-
-    The message is for people and may be reworded at any time; what a decision hangs on is the class and `data`.
-    """
+    """Base of all errors raised on purpose. Decisions depend on the class and `data`, never on the message."""
 
     exit_code = ExitCode.BUG
     failure: ClassVar[VerdictClass | None] = None
-    """What an attempt died of when a rank raises this; None: its cause may tell."""
+    """Verdict class of an attempt in which a rank raises this; None: depends on the cause."""
     public_name: ClassVar[str] = ""
-    """The name in JSON output and events, where a class is narrower than the one that scripts know; empty: its own."""
+    """Name in JSON output and events if scripts know a broader class; empty: the class name."""
 
     def __init__(self, message: str, **data: object) -> None:
         super().__init__(message)
-        self.data: dict[str, object] = data
-        """The fields, as JSON: they travel in the record that a rank leaves behind."""
+        self.data = data
+        """The fields, fit for JSON; a rank's exit record holds them."""
 
     @property
     def kind(self) -> str:
-        """Name of the class; stable, because records hold it."""
+        """Name of the class; records hold it, so it must not change."""
         return type(self).__name__
 
 
@@ -111,7 +108,7 @@ def public_name(error: BaseException) -> str:
 
 
 class UserError(LauncherError):
-    """What the user gave cannot work; the message says what to change."""
+    """The user must change something; the message says what."""
 
     exit_code = ExitCode.USER
     failure = VerdictClass.configuration
@@ -136,13 +133,11 @@ class ConfigErrors(UserError):
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
-        super().__init__(
-            "\n".join(str(problem) for problem in problems), settings=[problem.key for problem in problems]
-        )
+        super().__init__("\n".join(map(str, problems)), settings=[problem.key for problem in problems])
 
 
 class DataError(UserError):
-    """The data cannot be used; `problems` lists every finding with its place."""
+    """The data cannot be used; `problems` lists every finding with its location."""
 
     failure = VerdictClass.data
 
@@ -152,7 +147,7 @@ class DataError(UserError):
 
 
 class NotFetched(DataError):
-    """A Hub data set is not in the cache, and fetching it was not asked for."""
+    """A Hub dataset is not in the cache, and the caller did not allow a download."""
 
 
 class ModelError(UserError):
@@ -193,7 +188,7 @@ class CheckpointError(LauncherError):
 
 
 class SaveFailed(CheckpointError):
-    """Ranks could not write their files of a checkpoint; `rank` is the first of them, `errno` and `path` are its."""
+    """Ranks could not write their files of a checkpoint; `rank`, `errno` and `path` are those of the first one."""
 
     failure = VerdictClass.disk
     public_name = "CheckpointError"
@@ -213,21 +208,21 @@ class ConfigMismatch(CheckpointError):
 
 
 class SupersededError(CheckpointError):
-    """This attempt is no longer the newest of its run and may not publish a checkpoint."""
+    """A newer attempt of the run exists, so this one may not publish a checkpoint."""
 
     exit_code = ExitCode.SUPERSEDED
     failure = VerdictClass.superseded
 
 
 class WorldError(LauncherError):
-    """The processes that met are not those that were planned."""
+    """The ranks that met are not the ranks that were planned."""
 
     exit_code = ExitCode.WORLD
     failure = VerdictClass.rendezvous
 
 
 class RanksMissing(WorldError):
-    """Ranks did not come to the rendezvous, or left it; the first of them is to blame."""
+    """Ranks missed the rendezvous, or left it; the first of them is blamed."""
 
     public_name = "WorldError"
 
@@ -236,7 +231,7 @@ class RanksMissing(WorldError):
 
 
 class RendezvousFailed(WorldError):
-    """This rank cannot reach the others, though nobody is known to be missing."""
+    """This rank cannot reach the others, though none is known to be missing."""
 
     public_name = "WorldError"
 
@@ -245,7 +240,7 @@ class RendezvousFailed(WorldError):
 
 
 class HostNotStarted(WorldError):
-    """The remote shell to a host ended before that host joined; `output` is what the shell printed last."""
+    """The remote shell to a host ended before the host joined; `output` is the last it printed."""
 
     public_name = "WorldError"
 
@@ -263,7 +258,7 @@ class HostLost(WorldError):
 
     @property
     def is_silent(self) -> bool:
-        """Whether the host itself is gone, not only the ranks on it."""
+        """Whether the host itself is gone, not just its ranks."""
         return self.data["silent_s"] is not None
 
 
@@ -311,13 +306,13 @@ class SlurmUnavailable(SlurmError):
 
 
 class SlurmMissing(SlurmUnavailable):
-    """This machine has no such tool: asking again does not help."""
+    """The Slurm tools are not installed here; a retry does not help."""
 
     exit_code = ExitCode.USER
 
 
 TIME_LIMIT = "time limit"
-"""`stopped_by` where a rank stops because the job's time runs out; elsewhere it is the name of a signal, or empty."""
+"""`stopped_by` of a rank that stops because the job's time runs out; otherwise a signal's name, or empty."""
 
 
 class Preempted(LauncherError):
@@ -331,7 +326,7 @@ class Preempted(LauncherError):
 
 
 class ErrorOnMain(LauncherError):
-    """What rank 0 ran into, on the other ranks: its class, fields and exit code, and nothing more to tell the user."""
+    """Raised on the other ranks when rank 0 fails, with the class, fields and exit code of its error."""
 
     def __init__(self, message: str, exit_code: ExitCode, kind: str, data: Mapping[str, object]) -> None:
         super().__init__(message, **data)
@@ -344,7 +339,7 @@ class ErrorOnMain(LauncherError):
 
 
 class ExampleError(Exception):
-    """One record cannot be used: the audit code, and why in words."""
+    """One record cannot be used: the audit code, and why."""
 
     def __init__(self, code: str, why: str) -> None:
         self.code = code
@@ -356,7 +351,7 @@ class ExampleError(Exception):
 
 
 class BrokenJson(Exception):
-    """Why a text is not JSON, and the line that shows it."""
+    """A text is not JSON: why, and in which line."""
 
     def __init__(self, line: int, why: str) -> None:
         self.line = line
@@ -364,7 +359,7 @@ class BrokenJson(Exception):
 
 
 class ProbeError(Exception):
-    """A chat template cannot be used for tuning; says why."""
+    """A chat template cannot be used for tuning."""
 
 
 def _subclasses(base: type[LauncherError]) -> Iterator[type[LauncherError]]:
@@ -374,4 +369,4 @@ def _subclasses(base: type[LauncherError]) -> Iterator[type[LauncherError]]:
 
 
 OUR_ERRORS: Mapping[str, type[LauncherError]] = {error.__name__: error for error in _subclasses(LauncherError)}
-"""By the name that records hold. All of them: every class stands in this module."""
+"""All of them, by the name that records hold."""

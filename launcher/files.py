@@ -1,4 +1,4 @@
-"""Small files: atomic replacement, locks, and dataclasses as JSON, strictly typed when they are read back."""
+"""Atomic file writes, locks, and dataclasses as JSON, type-checked when read back."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def as_json(value: object) -> Any:
 
 
 def read_record(cls: type[T], path: Path) -> T:
-    """The dataclass that a JSON file holds. Unknown keys are passed over: a newer version wrote them.
+    """The dataclass that a JSON file holds. Unknown keys are ignored: a newer version wrote them.
 
     Raises:
         OSError: the file cannot be read.

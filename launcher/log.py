@@ -1,4 +1,4 @@
-"""One logging set-up for every process."""
+"""Logging, set up the same way in every process."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import sys
 import warnings
 
-# What libraries say on every start or step, that no user can do anything about.
+# Messages of libraries, on every start or step, that no user can act on.
 _NOISE = ("Setting accelerator to CPU", "You are using ZeRO with an untested optimizer")
 
 
 def setup_logging(*, rank: int = 0, verbose: bool = False) -> None:
-    """Sends records to stderr; rank 0 speaks from INFO (DEBUG if verbose), other ranks from WARNING with their rank.
+    """Sends records to stderr; rank 0 logs from INFO (DEBUG if verbose), other ranks from WARNING with their rank.
 
     Ranks: all, once, before anything logs.
     """

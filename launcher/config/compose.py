@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.build import build, field_types, leaf_types, one_of, unknown_key
+from launcher.config.build import build, leaf_types, one_of, unknown_key
 from launcher.config.checks import config_problems
 from launcher.config.schema import ArchitectureConfig, RunConfig
 from launcher.config.shipped_files import share_dir
@@ -79,9 +79,8 @@ def compose_with_problems(overrides: list[str], *, extra_dir: Path | None = None
     config = build(RunConfig, values, problems)
     if config.cluster.hosts and "nodes" not in (values.get("cluster") or {}):
         config.cluster.nodes = len(config.cluster.hosts)
-    if "model.name_or_path" in request.values and not any(
-        key.startswith("model.architecture") for key in request.values
-    ):
+    has_dimensions = any(key.startswith("model.architecture") for key in request.values)
+    if "model.name_or_path" in request.values and not has_dimensions:
         config.model.architecture = ArchitectureConfig()  # the shipped dimensions are those of another model
     for found in (ineffective_overrides(config, request.values), config_problems(config)):
         seen = {problem.key for problem in problems}
@@ -152,12 +151,7 @@ def _choose_group(request: _Request, group: str, raw: str, folders: list[Path]) 
 
 
 def _is_section(key: str) -> bool:
-    hint: Any = RunConfig
-    for name in key.split("."):
-        if not is_dataclass(hint) or name not in field_types(hint):  # type: ignore[arg-type]
-            return False
-        hint = field_types(hint)[name]  # type: ignore[arg-type]
-    return is_dataclass(hint)
+    return any(name.startswith(f"{key}.") for name, _ in leaf_types(RunConfig))
 
 
 def _parse_value(parser: OverridesParser, key: str, raw: str, hint: Any) -> object:
@@ -170,19 +164,15 @@ def _parse_value(parser: OverridesParser, key: str, raw: str, hint: Any) -> obje
             return raw.strip()
         reason = str(error).splitlines()[0]
         return Problem(key, raw, f"cannot be parsed ({reason})", f"Quote special characters: {key}=\"'...'\"")
+    if override.is_range_sweep() or override.is_interval_sweep():
+        return Problem(key, raw, "ranges are not supported", "Give one value")
     if override.type != OverrideType.CHANGE or override.is_sweep_override():
-        return _sweep_problem(key, raw, override)
+        hint = f"Give one value; quote text: {key}=\"'{raw}'\""
+        return Problem(key, raw, "several values are a sweep, but this is one run", hint)
     value = override.value()
     if is_text and value is not None and not _is_quoted(override):
         return raw.strip()  # 0012 and 12e3456 are commit names, not numbers
     return value
-
-
-def _sweep_problem(key: str, raw: str, override: Override) -> Problem:
-    if override.is_range_sweep() or override.is_interval_sweep():
-        return Problem(key, raw, "ranges are not supported", "Give one value")
-    hint = f"Give one value; quote text: {key}=\"'{raw}'\""
-    return Problem(key, raw, "several values are a sweep, but this is one run", hint)
 
 
 def _compose_groups(groups: Mapping[str, str | None], folders: list[Path], problems: list[Problem]) -> dict[str, Any]:
@@ -190,19 +180,16 @@ def _compose_groups(groups: Mapping[str, str | None], folders: list[Path], probl
     overrides = [f"{group}={choice or 'null'}" for group, choice in groups.items()]
     if len(folders) > 1:
         if "'" in str(folders[1]) or "\\" in str(folders[1]):
-            problems.append(
-                Problem("--conf-dir", str(folders[1]), "contains a quote or backslash", "Rename the folder")
-            )
+            why = "contains a quote or backslash"
+            problems.append(Problem("--conf-dir", str(folders[1]), why, "Rename the folder"))
             return {}
         overrides.append(f"hydra.searchpath=['file://{folders[1]}']")
     try:
         with _own_hydra(), initialize_config_dir(str(folders[0]), job_name="launcher", version_base="1.3"):
             values: Any = OmegaConf.to_container(compose("config", overrides=overrides), resolve=False)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        problems.append(
-            Problem("conf", " ".join(overrides), f"cannot be composed: {reason}", "Correct the YAML file it names")
-        )
+        why = f"cannot be composed: {' '.join(str(error).split())}"
+        problems.append(Problem("conf", " ".join(overrides), why, "Correct the YAML file it names"))
         return {}
     for key, text in _interpolations(values):
         problems.append(Problem(key, text, "${...} is not supported in configuration files", "Write the value"))
@@ -215,9 +202,9 @@ def _is_quoted(override: Override) -> bool:
 
 @contextmanager
 def _own_hydra() -> Iterator[None]:
-    """Sets aside the Hydra of a program that calls us, for initialize_config_dir refuses to run beside another one.
+    """Sets aside the Hydra of a program that calls us: initialize_config_dir refuses to run with another one active.
 
-    `GlobalHydra.hydra` is not documented; test_compose.py checks that it is as we use it.
+    `GlobalHydra.hydra` is undocumented; test_compose.py checks that it works as it is used here.
     """
     holder = GlobalHydra.instance()
     callers, holder.hydra = holder.hydra, None

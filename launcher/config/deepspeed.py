@@ -55,7 +55,12 @@ def deepspeed_config(config: RunConfig, derived: Derived) -> dict[str, Any]:
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": accumulation.value},
-        "bf16": _bf16(enabled=precision is Precision.bf16),
+        # With check_grad_overflow all ranks agree to skip a step with a gradient that is not finite.
+        "bf16": {
+            "enabled": precision is Precision.bf16,
+            "immediate_grad_update": False,
+            "check_grad_overflow": True,
+        },
         "fp16": _fp16(enabled=precision is Precision.fp16),
         "torch_autocast": {"enabled": False},
         "zero_optimization": _zero(config.strategy, stage, derived.device),
@@ -78,11 +83,6 @@ def deepspeed_config(config: RunConfig, derived: Derived) -> dict[str, Any]:
         "flops_profiler": {"enabled": False},
         "comms_logger": {"enabled": False},
     }
-
-
-def _bf16(*, enabled: bool) -> dict[str, Any]:
-    # A step with a gradient that is not finite is not applied, agreed by all ranks.
-    return {"enabled": enabled, "immediate_grad_update": False, "check_grad_overflow": True}
 
 
 def _fp16(*, enabled: bool) -> dict[str, Any]:

@@ -18,13 +18,11 @@ from launcher.files import as_json, write_atomically
 def to_yaml(values: object) -> str:
     """YAML of a dataclass or of plain values, readable in any script, that loads as exactly the same values."""
     data = as_json(values)
-    text = _dump(data, allow_unicode=True)
-    # A few control characters (NEL for one) do not survive unescaped.
-    return text if yaml.safe_load(text) == data else _dump(data, allow_unicode=False)
-
-
-def _dump(data: object, *, allow_unicode: bool) -> str:
-    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=allow_unicode, width=100))
+    for allow_unicode in (True, False):
+        text = str(yaml.safe_dump(data, sort_keys=False, allow_unicode=allow_unicode, width=100))
+        if yaml.safe_load(text) == data:  # a few control characters, such as NEL, only survive escaped
+            break
+    return text
 
 
 def save_config(path: Path, frozen: FrozenRun) -> None:
@@ -41,20 +39,16 @@ def load_config(path: Path) -> FrozenRun:
     values = _read(path)
     version = values.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise RunError(f"{path}: schema_version = {version!r} is not a version number; this is no run configuration")
+        raise RunError(f"{path}: schema_version = {version!r} is not a version number, so this is not a run's file")
     if version > SCHEMA_VERSION:
-        raise RunError(
-            f"{path}: written with schema {version}, but this launcher knows up to {SCHEMA_VERSION} only. "
-            "Use the launcher that created the run, or a newer one"
-        )
+        hint = "Use the launcher that created the run, or a newer one"
+        raise RunError(f"{path}: written with schema {version}, but this launcher reads up to {SCHEMA_VERSION}. {hint}")
     problems: list[Problem] = []
     # An older file lacks the settings that came later; their defaults are what the run was started under.
     frozen = build(FrozenRun, values, problems, complete=version == SCHEMA_VERSION)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise RunError(
-            f"{path}: not a configuration this launcher wrote; restore the file or start a new run:\n{listing}"
-        )
+        raise RunError(f"{path}: not written by this launcher; restore the file or start a new run:\n{listing}")
     return frozen
 
 

@@ -16,7 +16,7 @@ from launcher.config.build import one_of
 from launcher.config.hub_errors import explain_hub_error, is_download_error
 from launcher.config.schema import ArchitectureConfig, ModelConfig
 from launcher.config.shipped_files import share_dir
-from launcher.errors import ModelError
+from launcher.errors import ModelError, Problem
 from launcher.paths import cache_dir
 
 EMBEDDED = ("smollm2-135m-instruct",)
@@ -57,6 +57,20 @@ def model_source(name: str) -> ModelSource:
     return ModelSource.hub
 
 
+def name_problem(name: str) -> Problem | None:
+    """Why there is no model of this name, as far as this host can tell."""
+    key, source = "model.name_or_path", model_source(name)
+    if source is ModelSource.embedded and (short := name.removeprefix(_PREFIX)) not in EMBEDDED:
+        return Problem(key, name, "there is no such embedded model", one_of(short, list(EMBEDDED)))
+    if source is ModelSource.folder:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            return Problem(key, name, "there is no such folder", "Give a folder, or a Hub name (owner/name)")
+        if not (folder / "config.json").is_file():
+            return Problem(key, name, "the folder has no config.json", "Give the folder of a Hugging Face model")
+    return None
+
+
 def embedded_folder(name: str) -> Path:
     """Where the converted embedded model lies, or will: `name` as in embedded:NAME."""
     return cache_dir() / "models" / name
@@ -72,12 +86,14 @@ def find_model(model: ModelConfig, *, weights: bool = True, download: bool = Tru
         ModelError: not there, not allowed, or not usable; says what to do.
     """
     name = model.name_or_path
+    if problem := name_problem(name):
+        raise ModelError(str(problem))
     source = model_source(name)
     revision = None
     if source is ModelSource.embedded:
         folder = _embedded(name)
     elif source is ModelSource.folder:
-        folder = _local_folder(name)
+        folder = Path(name).expanduser().resolve()
     else:
         folder = _hub_folder(name, model.revision, weights=weights, download=download)
         revision = folder.name
@@ -146,26 +162,13 @@ def _shipped_models() -> frozenset[str]:
 
 
 def _embedded(name: str) -> Path:
-    short = name.removeprefix(_PREFIX)
-    if short not in EMBEDDED:
-        raise ModelError(f"model.name_or_path = {name!r}: no such embedded model. {one_of(short, list(EMBEDDED))}")
-    folder = embedded_folder(short)
+    folder = embedded_folder(name.removeprefix(_PREFIX))
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"model.name_or_path = {name!r}: not converted on this machine yet ({folder} is missing). "
             "scripts/quickstart does it once; so does `launcher train` with the extra tunelaunch[demo] installed"
         )
     return folder
-
-
-def _local_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise ModelError(
-            f"model.name_or_path = {name!r}: there is no such folder. Give a folder with config.json and safetensors, "
-            "or a Hub name (owner/name)"
-        )
-    return folder.resolve()
 
 
 def _hub_folder(name: str, revision: str | None, *, weights: bool, download: bool) -> Path:

@@ -12,7 +12,7 @@ from omegaconf import MISSING
 
 from launcher.config.build import one_of
 from launcher.config.devices import Gpu
-from launcher.config.model_files import EMBEDDED, ModelSource, model_source
+from launcher.config.model_files import name_problem
 from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
 from launcher.config.sharding import EngineKind
 from launcher.config.topology import resolve_topology
@@ -24,10 +24,11 @@ _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensor
 
 def path_problems(config: RunConfig) -> list[Problem]:
     """Files and folders that cannot be used."""
-    problems = [*_data_paths(config), *_model_path(config), *_runs_dir(config)]
-    template = config.data.chat_template
-    if template is not None:
-        problems += _file("data.chat_template", template)
+    problems = [*_data_paths(config), *_runs_dir(config)]
+    if config.data.chat_template is not None:
+        problems += _file("data.chat_template", config.data.chat_template)
+    if config.model.name_or_path != MISSING and (problem := name_problem(config.model.name_or_path)):
+        problems.append(problem)
     return problems
 
 
@@ -84,23 +85,6 @@ def _nearest_file(path: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"Did you mean {folder / near[0]}?" if near else f"Paths are relative to {Path.cwd()}"
-
-
-def _model_path(config: RunConfig) -> Iterator[Problem]:
-    key, name = "model.name_or_path", config.model.name_or_path
-    if name == MISSING:
-        return
-    source = model_source(name)
-    if source is ModelSource.embedded:
-        short = name.partition(":")[2]
-        if short not in EMBEDDED:
-            yield Problem(key, name, "there is no such embedded model", one_of(short, list(EMBEDDED)))
-    elif source is ModelSource.folder:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            yield Problem(key, name, "there is no such folder", "Give a folder, or a Hub name (owner/name)")
-        elif not (folder / "config.json").is_file():
-            yield Problem(key, name, "the folder has no config.json", "Give the folder of a Hugging Face model")
 
 
 def _runs_dir(config: RunConfig) -> Iterator[Problem]:

@@ -8,10 +8,10 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from launcher.config.checks import setting
+from launcher.config.checks import problem_at, setting
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime, HardwareConfig
 from launcher.config.model_files import ModelSource, model_source
-from launcher.config.schema import MethodKind, RunConfig, Schedule
+from launcher.config.schema import DataConfig, MethodKind, RunConfig, Schedule
 from launcher.errors import Problem
 from launcher.files import as_json
 
@@ -21,9 +21,11 @@ class _Rule:
     """Settings that have an effect only under a condition."""
 
     keys: tuple[str, ...]
-    why_not: Callable[[RunConfig], str]
-    """Why they have no effect in this configuration; empty if they have one."""
-    hint: str
+    is_used: Callable[[RunConfig], bool]
+    why_not: str
+    """Why they have no effect otherwise; {run...} names a setting to quote."""
+    hint: str = ""
+    """An alternative to leaving them out."""
     warns: bool = False
     """Whether to warn if a file sets them; not where a command-line value is meant to override the file."""
 
@@ -34,9 +36,9 @@ def ineffective_overrides(config: RunConfig, overrides: Collection[str]) -> list
     problems = []
     for rule in _RULES:
         keys = [key for key in rule.keys if key in overrides and not _is_noop(config, default, key)]
-        why = rule.why_not(config) if keys else ""
-        if why:
-            problems += [Problem(key, as_json(setting(config, key)), why, rule.hint) for key in keys]
+        if keys and not rule.is_used(config):
+            hint = f"{rule.hint}, or leave it out" if rule.hint else "Leave it out"
+            problems += [problem_at(config, key, rule.why_not.format(run=config), hint) for key in keys]
     return problems
 
 
@@ -46,10 +48,9 @@ def unused_warnings(config: RunConfig) -> list[str]:
     warnings = []
     for rule in _RULES:
         keys = [key for key in rule.keys if rule.warns and setting(config, key) != setting(default, key)]
-        why = rule.why_not(config) if keys else ""
-        if why:
+        if keys and not rule.is_used(config):
             given = ", ".join(f"{key} = {as_json(setting(config, key))}" for key in keys)
-            warnings.append(f"{given} has no effect: {why}")
+            warnings.append(f"{given} has no effect: {rule.why_not.format(run=config)}")
     return warnings
 
 
@@ -59,116 +60,90 @@ def _is_noop(config: RunConfig, default: RunConfig, key: str) -> bool:
     return value is None or ((not value or isinstance(value, Enum)) and value == setting(default, key))
 
 
-def _without_adapters(config: RunConfig) -> str:
-    return "it is for adapters, and method.kind is full" if config.method.kind is MethodKind.full else ""
+def _overridden(key: str, winner: str) -> _Rule:
+    why = f"{winner} = {{run.{winner}}} overrides it"
+    return _Rule((key,), lambda run: setting(run, winner) is None, why, f"Give {winner}=null")
 
 
-def _without_4_bits(config: RunConfig) -> str:
-    kind = config.method.kind
-    return "" if kind is MethodKind.qlora else f"it is for a 4-bit base, and method.kind is {kind.value}"
+def _has_path(data: DataConfig, prefix: str, *, or_validation: bool = False) -> bool:
+    paths = [data.path, data.validation_path if or_validation else None, *(part.path for part in data.mixture)]
+    return any(path is not None and path.startswith(prefix) for path in paths)
 
 
-def _without_decay(config: RunConfig) -> str:
-    return "the constant schedule does not decay" if config.optim.schedule is Schedule.constant else ""
-
-
-def _without_wsd(config: RunConfig) -> str:
-    schedule = config.optim.schedule
-    return "" if schedule is Schedule.wsd else f"it is for schedule wsd, and optim.schedule is {schedule.value}"
-
-
-def _without_early_stopping(config: RunConfig) -> str:
-    return "" if config.optim.early_stopping_patience else "early stopping is off (optim.early_stopping_patience = 0)"
-
-
-def _overridden_by(winner: str) -> Callable[[RunConfig], str]:
-    def why_not(config: RunConfig) -> str:
-        value = setting(config, winner)
-        return "" if value is None else f"{winner} = {value} overrides it"
-
-    return why_not
-
-
-def _without_hub_data(config: RunConfig) -> str:
-    data = config.data
-    paths = [data.path, data.validation_path, *(part.path for part in data.mixture)]
-    return "" if any(path and path.startswith("hub:") for path in paths) else "only Hub datasets have splits"
-
-
-def _of_mixture(config: RunConfig) -> str:
-    is_mixture = bool(config.data.mixture) and config.data.validation_path is None
-    return "each source of data.mixture has its own format" if is_mixture else ""
-
-
-def _of_builtin_data(config: RunConfig) -> str:
-    data = config.data
-    paths = [data.path, *(part.path for part in data.mixture)]
-    has_own = any(path and path.startswith("builtin:") for path in paths)
-    return "built-in data has its own validation examples" if has_own else ""
-
-
-def _of_local_model(config: RunConfig) -> str:
-    name = config.model.name_or_path
-    is_local = name != MISSING and model_source(name) is not ModelSource.hub
-    return f"only Hub models have revisions, and the model is {name}" if is_local else ""
-
-
-def _without_slurm(config: RunConfig) -> str:
-    return "" if config.cluster.is_slurm else "it is for Slurm, and cluster.kind is local"
-
-
-def _without_container(config: RunConfig) -> str:
-    in_none = config.cluster.is_slurm and config.cluster.container is ContainerRuntime.none
-    return "cluster.container is none" if in_none else ""
-
-
+_SLURM_ONLY = tuple(f"cluster.{spec.name}" for spec in fields(ClusterConfig)[len(fields(HardwareConfig)) :])
 _RULES = (
     _Rule(
         ("method.rank", "method.alpha", "method.dropout", "method.target_modules", "method.rslora"),
-        _without_adapters,
-        "Choose method=lora, method=dora or method=qlora, or leave it out",
+        lambda run: run.method.kind is not MethodKind.full,
+        "it is for adapters, and method.kind is full",
+        "Choose method=lora, method=dora or method=qlora",
         warns=True,
     ),
-    _Rule(("method.double_quantization",), _without_4_bits, "Choose method=qlora, or leave it out", warns=True),
+    _Rule(
+        ("method.double_quantization",),
+        lambda run: run.method.kind is MethodKind.qlora,
+        "it is for a 4-bit base, and method.kind is {run.method.kind.value}",
+        "Choose method=qlora",
+        warns=True,
+    ),
     _Rule(
         ("optim.min_lr_ratio",),
-        _without_decay,
-        "Choose optim=default (cosine), optim=linear or optim=wsd, or leave it out",
+        lambda run: run.optim.schedule is not Schedule.constant,
+        "the constant schedule does not decay",
+        "Choose optim=default (cosine), optim=linear or optim=wsd",
         warns=True,
     ),
-    _Rule(("optim.decay_ratio",), _without_wsd, "Choose optim=wsd, or leave it out", warns=True),
+    _Rule(
+        ("optim.decay_ratio",),
+        lambda run: run.optim.schedule is Schedule.wsd,
+        "it is for schedule wsd, and optim.schedule is {run.optim.schedule.value}",
+        "Choose optim=wsd",
+        warns=True,
+    ),
     _Rule(
         ("optim.early_stopping_min_delta",),
-        _without_early_stopping,
-        "Give optim.early_stopping_patience, or leave it out",
+        lambda run: run.optim.early_stopping_patience > 0,
+        "early stopping is off (optim.early_stopping_patience = 0)",
+        "Give optim.early_stopping_patience",
         warns=True,
     ),
-    _Rule(("optim.epochs",), _overridden_by("optim.max_steps"), "Leave it out, or give optim.max_steps=null"),
+    _overridden("optim.epochs", "optim.max_steps"),
+    _overridden("optim.warmup_ratio", "optim.warmup_steps"),
+    _overridden("batch.micro_tokens", "batch.micro_sequences"),
+    _overridden("cluster.device_tflops", "cluster.tokens_per_s_per_device"),
     _Rule(
-        ("optim.warmup_ratio",), _overridden_by("optim.warmup_steps"), "Leave it out, or give optim.warmup_steps=null"
+        ("data.hub_split",),
+        lambda run: _has_path(run.data, "hub:", or_validation=True),
+        "only Hub datasets have splits",
+        "Give data.path=hub:owner/name",
     ),
     _Rule(
-        ("batch.micro_tokens",),
-        _overridden_by("batch.micro_sequences"),
-        "Leave it out, or give batch.micro_sequences=null",
+        ("data.format",),
+        lambda run: not run.data.mixture or run.data.validation_path is not None,
+        "each source of data.mixture has its own format",
+        "Give the format inside data.mixture",
+        warns=True,
     ),
-    _Rule(("data.hub_split",), _without_hub_data, "Give data.path=hub:owner/name, or leave it out"),
-    _Rule(("data.format",), _of_mixture, "Give the format inside data.mixture, or leave it out", warns=True),
-    _Rule(("data.validation_fraction",), _of_builtin_data, "Leave it out"),  # the plan warns; it knows the files
-    _Rule(("model.revision",), _of_local_model, "Leave it out"),
-    _Rule(
-        ("cluster.device_tflops",),
-        _overridden_by("cluster.tokens_per_s_per_device"),
-        "Leave it out, or give cluster.tokens_per_s_per_device=null",
+    _Rule(  # no warning: the plan warns, as it knows the files
+        ("data.validation_fraction",),
+        lambda run: not _has_path(run.data, "builtin:"),
+        "built-in data has its own validation examples",
     ),
     _Rule(
-        tuple(f"cluster.{spec.name}" for spec in fields(ClusterConfig)[len(fields(HardwareConfig)) :]),
-        _without_slurm,
-        "Add cluster=slurm, or the file of your site (docs/slurm.md), or leave it out",
+        ("model.revision",),
+        lambda run: run.model.name_or_path == MISSING or model_source(run.model.name_or_path) is ModelSource.hub,
+        "only Hub models have revisions, and the model is {run.model.name_or_path}",
+    ),
+    _Rule(
+        _SLURM_ONLY,
+        lambda run: run.cluster.is_slurm,
+        "it is for Slurm, and cluster.kind is local",
+        "Add cluster=slurm, or the file of your site (docs/slurm.md)",
     ),
     _Rule(
         ("cluster.container_image", "cluster.container_mounts"),
-        _without_container,
-        "Give cluster.container=apptainer or cluster.container=pyxis, or leave it out",
+        lambda run: not run.cluster.is_slurm or run.cluster.container is not ContainerRuntime.none,
+        "cluster.container is none",
+        "Give cluster.container=apptainer or cluster.container=pyxis",
     ),
 )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from launcher.config.cluster_schema import ClusterConfig
 from launcher.config.devices import usable_cores
-from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, RunConfig
+from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, Precision, RunConfig
 from launcher.plan.parameters import count_parameters
 
 UTILISATION = 0.35
@@ -25,8 +26,7 @@ _GPU_CLASSES = (
 _CORE_AMX, _CORE_AVX512_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.2, 0.1, 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
+class Speed(NamedTuple):
     """Expected training speed of one device, and where the figure comes from."""
 
     tokens_per_s: float
@@ -72,31 +72,26 @@ def flops_per_token(config: RunConfig, architecture: ArchitectureConfig) -> floa
     return passes * (count_parameters(architecture) - lookups)
 
 
-@dataclass(frozen=True, slots=True)
-class _Peak:
+class _Peak(NamedTuple):
     tflops: float
     source: str
     utilisation: float = UTILISATION
 
 
 def _peak(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> _Peak:
-    stated = cluster.device_tflops
+    stated, is_fp32 = cluster.device_tflops, precision is Precision.fp32
+    if stated is not None and (device == "cpu" or not is_fp32):
+        return _Peak(stated, "cluster.device_tflops")
     if device == "cpu":
-        if stated is not None:
-            return _Peak(stated, "cluster.device_tflops")
         rate, instructions, utilisation = _core(precision)
         cores = threads or usable_cores()
         return _Peak(rate * cores, f"{cores} cores with {instructions}", utilisation)
-    fitting = [row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0]]
-    _, half, full, card = fitting[0] if fitting else _GPU_CLASSES[-1]
+    rows = (row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0])
+    _, half, full, card = next(rows, _GPU_CLASSES[-1])
     if stated is not None:
-        if precision is not Precision.fp32:
-            return _Peak(stated, "cluster.device_tflops")
-        return _Peak(
-            stated * full / half,
-            f"cluster.device_tflops = {stated:g}, in fp32 as much less as on a card like {card}",
-        )
-    return _Peak(full if precision is Precision.fp32 else half, f"{precision.value} on a card like {card}")
+        source = f"cluster.device_tflops = {stated:g}, scaled to fp32 as on a card like {card}"
+        return _Peak(stated * full / half, source)
+    return _Peak(full if is_fp32 else half, f"{precision.value} on a card like {card}")
 
 
 def _core(precision: Precision) -> tuple[float, str, float]:
@@ -114,15 +109,22 @@ def _core(precision: Precision) -> tuple[float, str, float]:
     return _CORE_OTHER, f"no fast {precision.value}", UTILISATION
 
 
-def estimate_cost(config: RunConfig, speed: Speed, *, total_tokens: int, world_size: int) -> CostEstimate:
-    """Hours, device-hours and price of training on `total_tokens`."""
-    hours = total_tokens / (speed.tokens_per_s * world_size) / 3600
+def estimate_cost(
+    config: RunConfig, architecture: ArchitectureConfig | None, derived: Derived, *, epoch_tokens: int
+) -> CostEstimate | None:
+    """Hours, device-hours and price of the training; None where no speed can be expected."""
+    speed = expected_speed(config, architecture, derived.device, derived.threads_per_process)
+    if speed is None:
+        return None
+    total_tokens = round(epoch_tokens * derived.total_steps / derived.steps_per_epoch)
+    tokens_per_s = speed.tokens_per_s * derived.world_size
+    hours = total_tokens / tokens_per_s / 3600
     price = config.cluster.price_per_device_hour
     return CostEstimate(
         total_tokens=total_tokens,
-        tokens_per_s=speed.tokens_per_s * world_size,
+        tokens_per_s=tokens_per_s,
         speed_source=speed.source,
         hours=hours,
-        device_hours=hours * world_size,
-        cost=None if price is None else hours * world_size * price,
+        device_hours=hours * derived.world_size,
+        cost=None if price is None else hours * derived.world_size * price,
     )

@@ -14,8 +14,8 @@ from launcher.config.schema import ArchitectureConfig, MethodKind, Precision, Ru
 from launcher.config.topology import Topology
 from launcher.plan.parameters import (
     adapter_inputs,
+    attention_widths,
     count_parameters,
-    head_dim,
     linear_shapes,
     trained_parameters,
 )
@@ -46,7 +46,6 @@ class MemoryEstimate:
 
     device: dict[str, float]
     host: dict[str, float]
-    checkpoint: float
 
     @property
     def device_total(self) -> float:
@@ -69,7 +68,7 @@ class _State:
 
 
 def estimate(config: RunConfig, architecture: ArchitectureConfig, topology: Topology, load: Load) -> MemoryEstimate:
-    """Peak memory per device and machine, and the size of one checkpoint."""
+    """Peak memory per device and node."""
     rank_state = _replicated_state if config.strategy.kind.sharding.is_replicated else _zero_state
     state = rank_state(config, architecture, topology)
     stored, transient = _activations(config, architecture, load)
@@ -97,7 +96,7 @@ def estimate(config: RunConfig, architecture: ArchitectureConfig, topology: Topo
         device["reserve"] = _GPU_RESERVE
     else:
         host["training"] = topology.devices_per_node * sum(device.values())
-    return MemoryEstimate(device=device, host=host, checkpoint=_checkpoint(config, architecture))
+    return MemoryEstimate(device=device, host=host)
 
 
 def compute_bytes(config: RunConfig) -> int:
@@ -155,10 +154,7 @@ def _zero_state(config: RunConfig, architecture: ArchitectureConfig, topology: T
 def layer_bytes_per_token(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """Saved for backward by one decoder layer, per token; a test counts saved tensors against it."""
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
-    query, key_value = (
-        architecture.num_heads * head_dim(architecture),
-        architecture.num_kv_heads * head_dim(architecture),
-    )
+    query, key_value = attention_widths(architecture)
     replicated = config.strategy.kind.sharding.is_replicated
     if config.strategy.precision is Precision.fp32:
         return 24.0 * hidden + 4 * (3 * query + 2 * key_value) + 16 * inner
@@ -206,8 +202,8 @@ def _host(
     return host
 
 
-def _checkpoint(config: RunConfig, architecture: ArchitectureConfig) -> float:
-    """Trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
+def checkpoint_bytes(config: RunConfig, architecture: ArchitectureConfig) -> float:
+    """One checkpoint: trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
     trained = trained_parameters(architecture, config.method)
     extra = 0 if config.strategy.kind.sharding.is_replicated else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))

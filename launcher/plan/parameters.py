@@ -14,18 +14,16 @@ _LAYERS = "model.layers."
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
-def head_dim(architecture: ArchitectureConfig) -> int:
-    """Width of one attention head."""
-    return architecture.head_dim or architecture.hidden_size // architecture.num_heads
+def attention_widths(architecture: ArchitectureConfig) -> tuple[int, int]:
+    """Outputs of the query projection, and of the key or value projection."""
+    head = architecture.head_dim or architecture.hidden_size // architecture.num_heads
+    return architecture.num_heads * head, architecture.num_kv_heads * head
 
 
 def linear_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear layers inside one decoder layer, by their usual names."""
     hidden, inner = architecture.hidden_size, architecture.intermediate_size
-    query, key_value = (
-        architecture.num_heads * head_dim(architecture),
-        architecture.num_kv_heads * head_dim(architecture),
-    )
+    query, key_value = attention_widths(architecture)
     return {
         "q_proj": (hidden, query),
         "k_proj": (hidden, key_value),
@@ -52,11 +50,8 @@ def embedding_parameters(architecture: ArchitectureConfig) -> int:
 
 def count_parameters(architecture: ArchitectureConfig) -> int:
     """All parameters of the model."""
-    return (
-        architecture.num_layers * layer_parameters(architecture)
-        + architecture.hidden_size
-        + embedding_parameters(architecture)
-    )
+    layers = architecture.num_layers * layer_parameters(architecture)
+    return layers + architecture.hidden_size + embedding_parameters(architecture)
 
 
 def module_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]]:
@@ -100,6 +95,6 @@ def adapter_parameters(architecture: ArchitectureConfig, method: MethodConfig) -
 
 def trained_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
     """Parameters that get gradients."""
-    return (
-        count_parameters(architecture) if method.kind is MethodKind.full else adapter_parameters(architecture, method)
-    )
+    if method.kind is MethodKind.full:
+        return count_parameters(architecture)
+    return adapter_parameters(architecture, method)

@@ -12,8 +12,8 @@ from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunC
 from launcher.config.topology import Topology
 from launcher.config.unused_settings import unused_warnings
 from launcher.errors import Problem
-from launcher.plan.cost import CostEstimate, estimate_cost, expected_speed
-from launcher.plan.memory import GIB, Load, MemoryEstimate, estimate, with_settings
+from launcher.plan.cost import CostEstimate, estimate_cost
+from launcher.plan.memory import GIB, Load, MemoryEstimate, checkpoint_bytes, estimate, with_settings
 from launcher.plan.parameters import count_parameters, matching, module_shapes, trained_parameters
 
 # An estimate can be wrong by about this much, so only a miss by more stops a run.
@@ -109,8 +109,6 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
     """The plan of a run. Reads nothing but the model's config.json where its figures are not shipped."""
     architecture = find_architecture(config.model, model_dir=derived.model_dir)
     memory = _memory_plan(config, derived, facts, architecture) if architecture is not None else None
-    speed = expected_speed(config, architecture, derived.device, derived.threads_per_process)
-    tokens = round(facts.tokens * derived.total_steps / derived.steps_per_epoch)
     plan = Plan(
         model=config.model.name_or_path,
         parameters=count_parameters(architecture) if architecture is not None else None,
@@ -121,16 +119,14 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
         data=facts,
         batch=_batch(config, derived, facts),
         memory=memory,
-        disk=_disk(config, derived, architecture) if architecture is not None else None,
-        bill=estimate_cost(config, speed, total_tokens=tokens, world_size=derived.world_size)
-        if speed is not None
-        else None,
+        disk=_disk(config, architecture) if architecture is not None else None,
+        bill=estimate_cost(config, architecture, derived, epoch_tokens=facts.tokens),
     )
     _judge_memory(plan, config, derived)
     _judge_batch(plan, config)
     _judge_steps(plan, config)
     if architecture is not None and config.method.kind is not MethodKind.full:
-        _judge_adapters(plan, config, architecture, names_known=_names_known(config, derived))
+        _judge_adapters(plan, config, architecture, derived.model_dir)
     if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
         plan.warnings.append(
             f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} has no effect: this plan is for a CPU; "
@@ -246,11 +242,9 @@ _OFFLOAD: dict[str, object] = {
 }
 
 
-def _disk(config: RunConfig, derived: Derived, architecture: ArchitectureConfig) -> Disk:
-    size = estimate(config, architecture, _topology(derived), Load(1, 1)).checkpoint / GIB
-    kept = config.checkpoint.keep_last + 1
-    if config.checkpoint.keep_best and has_validation(config):
-        kept += 1
+def _disk(config: RunConfig, architecture: ArchitectureConfig) -> Disk:
+    size = checkpoint_bytes(config, architecture) / GIB
+    kept = config.checkpoint.keep_last + 1 + (config.checkpoint.keep_best and has_validation(config))
     return Disk(checkpoint=size, kept=kept, total=size * kept)
 
 
@@ -258,22 +252,22 @@ def _judge_memory(plan: Plan, config: RunConfig, derived: Derived) -> None:
     memory = plan.memory
     if memory is None:
         plan.warnings.append(
-            "the figures of this model are not known, so memory, disk and time are not planned; "
+            "the dimensions of this model are not known, so memory, disk and time are not planned; "
             "fetch the model, or give model.architecture.*"
         )
         return
     if memory.device_limit is not None:
         used = memory.device_total / memory.device_limit
-        text = f"about {memory.device_total:.1f} GiB of {memory.device_limit:.0f} GiB are needed on each GPU"
+        text = f"each GPU needs about {memory.device_total:.1f} of {memory.device_limit:.0f} GiB"
         hint = "; ".join(memory.advice)
         if used > _MARGIN:
             plan.problems.append(Problem("cluster.gpu_memory_gib", memory.device_limit, text, hint))
         elif used > _TIGHT:
             plan.warnings.append(f"{text}: it may not fit" + (f"; {hint}" if hint else ""))
     if memory.host_limit is not None and memory.host_total > memory.host_limit:
-        text = f"about {memory.host_total:.0f} GiB of {memory.host_limit:.0f} GiB are needed on each machine"
+        text = f"each node needs about {memory.host_total:.0f} of {memory.host_limit:.0f} GiB"
         offloads = config.strategy.offload_optimizer or config.strategy.offload_params
-        hint = "use more machines, or offload less" if offloads else "use a smaller batch or model, or strategy=zero3"
+        hint = "use more nodes, or offload less" if offloads else "use a smaller batch or model, or strategy=zero3"
         if derived.device == "cuda" and memory.host_total > _MARGIN * memory.host_limit:
             plan.problems.append(Problem("cluster.host_memory_gib", memory.host_limit, text, hint))
         else:
@@ -281,63 +275,52 @@ def _judge_memory(plan: Plan, config: RunConfig, derived: Derived) -> None:
 
 
 def _judge_batch(plan: Plan, config: RunConfig) -> None:
-    batch, facts = plan.batch, plan.data
-    wanted = config.batch.global_sequences
-    # Made-up figures are no ground for judging: those of a Hub data set that is not here, or of a guess at the whole;
-    # tokens, and packs by their number, are one until the data is prepared.
+    batch, facts, warn = plan.batch, plan.data, plan.warnings.append
+    sequences, tokens, micro = config.batch.global_sequences, config.batch.global_tokens, config.batch.micro_sequences
+    # Nothing is concluded from guesses: until the data is prepared, tokens are one, and so is the number of packs.
     knows_sequences = facts.is_counted and not (facts.is_estimate and config.data.packing)
-    if knows_sequences and wanted is not None and batch.global_sequences < wanted:
-        plan.warnings.append(
-            f"the data has only {facts.num_packs} sequences, fewer than batch.global_sequences = {wanted}: "
-            "every epoch is one step"
-        )
-    wanted_tokens = config.batch.global_tokens
-    if not facts.is_estimate and wanted_tokens is not None and wanted_tokens > facts.tokens:
-        plan.warnings.append(
-            f"the data has only {facts.tokens:,} tokens, fewer than batch.global_tokens = {wanted_tokens:,}: "
-            "every epoch is one step"
-        )
-    asked = config.batch.micro_sequences
-    if asked is not None and batch.grad_accum_steps == 1 and batch.micro_sequences < asked:
-        plan.warnings.append(
-            f"batch.micro_sequences = {asked} is more than a step has for one device: "
-            f"each takes {batch.micro_sequences}"
-        )
+    one_step = "every epoch is one step"
+    if knows_sequences and sequences is not None and batch.global_sequences < sequences:
+        found = f"the data has only {facts.num_packs} sequences"
+        warn(f"{found}, fewer than batch.global_sequences = {sequences}: {one_step}")
+    if not facts.is_estimate and tokens is not None and tokens > facts.tokens:
+        warn(f"the data has only {facts.tokens:,} tokens, fewer than batch.global_tokens = {tokens:,}: {one_step}")
+    if micro is not None and batch.grad_accum_steps == 1 and batch.micro_sequences < micro:
+        taken = batch.micro_sequences
+        warn(f"batch.micro_sequences = {micro} is more than a step has for one device: each takes {taken}")
     if batch.world_size > batch.global_sequences:
         idle = batch.world_size - batch.global_sequences
-        plan.warnings.append(f"{idle} of {batch.world_size} devices get nothing to do: raise batch.global_sequences")
+        warn(f"{idle} of {batch.world_size} devices get nothing to do: raise batch.global_sequences")
     if batch.total_steps < 10 and _steps_are_known(plan, config):
-        plan.warnings.append(
-            f"only {batch.total_steps} optimizer steps: lower batch.global_sequences or raise optim.epochs"
-        )
+        warn(f"only {batch.total_steps} optimizer steps: lower batch.global_sequences or raise optim.epochs")
     if facts.is_estimate:
         what = "tokens are" if facts.is_counted else "examples and tokens are"
-        plan.warnings.append(f"the data is not prepared: {what} estimated (4 bytes a token)")
+        warn(f"the data is not prepared: {what} estimated (4 bytes a token)")
 
 
 def _judge_steps(plan: Plan, config: RunConfig) -> None:
     """Settings in steps that do not fit into the run."""
-    optim, total, warmup = config.optim, plan.batch.total_steps, plan.batch.warmup_steps
     if not _steps_are_known(plan, config):
-        return  # a guess is no ground for judging
+        return
+    optim, total, warmup, warn = config.optim, plan.batch.total_steps, plan.batch.warmup_steps, plan.warnings.append
     if optim.warmup_steps is not None and optim.warmup_steps > warmup:
-        plan.warnings.append(
+        warn(
             f"optim.warmup_steps = {optim.warmup_steps:,} is more than this run of {_steps(total)} has room for: "
             f"cut to {warmup:,}, so the peak learning rate is reached in the last step only"
         )
     decay = round(total * optim.decay_ratio)
     if optim.schedule is Schedule.wsd and decay > total - warmup:
-        plan.warnings.append(
-            f"optim.decay_ratio = {optim.decay_ratio:g} asks for {_steps(decay)} of decay, and warm-up leaves "
-            f"{total - warmup:,} of {total:,}: the decay is cut to those"
+        warn(
+            f"optim.decay_ratio = {optim.decay_ratio:g} asks for {_steps(decay)} of decay, but warm-up leaves "
+            f"{total - warmup:,} of {total:,}: the decay is cut to that"
         )
-    # what comes at the end of an epoch comes all the same
-    for key, every, act in (
+    # The end of an epoch saves and evaluates in any case.
+    for key, every, effect in (
         ("checkpoint.save_every_steps", config.checkpoint.save_every_steps, "only the end is saved"),
-        ("track.eval_every_steps", config.track.eval_every_steps, "held-out loss is measured after each epoch only"),
+        ("track.eval_every_steps", config.track.eval_every_steps, "validation runs after each epoch only"),
     ):
         if every > total:
-            plan.warnings.append(f"{key} = {every:,} is more than this run of {_steps(total)}: {act}")
+            warn(f"{key} = {every:,} is more than this run of {_steps(total)}: {effect}")
 
 
 def _steps_are_known(plan: Plan, config: RunConfig) -> bool:
@@ -351,31 +334,18 @@ def _steps(count: int) -> str:
     return f"{count:,} step{'' if count == 1 else 's'}"
 
 
-def _names_known(config: RunConfig, derived: Derived) -> bool:
-    return config.method.target_modules == ["all-linear"] or has_usual_modules(
-        config.model, model_dir=derived.model_dir
-    )
-
-
-def _judge_adapters(plan: Plan, config: RunConfig, architecture: ArchitectureConfig, *, names_known: bool) -> None:
-    """Names of layers the model does not have. Only where its names are known: elsewhere they may well be right."""
-    named, shapes = config.method.target_modules, module_shapes(architecture)
-    absent = [name for name in named if name != "all-linear" and not matching(shapes, name)]
+def _judge_adapters(plan: Plan, config: RunConfig, architecture: ArchitectureConfig, model_dir: str) -> None:
+    """Modules the model does not have. A problem only where the names of its modules are known."""
+    key, named, shapes = "method.target_modules", config.method.target_modules, module_shapes(architecture)
+    absent = ", ".join(name for name in named if name != "all-linear" and not matching(shapes, name))
     if not absent:
         return
-    if not names_known:
+    if has_usual_modules(config.model, model_dir=model_dir):
+        ours = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+        hint = f"Give all-linear, or some of: {ours}"
+        plan.problems.append(Problem(key, named, f"the model has no module named {absent}", hint))
+    else:
         plan.warnings.append(
-            f"method.target_modules = {named}: what this model calls its layers is not known here, so "
-            f"{', '.join(absent)} could not be checked and does not count in memory and disk; training stops if none "
-            "of the names matches"
+            f"{key} = {named}: the module names of this model are not known here, so {absent} could not be checked and "
+            "does not count in memory and disk; training stops if none of the names matches"
         )
-        return
-    ours = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
-    plan.problems.append(
-        Problem(
-            "method.target_modules",
-            named,
-            f"the model has no module named {', '.join(absent)}",
-            f"Give all-linear, or some of: {', '.join(ours)}",
-        )
-    )

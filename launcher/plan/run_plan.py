@@ -65,9 +65,7 @@ def plan_cheaply(config: RunConfig) -> PlannedRun:
         files = locate_model(config.model, weights=False, download=False)
     except ModelError:  # not fetched or not converted yet; figures may be shipped all the same
         files = None
-    prepared = _prepare_if_small(config, files) if files is not None else None
-    if prepared is not None:
-        assert files is not None
+    if files is not None and (prepared := _prepare_if_small(config, files)) is not None:
         planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
     else:
         planned = _plan_unprepared(config, files)
@@ -102,19 +100,15 @@ def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
 
 
 def _undivided(config: RunConfig) -> list[str]:
-    """A share to hold out counts only where the data brings nothing that is held out."""
-    share = config.data.validation_fraction
-    if share <= 0:
-        return []
+    """A warning where data.validation_fraction has no effect, because the data brings a validation set."""
+    fraction = config.data.validation_fraction
     try:
-        brought = find_sources(config.data, download=False).validation
+        validation = find_sources(config.data, download=False).validation if fraction > 0 else ()
     except NotFetched:
         return []
-    return (
-        [f"data.validation_fraction = {share:g} has no effect: {brought[0].name} is the validation set"]
-        if brought
-        else []
-    )
+    if not validation:
+        return []
+    return [f"data.validation_fraction = {fraction:g} has no effect: {validation[0].name} is the validation set"]
 
 
 def prepares_quickly(config: RunConfig, *, look_only: bool = False) -> bool:

@@ -397,7 +397,7 @@ def test_a_value_typed_against_a_recipe_that_decides_otherwise_is_refused(tmp_pa
     assert compose_config([DATA, "experiment=mine"], extra_dir=own).optim.max_steps == 5
     _, problems = compose_with_problems([DATA, "experiment=mine", "optim.epochs=3"], extra_dir=own)
     assert [(problem.key, problem.hint) for problem in problems] == [
-        ("optim.epochs", "Leave it out, or give optim.max_steps=null")
+        ("optim.epochs", "Give optim.max_steps=null, or leave it out")
     ]
 
 

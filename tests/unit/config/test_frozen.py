@@ -108,7 +108,7 @@ def edited(tmp_path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 99}, f"written with schema 99, but this launcher knows up to {SCHEMA_VERSION}"),
+        ({"schema_version": 99}, f"written with schema 99, but this launcher reads up to {SCHEMA_VERSION}"),
         ({"schema_version": "one"}, "not a version number"),
         ({"schema_version": 0}, "not a version number"),
         ({"extra": 1}, "extra = 1: there is no such setting"),

@@ -170,7 +170,7 @@ def test_tokens_and_packs_that_were_not_counted_are_no_ground_either() -> None:
 def test_an_unknown_model_is_planned_without_memory() -> None:
     made = plan("model=from_path", "model.name_or_path=someone/unknown-model", "strategy=zero3")
     assert made.memory is None and made.disk is None and made.bill is None
-    assert any("figures of this model are not known" in warning for warning in made.warnings)
+    assert any("dimensions of this model are not known" in warning for warning in made.warnings)
 
 
 SMALL = DataFacts(
@@ -249,7 +249,7 @@ def test_the_names_counted_on_are_those_of_the_architecture(model_type: str) -> 
         ),
         (["optim=wsd", "optim.decay_ratio=1.0", "optim.warmup_steps=2"], "optim.decay_ratio = 1 asks for 3 steps"),
         (["checkpoint.save_every_steps=50"], "only the end is saved"),
-        (["track.eval_every_steps=50"], "held-out loss is measured after each epoch only"),
+        (["track.eval_every_steps=50"], "validation runs after each epoch only"),
         (["batch.micro_sequences=8"], "batch.micro_sequences = 8 is more than a step has for one device: each takes 4"),
         (["batch=tokens"], "fewer than batch.global_tokens = 65,536"),
     ],
