@@ -1,4 +1,4 @@
-"""launcher eval: the tuned model against its base on held-out examples."""
+"""launcher eval: the tuned model against its base on validation examples."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show_result(result: EvalResult) -> None:
     """Prints scores with intervals, losses and the verdict; a table on a terminal, lines elsewhere."""
     console = Console(highlight=False)
     rows = _rows(result)
-    title = f"{result.examples} held-out example{'' if result.examples == 1 else 's'}, step {result.step}"
+    title = f"{result.examples} validation example{'' if result.examples == 1 else 's'}, step {result.step}"
     if rows and console.is_terminal:
         table = Table(title=title, title_justify="left")
         for column in ("", "exact match", "95 % interval", "token F1", "95 % interval"):
@@ -61,7 +61,7 @@ def show_result(result: EvalResult) -> None:
         for name, exact, exact_ci, f1, f1_ci in rows:
             print(f"{name:<24}exact match {exact:>7} ({exact_ci})  token F1 {f1:>7} ({f1_ci})")
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_loss.items())
-    print(f"held-out loss: {losses}")
+    print(f"validation loss: {losses}")
     console.print(Text(result.verdict, style="bold green" if result.better else "bold yellow"), soft_wrap=True)
     for note in result.notes:
         print(f"note: {note}")

@@ -80,7 +80,7 @@ def _model(plan: Plan) -> str:
 def _data(data: DataFacts) -> str:
     share = data.supervised_tokens / max(1, data.tokens)
     about = "about " if data.is_estimate else ""
-    examples = f"{data.examples:,} examples, {data.validation_examples:,} held out"
+    examples = f"{data.examples:,} training and {data.validation_examples:,} validation examples"
     return (
         f"{'' if data.is_counted else 'about '}{examples}; {about}{data.tokens:,} tokens an epoch, "
         f"{data.supervised_tokens:,} of them supervised ({share:.0%})"

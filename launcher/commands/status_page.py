@@ -43,7 +43,7 @@ def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
         if state.of
         else "",
         "loss": number(state.loss),
-        "held-out loss": number(state.eval_loss),
+        "validation loss": number(state.eval_loss),
         "speed": f"{state.tokens_per_s:,.0f} tokens/s, {left(state)} left" if state.tokens_per_s else "",
         "checkpoint": _checkpoint_text(state),
         "attempt": "" if _attempts(run_dir) or not state.attempt else str(state.attempt),

@@ -45,7 +45,7 @@ def table(states: list[RunState], folders: list[Path], width: int, not_asked: st
 
 
 def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str = "") -> RenderableType:
-    """The members of a sweep, what differs in each, and which is best by held-out loss."""
+    """The members of a sweep, what differs in each, and which is best by validation loss."""
     sweep = read_sweep(sweep_dir)
     differs = {member.run: member.differs for member in sweep.members} if sweep else {}
     keys = list(dict.fromkeys(key for settings in differs.values() for key in settings))
@@ -61,7 +61,7 @@ def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str = "
 
 
 def best_member(states: list[RunState]) -> RunState | None:
-    """The run with the lowest held-out loss so far; None before any was measured."""
+    """The run with the lowest validation loss so far; None before any was measured."""
     measured = [state for state in states if state.eval_loss is not None and state.eval_loss == state.eval_loss]
     return min(measured, key=lambda state: state.eval_loss or 0.0, default=None)
 
@@ -72,7 +72,7 @@ def _new_table(first: str, *further: str, wide: bool) -> Table:
     for title in further:
         columns.add_column(title, justify="right", no_wrap=True)
     columns.add_column("state", no_wrap=True)
-    titles = ["step", "left", "loss", "held-out", "tokens/s", "checkpoint"]
+    titles = ["step", "left", "loss", "val loss", "tokens/s", "checkpoint"]
     for title in [*titles, *(["attempt", "nodes", "goodput", "updated"] if wide else [])]:
         columns.add_column(title, justify="right", no_wrap=True)
     return columns

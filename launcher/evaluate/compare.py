@@ -137,7 +137,7 @@ class Answers:
         )
 
 
-def differences(answers: Mapping[str, Answers]) -> dict[str, Difference]:
+def compare_answers(answers: Mapping[str, Answers]) -> dict[str, Difference]:
     """Tuned against each baseline that was measured; empty where the tuned model was not."""
     if TUNED not in answers:
         return {}
@@ -153,121 +153,72 @@ def differences(answers: Mapping[str, Answers]) -> dict[str, Difference]:
 
 def judge_tuning(
     conditions: Mapping[str, Scores],
-    difference: Mapping[str, Difference],
+    differences: Mapping[str, Difference],
     losses: Mapping[str, float],
     loss: LossDifference | None = None,
 ) -> Judgement:
-    """Says plainly whether tuning helped, against the baseline that is hardest to beat.
+    """Whether tuning helped, against the baseline that is hardest to beat.
 
-    By exact match; by token F1 where not one answer of any condition matches exactly, as with free text; by held-out
-    loss where no answers were compared. Where no answer has even a word in common with the expected one, loss shows
-    whether there is progress that does not reach the answers yet.
+    By exact match; by token F1 if no answer of any condition matches exactly, as with free text; by validation loss if
+    no answers were compared. If no answer shares even a word with the expected one, the loss shows whether there is
+    progress that does not reach the answers yet.
     """
-    if not difference:
-        return _judge_loss(losses, loss)
-    if loss is not None and not any(scores.exact_match or scores.token_f1 for scores in conditions.values()):
-        return _judge_speechless(losses, loss)
+    is_silent = not any(scores.exact_match or scores.token_f1 for scores in conditions.values())
+    if not differences or (loss is not None and is_silent):
+        return _judge_loss(losses, loss, has_answers=bool(differences))
     by_exact = any(scores.exact_match > 0 for scores in conditions.values())
-    rows = {name: _Row.of(d, by_exact=by_exact) for name, d in difference.items()}
-    name = min(rows, key=lambda key: (rows[key].is_above, rows[key].ci[0], rows[key].mean))
-    row = rows[name]
-    tuned, base = (_value(conditions[key], by_exact) for key in (TUNED, name))
+    rows = {
+        name: (found.exact_match, found.ci, found.exact_p) if by_exact else (found.token_f1, found.token_f1_ci, 0.0)
+        for name, found in differences.items()
+    }
+
+    def margin(name: str) -> tuple[bool, float, float]:
+        mean, (low, _), p = rows[name]
+        return low > 0 and p < SURE_P, low, mean
+
+    name = min(rows, key=margin)
+    mean, (low, high), p = rows[name]
+    values = [found.exact_match if by_exact else found.token_f1 for found in (conditions[TUNED], conditions[name])]
     measured = (
-        f"{'exact match' if by_exact else 'token F1'} {tuned:.1%} against {base:.1%} {NAMES[name]}, difference "
-        f"{_points(row.mean)} points (95 % interval {_points(row.ci[0])} to {_points(row.ci[1])})"
+        f"{'exact match' if by_exact else 'token F1'} {values[0]:.1%} against {values[1]:.1%} {NAMES[name]}, "
+        f"difference {100 * mean:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     )
-    if row.examples < FEWEST_EXAMPLES:
-        return _too_few(measured, row.examples)
-    if row.is_above:
+    if differences[name].examples < FEWEST_EXAMPLES:
+        return _too_few(measured, differences[name].examples)
+    # Exact match must pass its exact test as well: an interval from a normal approximation is a little too narrow
+    # where only four or five examples differ.
+    if low > 0 and p < SURE_P:
         return Judgement(TuningEffect.better, f"Tuning helped: {measured}.")
-    if row.is_below:
-        return Judgement(TuningEffect.worse, f"Tuning did not help, it made answers worse: {measured}.")
-    includes = row.ci[0] <= 0 <= row.ci[1]
-    why = "the interval includes no difference" if includes else f"McNemar's exact test finds chance (p = {row.p:.2f})"
-    return Judgement(
-        TuningEffect.unclear,
-        f"Tuning did not help measurably: {measured}; {why}. More held-out examples narrow it.",
-    )
+    if high < 0 and p < SURE_P:
+        return Judgement(TuningEffect.worse, f"Tuning made answers worse: {measured}.")
+    why = "the interval includes zero" if low <= 0 <= high else f"McNemar's exact test finds chance (p = {p:.2f})"
+    text = f"Tuning did not help measurably: {measured}; {why}. More validation examples narrow it."
+    return Judgement(TuningEffect.unclear, text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One difference by the metric that decides. Exact match must pass its exact test as well: an interval from a
-    normal approximation is a little too narrow where only four or five examples differ."""
-
-    mean: float
-    ci: Interval
-    examples: int
-    p: float
-
-    @classmethod
-    def of(cls, found: Difference, *, by_exact: bool) -> _Row:
-        if by_exact:
-            return cls(found.exact_match, found.ci, found.examples, found.exact_p)
-        return cls(found.token_f1, found.token_f1_ci, found.examples, 0.0)
-
-    @property
-    def is_above(self) -> bool:
-        return self.ci[0] > 0 and self.p < SURE_P
-
-    @property
-    def is_below(self) -> bool:
-        return self.ci[1] < 0 and self.p < SURE_P
-
-
-def _judge_loss(losses: Mapping[str, float], loss: LossDifference | None) -> Judgement:
+def _judge_loss(losses: Mapping[str, float], loss: LossDifference | None, *, has_answers: bool) -> Judgement:
+    """Without answers to compare, or with answers that share no word with the expected ones."""
     if loss is None:
         return Judgement(TuningEffect.unclear, "Base and tuned model were not compared.")
-    measured = f"{_loss_measured(losses, loss)}; no answers were compared"
+    low, high = loss.ci
+    reason = "exact match and token F1 are 0 in every condition" if has_answers else "no answers were compared"
+    measured = (
+        f"validation loss {losses[TUNED]:.4f} against {losses['base']:.4f} for the base, difference "
+        f"{loss.difference:+.4f} (95 % interval {low:+.4f} to {high:+.4f}); {reason}"
+    )
     if loss.examples < FEWEST_EXAMPLES:
         return _too_few(measured, loss.examples)
-    if loss.ci[1] < 0:
-        return Judgement(TuningEffect.better, f"Tuning helped: {measured}.")
-    if loss.ci[0] > 0:
-        return Judgement(TuningEffect.worse, f"Tuning did not help, held-out loss rose: {measured}.")
-    return Judgement(
-        TuningEffect.unclear, f"Tuning did not help measurably: {measured}, and the interval includes no change."
-    )
-
-
-def _judge_speechless(losses: Mapping[str, float], loss: LossDifference) -> Judgement:
-    """Where exact match and token F1 are 0 in every condition."""
-    nothing = "exact match and token F1 are 0 in every condition"
-    measured = _loss_measured(losses, loss)
-    if loss.examples < FEWEST_EXAMPLES:
-        return _too_few(f"{nothing}; {measured}", loss.examples)
-    if loss.ci[1] < 0:
-        return Judgement(
-            TuningEffect.unclear,
-            f"Answers are not better yet: {nothing}. But held-out loss fell by {-loss.difference:.4f} (95 % interval "
-            f"{-loss.ci[1]:.4f} to {-loss.ci[0]:.4f}), from {losses['base']:.4f} to {losses[TUNED]:.4f}.",
-        )
-    if loss.ci[0] > 0:
-        return Judgement(TuningEffect.worse, f"Tuning did not help: {nothing}, and held-out loss rose: {measured}.")
-    return Judgement(
-        TuningEffect.unclear,
-        f"Tuning did not help measurably: {nothing}; {measured}, and the interval includes no change.",
-    )
-
-
-def _loss_measured(losses: Mapping[str, float], loss: LossDifference) -> str:
-    return (
-        f"held-out loss {losses[TUNED]:.4f} against {losses['base']:.4f} for the base, difference "
-        f"{loss.difference:+.4f} (95 % interval {loss.ci[0]:+.4f} to {loss.ci[1]:+.4f})"
-    )
+    if low > 0:
+        return Judgement(TuningEffect.worse, f"Tuning did not help, validation loss rose: {measured}.")
+    if high >= 0:
+        text = f"Tuning did not help measurably, the interval includes zero: {measured}."
+        return Judgement(TuningEffect.unclear, text)
+    if has_answers:
+        return Judgement(TuningEffect.unclear, f"Answers are not better yet, but validation loss fell: {measured}.")
+    return Judgement(TuningEffect.better, f"Tuning helped: {measured}.")
 
 
 def _too_few(measured: str, examples: int) -> Judgement:
-    count = f"{examples} held-out example{'' if examples == 1 else 's'}"
-    return Judgement(
-        TuningEffect.unclear,
-        f"Too few examples to tell: {measured}; these are {count}, and it takes at least {FEWEST_EXAMPLES}.",
-    )
-
-
-def _value(scores: Scores, by_exact: bool) -> float:
-    return scores.exact_match if by_exact else scores.token_f1
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    count = f"{examples} validation example{'' if examples == 1 else 's'}"
+    text = f"Too few examples to tell: {measured}; {count}, at least {FEWEST_EXAMPLES} are needed."
+    return Judgement(TuningEffect.unclear, text)

@@ -1,4 +1,4 @@
-"""The tuned model against its base on held-out examples: answers, scores, held-out loss, and a plain verdict."""
+"""The tuned model against its base on validation examples: answers, scores, validation loss, and a plain verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launcher.evaluate.compare import (
     LossDifference,
     Scores,
     TuningEffect,
-    differences,
+    compare_answers,
     judge_tuning,
 )
 from launcher.evaluate.questions import Prompt, Question, as_question, read_examples, with_shots
@@ -71,12 +71,12 @@ def evaluate_run(
     device: str | None = None,
     progress: StageProgress | None = None,
 ) -> EvalResult:
-    """Measures base and tuned model on the run's held-out examples and writes eval.json.
+    """Measures base and tuned model on the run's validation examples and writes eval.json.
 
     A partial evaluation goes to eval-partial.json where eval.json holds a fuller one of the same checkpoint.
 
     Args:
-        limit: at most so many held-out examples, drawn with the run's seed; left out, all.
+        limit: at most so many validation examples, drawn with the run's seed; left out, all.
         shots: worked examples shown to the base model in few_shot and retrieval.
         max_new_tokens: longest answer; left out, a little longer than the longest expected one.
         conditions: of zero_shot, few_shot, retrieval, tuned.
@@ -95,7 +95,7 @@ def evaluate_run(
     for name in [name for name in BASELINES if name in conditions and task.questions]:
         prompts, used_shots[name] = _prompts(name, task, base, shots, seed=source.config.seed)
         answers[name] = _answer(base, prompts, task, tell, name)
-    losses = {"base": base.losses(task.tokens, progress=lambda done, of: tell("held-out loss of the base", done, of))}
+    losses = {"base": base.losses(task.tokens, progress=lambda done, of: tell("validation loss of the base", done, of))}
     del base
     gc.collect()
     if TUNED in conditions:
@@ -104,7 +104,7 @@ def evaluate_run(
         if task.questions:
             answers[TUNED] = _answer(tuned, [question.prompt for question in task.questions], task, tell, TUNED)
         losses[TUNED] = tuned.losses(
-            task.tokens, progress=lambda done, of: tell("held-out loss of the tuned", done, of)
+            task.tokens, progress=lambda done, of: tell("validation loss of the tuned", done, of)
         )
     return _kept(source.paths, _result(source, task, answers, used_shots, losses))
 
@@ -134,18 +134,18 @@ def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> 
     folder, config = Path(source.derived.data_dir), source.config
     if not Prepared.exists(folder, "validation"):
         raise RunError(
-            f"{source.paths.root} has no held-out examples to evaluate on, and a model cannot be judged by the "
+            f"{source.paths.root} has no validation examples to evaluate on, and a model cannot be judged by the "
             "examples it was trained on. Start the run with data.validation_path=FILE or data.validation_fraction=0.1."
         )
-    heldout = Prepared.open(folder, "validation")
-    chosen = _draw(heldout.num_examples, limit, config.seed)
-    tokens = [Tokens(heldout.tokens(i).tolist(), heldout.mask(i).tolist()) for i in chosen]
-    questions = [as_question(example) for example in read_examples(config.data, folder, heldout, chosen)]
+    validation = Prepared.open(folder, "validation")
+    chosen = _draw(validation.num_examples, limit, config.seed)
+    tokens = [Tokens(validation.tokens(i).tolist(), validation.mask(i).tolist()) for i in chosen]
+    questions = [as_question(example) for example in read_examples(config.data, folder, validation, chosen)]
     usable = [question for question in questions if question is not None]
     notes = []
     if len(usable) < len(questions):
         notes.append(
-            f"{len(questions) - len(usable)} of {len(questions)} held-out examples have no answer in words (plain "
+            f"{len(questions) - len(usable)} of {len(questions)} validation examples have no answer in words (plain "
             "text, or a tool call); only their loss was measured."
         )
     pool: list[Question] = []
@@ -219,7 +219,7 @@ def _result(
     conditions: dict[str, Scores] = {
         name: found.scores(shots=shots[name] if shots.get(name) else None) for name, found in answers.items()
     }
-    compared = differences(answers)
+    compared = compare_answers(answers)
     loss = {name: mean_loss(found) for name, found in losses.items()}
     has_both = TUNED in losses and any(found.labels for found in losses["base"])
     changed = LossDifference.between(losses[TUNED], losses["base"]) if has_both else None

@@ -20,9 +20,9 @@ from launcher.runs.metrics import Metrics
 FLAT_GAIN = 0.01
 """Share of the loss that later epochs must still gain to be worth their time."""
 RISE = 0.02
-"""Share by which held-out loss must rise above its lowest point to be called over-fitting."""
+"""Share by which validation loss must rise above its lowest point to be called over-fitting."""
 SWING = 0.02
-"""Share by which held-out loss must move to count as a swing up or down."""
+"""Share by which validation loss must move to count as a swing up or down."""
 TRAIN_FALL = 0.02
 """Share by which training loss must fall over a run that learns anything."""
 SPIKE_WINDOW_STEPS = 25
@@ -81,11 +81,11 @@ def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
 
 def epoch_advice(found: list[Snapshot]) -> Advice:
     """How many epochs the per-epoch losses ask for."""
-    heldout = [(shot.epoch, shot.validation_loss) for shot in found]
-    points = [(epoch, loss) for epoch, loss in heldout if loss is not None and math.isfinite(loss)]
+    measured = [(shot.epoch, shot.validation_loss) for shot in found]
+    points = [(epoch, loss) for epoch, loss in measured if loss is not None and math.isfinite(loss)]
     if len(points) >= 2:
         train = [shot.train_loss for shot in found]
-        return _from_points(points, "held-out loss", train_falls=train[-1] < train[0])
+        return _from_points(points, "validation loss", train_falls=train[-1] < train[0])
     train_points = [(shot.epoch, shot.train_loss) for shot in found if math.isfinite(shot.train_loss)]
     if len(train_points) < 2:
         text = "fewer than two epochs: too short to see where the loss flattens"
@@ -93,7 +93,7 @@ def epoch_advice(found: list[Snapshot]) -> Advice:
     advice = _from_points(train_points, "training loss", train_falls=False)
     if points or any(shot.validation_loss is not None for shot in found):
         return advice
-    text = "without held-out examples over-fitting cannot be seen; hold some out"
+    text = "without validation examples over-fitting cannot be seen; hold some out"
     blind = Finding("no_heldout", Level.advice, text, "data.validation_fraction=0.1")
     return Advice([*advice.findings, blind], advice.best_epochs)
 
@@ -182,7 +182,7 @@ def spike_places(losses: list[float]) -> list[int]:
 
 
 def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
-    """Held-out loss that goes up and down from epoch to epoch."""
+    """Validation loss that goes up and down from epoch to epoch."""
     measured = [shot.validation_loss for shot in found if shot.validation_loss is not None]
     losses = [loss for loss in measured if math.isfinite(loss)]
     moves = [after / before - 1 for before, after in itertools.pairwise(losses) if before > 0]
@@ -191,9 +191,7 @@ def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
     if turns < 2:
         return []
     lower = f"optim.lr_multiplier={config.optim.lr_multiplier * 0.5:.2g}"
-    text = (
-        f"held-out loss swings up and down between epochs ({turns} turns); a smaller learning rate is steadier: {lower}"
-    )
+    text = f"validation loss swings up and down between epochs ({turns} turns); lower the learning rate: {lower}"
     return [Finding("oscillation", Level.advice, text, lower)]
 
 

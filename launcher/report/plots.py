@@ -24,7 +24,7 @@ from launcher.runs.metrics import Metrics, read_metrics
 
 # Okabe and Ito's palette: the pair stays apart for every common kind of colour blindness, and in grey print.
 TRAIN_COLOR = "#0072B2"
-HELDOUT_COLOR = "#D55E00"
+VALIDATION_COLOR = "#D55E00"
 INK = "#2b2f36"
 GRID = "#d9dce1"
 # Colours of the page (report.html.j2), which has a light and a dark theme.
@@ -32,7 +32,7 @@ PAGE_COLORS = {
     INK: "currentColor",
     GRID: "var(--rule)",
     TRAIN_COLOR: "var(--blue)",
-    HELDOUT_COLOR: "var(--orange)",
+    VALIDATION_COLOR: "var(--orange)",
     "#ffffff": "var(--paper)",
 }
 MOST_POINTS = 1500
@@ -86,7 +86,7 @@ def loss_png(run_dir: Path) -> Path:
 
 
 def loss_figure(metrics: Metrics, size_inch: tuple[float, float] = (6.4, 3.4)) -> Figure:
-    """Training loss, raw and smoothed, and held-out loss over optimizer steps."""
+    """Training loss, raw and smoothed, and validation loss over optimizer steps."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size_inch, layout="constrained")
         axes = figure.add_subplot()
@@ -158,13 +158,13 @@ def _draw_loss(axes: Axes, metrics: Metrics) -> None:
         axes.plot(
             [record.step for record in evals],
             [record.loss for record in evals],
-            color=HELDOUT_COLOR,
+            color=VALIDATION_COLOR,
             linewidth=1.0,
             marker="o",
             markersize=4,
             markeredgecolor="#ffffff",
             markeredgewidth=0.6,
-            label="held-out",
+            label="validation",
         )
     hidden = _limit_losses(axes, losses, [record.loss for record in evals])
     axes.set_xlabel("optimizer step")
@@ -188,7 +188,7 @@ def _draw_curve(axes: Axes, steps: list[int], values: list[float], label: str, *
 
 
 def _mark_best(figure: Figure, axes: Axes, metrics: Metrics) -> None:
-    """Names the lowest held-out loss beside its point, within the axes and where it covers no curve.
+    """Names the lowest validation loss beside its point, within the axes and where it covers no curve.
 
     Called last: which place is free shows only when everything else has its own.
     """
@@ -207,7 +207,7 @@ def _mark_best(figure: Figure, axes: Axes, metrics: Metrics) -> None:
                 ha=align,
                 va="bottom" if side > 0 else "top",
                 fontsize=8,
-                color=HELDOUT_COLOR,
+                color=VALIDATION_COLOR,
             )
             if _is_free(axes, label):
                 return
@@ -222,7 +222,7 @@ def _mark_best(figure: Figure, axes: Axes, metrics: Metrics) -> None:
         ha="right" if beside else "left",
         va="center",
         fontsize=8,
-        color=HELDOUT_COLOR,
+        color=VALIDATION_COLOR,
         bbox={"boxstyle": "square,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none"},
     )
 
@@ -239,15 +239,15 @@ def _is_free(axes: Axes, label: Annotation) -> bool:
     return not any(curve.intersects_bbox(box, filled=False) for curve in curves)
 
 
-def _limit_losses(axes: Axes, losses: list[float], heldout: list[float]) -> str:
+def _limit_losses(axes: Axes, losses: list[float], validation: list[float]) -> str:
     """Keeps single spikes from flattening the curve; says how many points lie outside."""
     finite = sorted(loss for loss in losses if math.isfinite(loss))
     if not finite:
         return ""
     usual = finite[min(len(finite) - 1, int(0.995 * len(finite)))]
-    high = max([usual, *heldout])
+    high = max([usual, *validation])
     high = max(high, finite[-1]) if finite[-1] < SPIKE_RATIO * high else high
-    low = min([finite[0], *heldout])
+    low = min([finite[0], *validation])
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(max(0.0, low - 2.2 * room) if low >= 0 else low - room, high + room)
     outside = sum(1 for loss in losses if not loss <= high + room)

@@ -107,7 +107,7 @@ class Facts:
         """What the page would also show, and how to get it."""
         checks = {
             "loss curves: no optimizer step was recorded": self.metrics.steps,
-            "held-out loss: no evaluation was recorded": self.metrics.evals or not self.metrics.steps,
+            "validation loss: no evaluation was recorded": self.metrics.evals or not self.metrics.steps,
             f"comparison with the base model: launcher eval {self.paths.root.name}": self.result,
             "data audit: data/audit.json is missing or damaged": self.audit,
             "attempts and events: events.jsonl is missing or empty": self.events,

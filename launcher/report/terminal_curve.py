@@ -10,12 +10,12 @@ from launcher.runs.metrics import Metrics
 # Bits of the 2 x 4 dots in a braille cell, by row from the top, then left and right.
 BRAILLE_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 BRAILLE_BLANK = 0x2800
-HELDOUT_MARK = "\u25cf"
+VALIDATION_MARK = "\u25cf"
 LABEL_WIDTH = 7
 
 
 def terminal_curve(metrics: Metrics, width: int = 72, height: int = 14, *, ascii_only: bool = False) -> str:
-    """Smoothed training loss as a line and held-out losses as marks, `width` x `height` characters with its axes."""
+    """Smoothed training loss as a line and validation losses as marks, `width` x `height` characters with its axes."""
     losses = centred([record.loss for record in metrics.steps])
     line = [(record.step, loss) for record, loss in zip(metrics.steps, losses, strict=True) if math.isfinite(loss)]
     marks = [(record.step, record.loss) for record in metrics.evals if math.isfinite(record.loss)]
@@ -25,7 +25,7 @@ def terminal_curve(metrics: Metrics, width: int = 72, height: int = 14, *, ascii
     for before, after in zip(line, [*line[1:], line[-1]], strict=True):
         canvas.draw_line(before, after)
     rows = canvas.ascii_rows() if ascii_only else canvas.braille_rows()
-    mark = "o" if ascii_only else HELDOUT_MARK
+    mark = "o" if ascii_only else VALIDATION_MARK
     for step, loss in marks:
         column, row = canvas.cell(step, loss)
         rows[row][column] = mark
@@ -79,6 +79,6 @@ def _framed(rows: list[list[str]], canvas: _Canvas, metrics: Metrics, mark: str,
     gap = max(1, canvas.columns - len(left) - len(right))
     framed.append(f"{'':>{LABEL_WIDTH}} {corner}{floor * canvas.columns}")
     framed.append(f"{'':>{LABEL_WIDTH}}  {left}{' ' * gap}{right}")
-    legend = f"loss: {stroke} training, smoothed" + (f"   {mark} held-out" if metrics.evals else "")
+    legend = f"loss: {stroke} training, smoothed" + (f"   {mark} validation" if metrics.evals else "")
     framed.append(f"{'':>{LABEL_WIDTH}}  {legend}")
     return framed

@@ -118,7 +118,7 @@ def test_documents_have_the_keys_they_had(launcher: Launcher, tmp_path: Path, na
     for verb in ("status", "verify", "logs", "report"):
         assert sorted(keys(json.loads(launcher(verb, run, "--json")))) == GOLDENS["keys"][verb], verb
     page = (run / "report.html").read_text()
-    assert name in page and "held-out" in page
+    assert name in page and "Validation loss" in page
 
 
 def hashes(tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -136,7 +136,7 @@ def test_generate_side_by_side_fits_the_terminal(capsys: pytest.CaptureFixture[s
 def test_eval_prints_scores_losses_and_the_verdict(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launcher(learned, "eval", "--conditions", "zero_shot,tuned", "--limit", "6") == ExitCode.DONE
     captured = capsys.readouterr()
-    assert "6 held-out examples, step 60" in captured.out
+    assert "6 validation examples, step 60" in captured.out
     assert "tuned                   exact match 100.0 % (61.0 to 100.0)" in captured.out
     assert "Too few examples to tell: exact match 100.0% against 0.0% zero-shot" in captured.out
     assert "tuned answers" in captured.err
@@ -155,7 +155,7 @@ def test_a_partial_eval_leaves_the_fuller_one_and_says_where_it_went(
     more_conditions = ("eval", "--conditions", "zero_shot,few_shot,tuned", "--shots", "2")
     assert launcher(learned, *more_conditions, "--limit", "1") == ExitCode.DONE
     said = capsys.readouterr().out
-    assert "1 held-out example, step 60" in said and f"written to {learned / 'eval.json'}" in said
+    assert "1 validation example, step 60" in said and f"written to {learned / 'eval.json'}" in said
     # Nothing fuller was there; now it is replaced by more examples, and more is not replaced by less.
     assert launcher(learned, *words) == ExitCode.DONE
     full = (learned / "eval.json").read_text()

@@ -35,7 +35,7 @@ def test_a_good_run_shows_its_plan_and_the_next_command(
     assert main(["check", *quickstart]) == 0
     shown = capsys.readouterr().out
     for fact in (
-        "600 examples, 100 held out",
+        "600 training and 100 validation examples",
         "76 steps: 2 epochs of 38",
         "1 x 16 x 1",
         "this run can start  launcher train",
@@ -147,7 +147,7 @@ def test_examples_are_counted_before_the_model_is_here(tmp_path: Path, capsys: p
 def test_the_quickstart_is_planned_exactly_before_its_model_is_converted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "experiment=quickstart"]) == 0
     shown = capsys.readouterr().out
-    assert "600 examples, 100 held out; about " in shown and "76 steps: 2 epochs of 38" in shown
+    assert "600 training and 100 validation examples; about " in shown and "76 steps: 2 epochs of 38" in shown
     assert "this run can start" not in shown
     assert "the audit has not run on all of it" in shown
     assert "(the model was not converted yet). launcher prepare experiment=quickstart does" in shown

@@ -42,14 +42,14 @@ def test_report_shows_the_curve_the_advice_and_where_things_are(
     shown = capsys.readouterr().out
     assert "flattens after epoch" in shown and "set optim.epochs=" in shown
     assert "runs/demo/report.html" in shown and "runs/demo/plots/loss.png" in shown
-    assert "\u25cf held-out" in shown
+    assert "\u25cf validation" in shown
     assert story.report.is_file()
 
 
 def test_report_draws_with_plain_letters_where_the_terminal_knows_no_others(story: RunPaths, tmp_path: Path) -> None:
     done = launcher("report", "demo", cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.isascii() and "o held-out" in done.stdout
+    assert done.stdout.isascii() and "o validation" in done.stdout
 
 
 def test_report_prints_one_json_document(

@@ -128,7 +128,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, objec
 def test_status_lists_every_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    titles = "run state step left loss held-out tokens/s checkpoint attempt nodes goodput updated"
+    titles = "run state step left loss val loss tokens/s checkpoint attempt nodes goodput updated"
     assert shown[0].split() == titles.split()
     assert shown[1].split()[:2] == ["one", "validating"]
 

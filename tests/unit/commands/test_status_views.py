@@ -120,7 +120,7 @@ def test_long_ledgers_show_the_newest_attempts(make_run: MakeRun, capsys: pytest
 
 @pytest.fixture
 def sweep(make_run: MakeRun) -> Path:
-    """Three members; held-out losses 2.0, 1.5 and none."""
+    """Three members; validation losses 2.0, 1.5 and none."""
     folder = Path("runs/grid")
     members = []
     for index, (rate, loss) in enumerate([("1e-3", 2.0), ("1e-4", 1.5), ("1e-5", None)]):

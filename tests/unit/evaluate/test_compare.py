@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from launcher.evaluate.compare import Answers, EvalResult, LossDifference, TuningEffect, differences, judge_tuning
+from launcher.evaluate.compare import Answers, EvalResult, LossDifference, TuningEffect, compare_answers, judge_tuning
 from launcher.evaluate.scores import Discordant, LabelLoss
 from launcher.files import record_from
 from tests.unit.evaluate.test_scores import outcomes
@@ -20,7 +20,7 @@ def answers(right: int, *, wrong: str = "no") -> Answers:
 
 
 def verdict(**conditions: Answers) -> tuple[bool, str]:
-    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
+    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, compare_answers(conditions), {})
     return judged.effect is TuningEffect.better, judged.text
 
 
@@ -39,7 +39,7 @@ def test_beating_zero_shot_only_is_not_enough() -> None:
 def test_a_worse_model_is_called_worse() -> None:
     better, text = verdict(zero_shot=answers(30), tuned=answers(5))
     assert not better
-    assert text.startswith("Tuning did not help, it made answers worse: exact match 12.5% against 75.0% zero-shot")
+    assert text.startswith("Tuning made answers worse: exact match 12.5% against 75.0% zero-shot")
 
 
 def test_a_small_gain_on_few_examples_is_not_called_better() -> None:
@@ -58,7 +58,7 @@ def test_free_text_is_judged_by_token_f1() -> None:
 def test_f1_that_is_everywhere_the_same_is_no_certainty() -> None:
     expected = [f"it is number {i}" for i in range(40)]
     same = Answers.score(["it is"] * 40, expected)
-    found = differences({"zero_shot": same, "tuned": same})["zero_shot"]
+    found = compare_answers({"zero_shot": same, "tuned": same})["zero_shot"]
     assert found.token_f1 == 0.0 and found.token_f1_ci == pytest.approx((-0.0876, 0.0876), abs=1e-4)
     nothing = Answers.score(["-"] * 40, expected).scores()
     assert nothing.token_f1_ci == pytest.approx((0.0, 0.0876), abs=1e-4)
@@ -70,10 +70,10 @@ def test_a_few_examples_that_all_agree_are_too_few_to_tell(count: int, tuned: st
     conditions = {
         name: Answers.score([text] * count, ["0"] * count) for name, text in (("zero_shot", base), ("tuned", tuned))
     }
-    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, differences(conditions), {})
+    judged = judge_tuning({name: a.scores() for name, a in conditions.items()}, compare_answers(conditions), {})
     assert judged.effect is TuningEffect.unclear
     assert judged.text.startswith("Too few examples to tell: exact match")
-    assert f"these are {count} held-out example{'' if count == 1 else 's'}, and it takes at least 10" in judged.text
+    assert f"; {count} validation example{'' if count == 1 else 's'}, at least 10 are needed" in judged.text
 
 
 def test_four_answers_that_got_right_are_not_called_better_against_the_exact_test() -> None:
@@ -91,7 +91,7 @@ def test_where_neither_is_better_a_claim_is_made_at_most_once_in_twenty(pairs: i
         tuned = [1.0] * (pairs - found.theirs_only) + [0.0] * found.theirs_only
         made = {"zero_shot": Answers(["-"] * pairs, base, base), "tuned": Answers(["-"] * pairs, tuned, tuned)}
         scores = {name: found.scores() for name, found in made.items()}
-        return judge_tuning(scores, differences(made), {}).effect is not TuningEffect.unclear
+        return judge_tuning(scores, compare_answers(made), {}).effect is not TuningEffect.unclear
 
     # A claim needs five that differ at the least; asking only there keeps this quick.
     asked = [(found, chance) for found, chance in outcomes(pairs, differ / 2, differ / 2) if chance > 1e-7]
@@ -113,18 +113,18 @@ def test_without_answers_the_loss_decides_and_says_how_sure_it_is() -> None:
     base, lower = losses(*[2.0] * 20), losses(*[1.4, 1.6] * 10)
     outcome, text = loss_verdict(lower, base)
     assert outcome is TuningEffect.better
-    assert text.startswith("Tuning helped: held-out loss 1.5019 against 2.0000 for the base, difference -0.4981")
+    assert text.startswith("Tuning helped: validation loss 1.5019 against 2.0000 for the base, difference -0.4981")
     assert "(95 % interval -0.5" in text and "no answers were compared" in text
     outcome, text = loss_verdict(base, lower)
-    assert outcome is TuningEffect.worse and text.startswith("Tuning did not help, held-out loss rose")
+    assert outcome is TuningEffect.worse and text.startswith("Tuning did not help, validation loss rose")
     outcome, text = loss_verdict(losses(*[1.5, 2.5] * 10), base)
-    assert outcome is TuningEffect.unclear and "the interval includes no change" in text
+    assert outcome is TuningEffect.unclear and "the interval includes zero" in text
 
 
 def test_the_loss_of_a_few_examples_is_too_little_to_tell() -> None:
     outcome, text = loss_verdict(losses(*[1.0] * 9), losses(*[2.0] * 9))
     assert outcome is TuningEffect.unclear
-    assert text.startswith("Too few examples to tell: held-out loss") and "9 held-out examples" in text
+    assert text.startswith("Too few examples to tell: validation loss") and "9 validation examples" in text
 
 
 def test_without_a_tuned_model_nothing_was_compared() -> None:
@@ -137,13 +137,13 @@ def test_where_no_answer_has_a_right_word_the_loss_shows_whether_there_is_progre
 
     def judged(tuned: list[LabelLoss]) -> tuple[TuningEffect, str]:
         loss = LossDifference.between(tuned, losses(*[5.0] * 40))
-        found = judge_tuning(scores, differences(silent), {"base": 5.0, "tuned": 5.0 + loss.difference}, loss)
+        found = judge_tuning(scores, compare_answers(silent), {"base": 5.0, "tuned": 5.0 + loss.difference}, loss)
         return found.effect, found.text
 
     outcome, text = judged(losses(*[2.0, 2.2] * 20))
     assert outcome is TuningEffect.unclear
-    assert text.startswith("Answers are not better yet: exact match and token F1 are 0 in every condition")
-    assert "But held-out loss fell by 2.9014 (95 % interval 2.8" in text and "from 5.0000 to 2.0986" in text
+    assert text.startswith("Answers are not better yet, but validation loss fell")
+    assert "validation loss 2.0986 against 5.0000 for the base, difference -2.9014 (95 % interval -" in text
     assert judged(losses(*[6.0, 6.2] * 20))[0] is TuningEffect.worse
     assert judged(losses(*[4.0, 6.0] * 20))[1].startswith("Tuning did not help measurably")
 
@@ -151,12 +151,12 @@ def test_where_no_answer_has_a_right_word_the_loss_shows_whether_there_is_progre
 def test_the_result_has_the_shape_of_eval_json() -> None:
     conditions = {"zero_shot": answers(0), "few_shot": answers(10), "tuned": answers(30)}
     scores = {name: a.scores(shots=5 if name == "few_shot" else None) for name, a in conditions.items()}
-    judgement = judge_tuning(scores, differences(conditions), {})
+    judgement = judge_tuning(scores, compare_answers(conditions), {})
     result = EvalResult(
         examples=40,
         step=12,
         conditions=scores,
-        difference={f"vs_{name}": found for name, found in differences(conditions).items()},
+        difference={f"vs_{name}": found for name, found in compare_answers(conditions).items()},
         validation_loss={"base": 2.0, "tuned": 1.0},
         verdict=judgement.text,
         better=judgement.effect is TuningEffect.better,

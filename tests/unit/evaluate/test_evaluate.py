@@ -28,7 +28,7 @@ def test_a_model_that_learned_is_better_than_its_base(learned: Path) -> None:
     assert set(document["difference"]) == {"vs_zero_shot", "vs_few_shot", "vs_retrieval"}
     assert (document["examples"], document["step"]) == (12, 60)
     assert document["samples"][0]["prompt"].startswith("question ") and document["samples"][0]["tuned"] == "ok"
-    assert {"zero-shot answers", "retrieval answers", "tuned answers", "held-out loss of the tuned"} <= set(stages)
+    assert {"zero-shot answers", "retrieval answers", "tuned answers", "validation loss of the tuned"} <= set(stages)
 
 
 def test_a_model_that_learned_nothing_is_not_called_better(tiny_model: Path, tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ def test_a_model_that_learned_nothing_is_not_called_better(tiny_model: Path, tmp
     add_learned_checkpoint(run, tiny_model, steps=1)
     result = evaluate_run(run.root, conditions=["zero_shot", "tuned"])
     assert not result.better
-    assert result.verdict.startswith("Answers are not better yet: exact match and token F1 are 0")
-    assert "But held-out loss fell by" in result.verdict
+    assert result.verdict.startswith("Answers are not better yet, but validation loss fell")
+    assert "exact match and token F1 are 0 in every condition" in result.verdict
 
 
 def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(tiny_model: Path, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_plain_text_is_judged_by_its_loss(tiny_model: Path, tmp_path: Path) -> N
     add_learned_checkpoint(run, tiny_model, steps=30)
     result = evaluate_run(run.root)
     assert result.conditions == {} and result.better
-    assert result.verdict.startswith("Tuning helped: held-out loss")
+    assert result.verdict.startswith("Tuning helped: validation loss")
     assert result.loss_difference is not None and result.loss_difference.ci[1] < 0
     assert result.loss_difference.examples == 10
     assert "no answer in words" in result.notes[0]

@@ -52,13 +52,13 @@ def test_epochs_follow_the_held_out_losses(heldout: list[float | None], code: st
 
 def test_plateau_advice_says_what_the_later_epochs_bought() -> None:
     advice = epoch_advice(shots([2.0, 1.5, 1.2, 1.0, 0.999, 0.998, 0.997]))
-    assert advice.headline == "held-out loss flattens after epoch 4: epochs 5-7 bought 0.3 %; set optim.epochs=4"
+    assert advice.headline == "validation loss flattens after epoch 4: epochs 5-7 bought 0.3 %; set optim.epochs=4"
     assert advice.findings[0].override == "optim.epochs=4"
 
 
 def test_over_fitting_advice_names_the_lowest_epoch_and_the_rise() -> None:
     assert epoch_advice(shots([1.0, 0.8, 0.9, 1.2])).headline == (
-        "over-fitting: held-out loss is lowest after epoch 2 (0.8) and rises to 1.2 (50.0 % more) "
+        "over-fitting: validation loss is lowest after epoch 2 (0.8) and rises to 1.2 (50.0 % more) "
         "while training loss falls; set optim.epochs=2"
     )
 

@@ -47,7 +47,7 @@ def test_axes_name_what_they_show_and_its_unit() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer step", "loss (nats per token)")
     legend = axes.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["training, smoothed", "held-out"]
+    assert [text.get_text() for text in legend.get_texts()] == ["training, smoothed", "validation"]
 
 
 def last_only(steps: int, *, loss: float = 0.03) -> Metrics:
@@ -124,13 +124,13 @@ def test_the_terminal_curve_falls_from_left_to_right_within_its_size() -> None:
     first = [place for place, row in enumerate(rows) if row[:1] == "*"]
     last = [place for place, row in enumerate(rows) if row.rstrip()[-1:] in ("*", "o") and len(row.rstrip()) >= 49]
     assert min(first) == 0 and max(last) == 8
-    assert text.isascii() and "o held-out" in text
+    assert text.isascii() and "o validation" in text
 
 
 def test_the_terminal_curve_uses_braille_where_it_can() -> None:
     text = terminal_curve(curve(100))
     assert any(0x2800 < ord(letter) < 0x2900 for letter in text)
-    assert "\u25cf held-out" in text
+    assert "\u25cf validation" in text
 
 
 def test_curves_of_nothing_one_step_and_equal_losses_are_drawn() -> None:

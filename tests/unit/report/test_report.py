@@ -252,7 +252,7 @@ def test_counts_epochs_places_and_defaults_read_as_in_a_paper(story: RunPaths) -
         writer.write(step_record(step, 2.0, epoch=step / 7))
     writer.write(eval_record(6, 1.5, epoch=6 / 7))
     text = Page(page_html(gather(story.root))).text
-    assert "Exact match on 100 held-out examples" in text
+    assert "Exact match on 100 validation examples" in text
     assert "step 6, epoch 0.86" in text and "0.857143" not in text
     assert "training data 4 examples" in text and "training data:0" not in text
     assert "???" not in text
@@ -261,7 +261,7 @@ def test_counts_epochs_places_and_defaults_read_as_in_a_paper(story: RunPaths) -
 
 def test_one_example_is_not_called_examples(story: RunPaths) -> None:
     story.eval.write_text(json.dumps({**json.loads(story.eval.read_text()), "examples": 1}))
-    assert "Exact match on 1 held-out example, with" in Page(html_without_figures(story)).text
+    assert "Exact match on 1 validation example, with" in Page(html_without_figures(story)).text
 
 
 @pytest.mark.parametrize(("effect", "tone"), [("better", "good"), ("unclear", "open"), ("worse", "bad")])
