@@ -10,20 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher.report.goodput import run_goodput
+from launcher.runs.heartbeat import Phase
 from launcher.runs.jsonl import parse_time
 from launcher.runs.progress import duration_text
 from launcher.runs.states import RunState
 from launcher.slurm.client.sweep import read_sweep
 
 _COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "blue"}
-_PHASES = {
-    "start": "starts",
-    "meet": "ranks meet",
-    "load": "loads",
-    "rehearse": "rehearses",
-    "evaluate": "evaluates",
-    "save": "saves",
-    "finish": "finishes",
+_PHASES: dict[str, str] = {
+    Phase.start: "starts",
+    Phase.meet: "ranks meet",
+    Phase.load: "loads",
+    Phase.rehearse: "rehearses",
+    Phase.evaluate: "evaluates",
+    Phase.save: "saves",
+    Phase.finish: "finishes",
 }
 _WIDE = 125
 """Columns of a terminal from which on everything is shown."""

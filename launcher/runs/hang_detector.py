@@ -12,7 +12,7 @@ from launcher.config.cluster_schema import FaultConfig
 from launcher.config.frozen import load_config
 from launcher.errors import LauncherError
 from launcher.paths import RunPaths
-from launcher.runs.heartbeat import EVERY_S, Beat, parse_beat
+from launcher.runs.heartbeat import EVERY_S, Beat, Phase, parse_beat
 
 _LARGEST_GAP_S = 5.0
 """Longer between two looks, and the watcher itself was stopped or starved: that time says nothing about the ranks."""
@@ -101,7 +101,7 @@ class Watch:
         return watched.beat.limit_s if watched.beat is not None else self._start_limit_s
 
     def _has_left(self, watched: _Watched) -> bool:
-        return _phase(watched) == "finish" or self._paths.rank_end(self._attempt, watched.rank).exists()
+        return _phase(watched) == Phase.finish or self._paths.rank_end(self._attempt, watched.rank).exists()
 
     def _has_dumped(self, watched: _Watched) -> bool:
         with suppress(OSError):
@@ -110,7 +110,7 @@ class Watch:
 
 
 def _phase(watched: _Watched) -> str:
-    return watched.beat.phase if watched.beat is not None else "start"
+    return watched.beat.phase if watched.beat is not None else Phase.start
 
 
 def _load_limit_s(paths: RunPaths) -> float:

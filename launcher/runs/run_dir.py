@@ -177,7 +177,7 @@ def run_name(run_dir: Path) -> str:
 
 
 def find_run(text: str, runs_dir: str = "runs") -> Path:
-    """The run directory meant by a path, a name under `runs_dir`, or `latest`.
+    """The run directory meant by a name under `runs_dir`, a path, or `latest`.
 
     Raises:
         RunError: there is none, or it is a sweep of several; names the nearest ones.
@@ -185,7 +185,7 @@ def find_run(text: str, runs_dir: str = "runs") -> Path:
     known = all_runs(runs_dir)
     if text == LATEST and known:
         return known[-1]
-    candidates = (Path(text), Path(runs_dir) / text)
+    candidates = (Path(runs_dir) / text, Path(text))
     for candidate in candidates:
         if RunPaths(candidate).config.is_file():
             return candidate

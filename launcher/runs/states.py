@@ -15,7 +15,7 @@ from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts
 from launcher.runs.events import Event, read_events, valid_events
-from launcher.runs.heartbeat import read_beat
+from launcher.runs.heartbeat import Phase, read_beat
 from launcher.runs.jsonl import parse_time
 from launcher.runs.run_dir import is_locked, last_attempt, run_name
 from launcher.runs.status import FINAL_STATES, Status, read_status
@@ -41,7 +41,7 @@ class JobPhase(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobWord:
+class JobState:
     """What Slurm says of the job of a run. Times are UTC, ISO 8601; empty where there is none."""
 
     job_id: str
@@ -59,6 +59,9 @@ class JobWord:
     nodes: list[str] = field(default_factory=list)
 
 
+_NO_JOB = JobState(job_id="", phase=JobPhase.unknown)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """What `launcher status` shows of a run."""
@@ -68,7 +71,7 @@ class RunState:
     state: str
     """validating, queued, running, succeeded, failed or cancelled."""
     alive: bool | None
-    """Whether processes of it run now; None where they would be on another machine and nobody could be asked."""
+    """Whether processes of it run now; None where they would be on another host and nobody could be asked."""
     preempted: bool
     """It was stopped, saved, and waits for somebody to start it again."""
     requeued: bool = False
@@ -91,9 +94,9 @@ class RunState:
     hint: str = field(metadata={"json": "todo"})
     """The command that helps, empty where nothing needs help."""
     phase: str = ""
-    """What rank 0 does now (runs/heartbeat.py); empty when nothing runs, or it has not said."""
+    """Of rank 0 (runs/heartbeat.py); empty when nothing runs, or it has not said."""
     job_id: str = ""
-    """Slurm job of the newest attempt or submission; empty for a run of this machine."""
+    """Slurm job of the newest attempt or submission; empty for a run of this host."""
     job_state: str = ""
     """Slurm's own word for the state of the job; empty when it was not asked."""
     nodes: list[str] = field(default_factory=list)
@@ -130,7 +133,7 @@ class StarterProcess:
     """Process ids."""
 
 
-def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "") -> RunState:
+def run_state(run_dir: Path, job: JobState | None = None, *, not_asked: str = "") -> RunState:
     """The state of a run now. A run that says `running` but whose processes or job are gone has failed.
 
     Args:
@@ -138,53 +141,52 @@ def run_state(run_dir: Path, job: JobWord | None = None, *, not_asked: str = "")
             slurm/client/job_status.py does. None: there is no job, or Slurm was not asked.
         not_asked: why Slurm could not be asked.
     """
-    paths = RunPaths(run_dir)
-    events = read_events(paths.events)
-    status = read_status(paths.status) or Status(name=run_dir.name, state="validating", updated="")
-    attempts = read_attempts(run_dir)
-    ends = valid_events(events, "attempt_end")
+    record = _Record.read(run_dir, job)
+    events, status, attempts, found = record.events, record.status, record.attempts, record.find()
     saved_step, saved_at = _last_checkpoint(events, status)
-    found = _Finding(run_dir, events, status, attempts, job)
-    state, alive, preempted, reason = found.judge()
+    is_starting = _is_starting(attempts, job)
     # What status.json says of speed belongs to the attempt that wrote it, not to one that is only starting.
-    live = alive is not False and status.attempt in (0, last_attempt(run_dir)) and not _is_starting(attempts, job)
-    waits = job is not None and job.phase is JobPhase.waiting and state not in FINAL_STATES
+    is_live = found.alive is not False and status.attempt in (0, record.attempt) and not is_starting
+    waiting = job is not None and job.phase is JobPhase.waiting and found.state not in FINAL_STATES
+    queue = job if job is not None and waiting else _NO_JOB
+    name, known_job = run_name(run_dir), job or _NO_JOB
+    nodes = attempts[-1].nodes if attempts and found.alive is not False else []
     return RunState(
-        name=run_name(run_dir),
+        name=name,
         path=str(run_dir),
-        state=state,
-        alive=alive,
-        preempted=preempted,
-        requeued=waits and state == "running",
-        attempt=last_attempt(run_dir),
+        state=found.state,
+        alive=found.alive,
+        preempted=found.preempted,
+        requeued=waiting and found.state == "running",
+        attempt=record.attempt,
         # An attempt that loads has not said yet that it goes on from the checkpoint.
         step=status.step or saved_step or 0,
         of=status.of,
         epoch=status.epoch,
         loss=status.loss,
         eval_loss=status.eval_loss,
-        tokens_per_s=status.tokens_per_s if live else None,
-        eta_s=status.eta_s if live else None,
+        tokens_per_s=status.tokens_per_s if is_live else None,
+        eta_s=status.eta_s if is_live else None,
         last_checkpoint_step=saved_step,
         last_checkpoint_time=saved_at,
-        exit_code=_exit_code(ends),
-        reason=reason,
+        exit_code=_exit_code(valid_events(events, "attempt_end")),
+        reason=found.reason,
         created=events[0].time if events else "",
         updated=max(status.updated, events[-1].time if events else ""),
-        hint=job.hint if waits and job else _todo(run_name(run_dir), state, alive, preempted, slurm=found.on_slurm),
-        phase=_phase(run_dir, attempts, job) if alive and state == "running" else "",
-        job_id=job.job_id if job else _job_id(attempts, status) if found.on_slurm else "",
-        job_state=job.slurm_state if job else "",
-        nodes=(job.nodes if job and job.nodes else attempts[-1].nodes if attempts and alive is not False else []),
-        queue_reason=job.reason if waits and job else "",
-        queue_why=job.why if waits and job else "",
-        expected_start=job.start if waits and job else "",
-        not_asked=not_asked if found.on_slurm else "",
+        hint=queue.hint if waiting else _hint(name, found, slurm=record.on_slurm),
+        phase=_phase(record, is_starting) if found.alive and found.state == "running" else "",
+        job_id=known_job.job_id or (record.job_id if record.on_slurm else ""),
+        job_state=known_job.slurm_state,
+        nodes=known_job.nodes or nodes,
+        queue_reason=queue.reason,
+        queue_why=queue.why,
+        expected_start=queue.start,
+        not_asked=not_asked if record.on_slurm else "",
     )
 
 
 def is_alive(run_dir: Path, status: Status | None = None) -> bool | None:
-    """Whether processes of the run are there, as far as this machine can tell; None when they would be elsewhere."""
+    """Whether processes of the run are there, as far as this host can tell; None when they would be elsewhere."""
     if is_locked(run_dir):
         return True
     status = status or read_status(RunPaths(run_dir).status)
@@ -194,13 +196,13 @@ def is_alive(run_dir: Path, status: Status | None = None) -> bool | None:
         return None
     # A worker that torchrun or accelerate started holds no lock; its number may belong to another program by now.
     try:
-        return any("launcher" in word for word in psutil.Process(status.pid).cmdline())
+        return any("launcher" in argument for argument in psutil.Process(status.pid).cmdline())
     except psutil.Error:
         return False
 
 
 def is_on_slurm(run_dir: Path, attempts: list[AttemptRecord], status: Status | None, events: list[Event]) -> bool:
-    """Whether a job runs the run, or is to: by its newest attempt, unless it was submitted after that."""
+    """Whether a job runs the run, or will: by its newest attempt, unless it was submitted after that."""
     submitted = [event.time for event in events if event.event == "submitted"]
     if attempts and not (submitted and submitted[-1] > attempts[-1].started):
         return attempts[-1].starter == SLURM or (attempts[-1].starter != "local" and bool(attempts[-1].job_id))
@@ -222,18 +224,41 @@ def run_process(run_dir: Path) -> StarterProcess | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
-    """What the record says, beside what is there."""
+class _Found:
+    """What the record and the processes together say."""
+
+    state: str
+    alive: bool | None
+    preempted: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What the run directory and the scheduler say."""
 
     run_dir: Path
+    attempt: int
     events: list[Event]
     status: Status
     attempts: list[AttemptRecord]
-    job: JobWord | None
+    job: JobState | None
+
+    @classmethod
+    def read(cls, run_dir: Path, job: JobState | None) -> _Record:
+        paths = RunPaths(run_dir)
+        events = read_events(paths.events)
+        status = read_status(paths.status) or Status(name=run_dir.name, state="validating", updated="")
+        return cls(run_dir, paths.newest_attempt(), events, status, read_attempts(run_dir), job)
 
     @property
     def on_slurm(self) -> bool:
         return self.job is not None or is_on_slurm(self.run_dir, self.attempts, self.status, self.events)
+
+    @property
+    def job_id(self) -> str:
+        """By the record alone."""
+        return self.attempts[-1].job_id if self.attempts else self.status.job_id or ""
 
     @property
     def began(self) -> bool:
@@ -243,52 +268,49 @@ class _Finding:
 
     @property
     def preempted(self) -> bool:
-        """The newest attempt saved because it was told to stop."""
-        names = [event.event for event in self.events if event.event in ("attempt_start", "preempted")]
-        return bool(names) and names[-1] == "preempted"
+        """The newest attempt saved because it was asked to stop."""
+        return self._last_of("attempt_start", "preempted") == "preempted"
 
     @property
     def cancelled(self) -> bool:
         return RunPaths(self.run_dir).cancel.exists()
 
-    def judge(self) -> tuple[str, bool | None, bool, str]:
-        """State, alive, preempted and reason."""
+    def find(self) -> _Found:
         states = valid_events(self.events, "state")
         state = str(states[-1].fields.get("state")) if states else "validating"
         if state in FINAL_STATES and not self._was_submitted_after(states[-1]):
             ends = valid_events(self.events, "attempt_end")
-            return state, self._alive(over=True), False, _reason(states[-1:] + ends[-1:])
+            return _Found(state, self._alive(over=True), reason=_reason(states[-1:] + ends[-1:]))
         if self.job is None:
             return self._by_processes(state)
         if self.job.phase is JobPhase.waiting:
-            return "running" if self.began else "queued", False, False, ""
+            return _Found("running" if self.began else "queued", alive=False)
         if self.job.phase is JobPhase.running:
-            return "running", True, False, ""
+            return _Found("running", alive=True)
         return self._by_lost_job(self.job)
 
-    def _by_processes(self, state: str) -> tuple[str, bool | None, bool, str]:
+    def _by_processes(self, state: str) -> _Found:
         alive = self._alive(over=False)
-        preempted = alive is False and self.preempted
-        if alive is False and state == "running" and not preempted:
-            return "failed", alive, False, "its processes are gone (killed, or the machine went down)"
-        if preempted and self.cancelled:
-            return "cancelled", alive, False, ""
-        return state, alive, preempted, ""
+        if alive is False and self.preempted:
+            return _Found("cancelled", alive) if self.cancelled else _Found(state, alive, preempted=True)
+        if alive is False and state == "running":
+            return _Found("failed", alive, reason="its processes are gone (killed, or the host went down)")
+        return _Found(state, alive)
 
-    def _by_lost_job(self, job: JobWord) -> tuple[str, bool | None, bool, str]:
-        """The job is over, and nobody wrote down how the run ended."""
+    def _by_lost_job(self, job: JobState) -> _Found:
+        """The job is over, and nobody recorded how the run ended."""
         if job.reason and not self.cancelled:
-            return "failed", False, False, f"job {job.job_id} never began: {job.why}"
+            return _Found("failed", alive=False, reason=f"job {job.job_id} never began: {job.why}")
         if self.cancelled or job.slurm_state == "CANCELLED":
             when = "" if self.began else " before it began"
-            return "cancelled", False, False, f"job {job.job_id} was cancelled{when}"
+            return _Found("cancelled", alive=False, reason=f"job {job.job_id} was cancelled{when}")
         if job.phase is JobPhase.unknown:
             end = f"Slurm does not know its job {job.job_id} (any more)"
         else:
             end = f"its job {job.job_id} is over (Slurm: {job.slurm_state})"
         if self.preempted:
-            return "running", False, True, f"{end}; it had saved"
-        return "failed", False, False, f"{end}, and it left no last word"
+            return _Found("running", alive=False, preempted=True, reason=f"{end}; it had saved")
+        return _Found("failed", alive=False, reason=f"{end}, and nothing says why")
 
     def _alive(self, *, over: bool) -> bool | None:
         if self.job is not None:
@@ -296,7 +318,18 @@ class _Finding:
         here = is_alive(self.run_dir, self.status)
         if self.on_slurm and not here:
             return False if over else None
-        return here
+        return False if here is None and self._is_gone() else here
+
+    def _is_gone(self) -> bool:
+        """Whether the record says that the processes which status.json puts on another host are not there any more."""
+        if self._last_of("attempt_start", "attempt_end") == "attempt_end":
+            return True
+        newest = self.attempts[-1] if self.attempts else None
+        # An attempt on this host followed; it holds no lock any more.
+        return newest is not None and newest.attempt > self.status.attempt and newest.host == socket.gethostname()
+
+    def _last_of(self, *names: str) -> str:
+        return next((event.event for event in reversed(self.events) if event.event in names), "")
 
     def _was_submitted_after(self, final: Event) -> bool:
         """Whether a final state belongs to an earlier job than the one there is now."""
@@ -307,30 +340,24 @@ class _Finding:
         return bool(self.job.submitted) and parse_time(self.job.submitted) > parse_time(final.time)
 
 
-def _job_id(attempts: list[AttemptRecord], status: Status) -> str:
-    return attempts[-1].job_id if attempts else status.job_id or ""
-
-
 def _last_checkpoint(events: list[Event], status: Status) -> tuple[int | None, str]:
     """Step and time of the newest one; events hold those of earlier attempts too."""
     saves = [event for event in events if event.event == "checkpoint" and isinstance(event.fields.get("step"), int)]
     step = saves[-1].fields["step"] if saves else None
-    if not saves or not isinstance(step, int) or (status.last_checkpoint_step or 0) > step:
+    if not isinstance(step, int) or (status.last_checkpoint_step or 0) > step:
         return status.last_checkpoint_step, status.last_checkpoint_time or ""
     return step, saves[-1].time
 
 
-def _is_starting(attempts: list[AttemptRecord], job: JobWord | None) -> bool:
+def _is_starting(attempts: list[AttemptRecord], job: JobState | None) -> bool:
     """The job runs, or is to, and has not made its next attempt yet."""
     return job is not None and not (attempts and attempts[-1].job_id == job.job_id and not attempts[-1].ended)
 
 
-def _phase(run_dir: Path, attempts: list[AttemptRecord], job: JobWord | None) -> str:
+def _phase(record: _Record, is_starting: bool) -> str:
     """By the heartbeat of rank 0."""
-    if _is_starting(attempts, job):
-        return "start"
-    beat = read_beat(RunPaths(run_dir).heartbeat(last_attempt(run_dir), 0))
-    return beat.phase if beat is not None else "start" if job is not None else ""
+    beat = None if is_starting else read_beat(RunPaths(record.run_dir).heartbeat(record.attempt, 0))
+    return beat.phase if beat is not None else Phase.start if record.job is not None else ""
 
 
 def _exit_code(ends: list[Event]) -> int | None:
@@ -339,16 +366,12 @@ def _exit_code(ends: list[Event]) -> int | None:
 
 
 def _reason(events: list[Event]) -> str:
-    for event in events:
-        for key in ("message", "reason"):
-            text = event.fields.get(key)
-            if isinstance(text, str) and text not in ("", "done"):
-                return text
-    return ""
+    texts = (event.fields.get(key) for event in events for key in ("message", "reason"))
+    return next((text for text in texts if isinstance(text, str) and text not in ("", "done")), "")
 
 
-def _todo(name: str, state: str, alive: bool | None, preempted: bool, *, slurm: bool) -> str:
+def _hint(name: str, found: _Found, *, slurm: bool) -> str:
     again = f"launcher resume {name}" if slurm else f"launcher train --run {name}"
-    if preempted or state in ("failed", "cancelled"):
+    if found.preempted or found.state in ("failed", "cancelled"):
         return again
-    return again if alive is False and state in ("validating", "queued") and not slurm else ""
+    return again if found.alive is False and found.state in ("validating", "queued") and not slurm else ""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from launcher.checkpoint.manifest import TrainState
 from launcher.config.schema import NonFinite
 from launcher.errors import CheckpointError, ErrorOnMain, ExitCode, NonFiniteError, Preempted
+from launcher.runs.heartbeat import Phase
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import StepRecord
 from launcher.train.run import Run
@@ -27,7 +28,7 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
     Raises: Preempted after a stop signal, once the state is saved; NonFiniteError; CheckpointError if the last save
     failed.
     """
-    WATCHDOG.enter("step", step=state.step)
+    WATCHDOG.enter(Phase.step, step=state.step)
     total_steps = run.derived.total_steps
     skips_in_a_row = 0
     if run.evaluation_due(state):  # stopped between a step and its evaluation

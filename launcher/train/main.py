@@ -19,6 +19,7 @@ from launcher.data.prepared import Prepared
 from launcher.errors import ConfigErrors, ExitCode, LauncherError, Preempted, RunError, public_name
 from launcher.paths import RunPaths
 from launcher.runs.events import read_events
+from launcher.runs.heartbeat import Phase
 from launcher.runs.metrics import read_metrics
 from launcher.runs.rank_environment import job_end_time, rank_numbers
 from launcher.tracking.replay import start as start_replay
@@ -49,11 +50,11 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     paths = RunPaths(run_dir)
     config, derived = load_prepared(paths.config)
     WATCHDOG.begin(paths, attempt, rank=rank_numbers(os.environ).rank, fault=config.fault)
-    WATCHDOG.enter("meet")
+    WATCHDOG.enter(Phase.meet)
     started, import_s = time.perf_counter(), seconds_since_process_start()
     world = join_world(derived, limit_s=config.fault.meet_limit_s)
     meet_s = time.perf_counter() - started
-    WATCHDOG.enter("load")
+    WATCHDOG.enter(Phase.load)
     recorder = Recorder(paths, derived, attempt=attempt) if world.is_main else None
     replay = start_replay(run_dir, config.track, attempt=attempt) if world.is_main else None
     try:
@@ -77,7 +78,7 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
             record_end(recorder, paths, error)
         raise
     finally:
-        WATCHDOG.enter("finish")
+        WATCHDOG.enter(Phase.finish)
         if recorder is not None:
             recorder.close()
         if replay is not None:

@@ -10,6 +10,7 @@ import torch
 from launcher.checkpoint.manifest import TrainState
 from launcher.data.order import heaviest_step
 from launcher.errors import MicroBatchTooLarge, ModelError, NonFiniteError
+from launcher.runs.heartbeat import Phase
 from launcher.train.batch import make_micro_batch
 from launcher.train.run import Run
 from launcher.train.saving import save
@@ -27,7 +28,7 @@ def rehearse(run: Run) -> None:
     (tests/dist/test_resume.py).
     Raises: MicroBatchTooLarge naming the batch setting when memory runs out; Preempted when a stop signal comes.
     """
-    with WATCHDOG.phase("rehearse"):
+    with WATCHDOG.phase(Phase.rehearse):
         _rehearse(run)
 
 

@@ -14,6 +14,7 @@ from launcher.checkpoint.retention import steps_to_keep
 from launcher.config.frozen import config_hash
 from launcher.errors import ConfigMismatch, SaveFailed
 from launcher.runs.events import written_manifests
+from launcher.runs.heartbeat import Phase
 from launcher.runs.jsonl import utc_now
 from launcher.train.run import Run
 from launcher.train.watchdog import WATCHDOG
@@ -27,7 +28,7 @@ def save(run: Run, state: TrainState) -> Checkpoint:
 
     Raises: SaveFailed on every rank if any rank could not write; earlier checkpoints are untouched then.
     """
-    with WATCHDOG.phase("save"):
+    with WATCHDOG.phase(Phase.save):
         return _save(run, state)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from launcher.checkpoint.manifest import TrainState
 from launcher.errors import TIME_LIMIT, NonFiniteError
+from launcher.runs.heartbeat import Phase
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import EvalRecord
 from launcher.train.batch import make_micro_batch
@@ -73,7 +74,7 @@ def evaluate(run: Run, state: TrainState) -> TrainState:
     Preempted, nothing recorded, when a stop signal came meanwhile.
     """
     started = time.perf_counter()
-    with WATCHDOG.phase("evaluate"):
+    with WATCHDOG.phase(Phase.evaluate):
         loss, tokens = heldout_loss(run)
     seconds = time.perf_counter() - started
     run.deadline.evaluated(seconds)

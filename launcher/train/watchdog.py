@@ -1,8 +1,8 @@
 """Signs of life of this rank: heartbeats for the process that watches it, and its stacks when the heartbeats stop.
 
-`WATCHDOG.beat()` reports progress; `WATCHDOG.enter("step")` and `with WATCHDOG.phase("save")` say in which phase. Every
-phase has a limit. After it a C thread dumps the Python stacks, even of a rank that never releases the GIL; then the
-starter, which sees the same silence, ends the ranks. Under a starter that does not watch (torchrun, accelerate) the
+`WATCHDOG.beat()` reports progress; `WATCHDOG.enter(Phase.step)` and `with WATCHDOG.phase(Phase.save)` say in which
+phase. Every phase has a limit. After it a C thread dumps the Python stacks, even of a rank that never releases the GIL;
+then the starter, which sees the same silence, ends the ranks. Under one that does not watch (torchrun, accelerate) the
 rank ends itself.
 """
 
@@ -23,7 +23,7 @@ from typing import IO
 from launcher.config.cluster_schema import FaultConfig
 from launcher.errors import ExitCode, RankHung
 from launcher.paths import RunPaths
-from launcher.runs.heartbeat import Heart
+from launcher.runs.heartbeat import Heart, Phase
 from launcher.runs.rank_end import end_of, write_rank_end
 from launcher.runs.rank_environment import is_watched
 
@@ -46,7 +46,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._heart: Heart | None = None
         self._fault = FaultConfig()
-        self._phase = "start"
+        self._phase = Phase.start
         self._step = 0
         self._last_s = 0.0
         self._slowest_s = 0.0
@@ -73,26 +73,26 @@ class Watchdog:
         if self._heart is None:
             return
         now = time.monotonic()
-        if self._phase in ("step", "evaluate"):
+        if self._phase in (Phase.step, Phase.evaluate):
             self._slowest_s = max(self._slowest_s, now - self._last_s)
         self._last_s = now
         if step is not None:
-            self._is_warm = self._is_warm or (self._phase == "step" and step > self._step)
+            self._is_warm = self._is_warm or (self._phase == Phase.step and step > self._step)
             self._step = step
         self._tell()
 
-    def enter(self, phase: str, *, step: int | None = None) -> None:
+    def enter(self, phase: Phase, *, step: int | None = None) -> None:
         """From now on this rank does something else."""
         if self._heart is None:
             return
         self._phase = phase
-        self._has_trained = self._has_trained or phase == "step"
+        self._has_trained = self._has_trained or phase == Phase.step
         self._step = self._step if step is None else step
         self._last_s = time.monotonic()
         self._tell()
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
         """Something else for a while; then the phase before goes on."""
         before = self._phase
         self.enter(name)
@@ -111,14 +111,14 @@ class Watchdog:
         """How long this rank may be silent in its present phase."""
         fault = self._fault
         match self._phase:
-            case "meet":
+            case Phase.meet:
                 # Ranks name the missing one themselves; the watcher is for those that cannot.
                 return 2 * fault.meet_limit_s + 60.0
-            case "save":
+            case Phase.save:
                 return fault.save_limit_s
-            case "finish":
+            case Phase.finish:
                 return FINISH_LIMIT_S
-            case "step" | "evaluate":
+            case Phase.step | Phase.evaluate:
                 learned = max(SHORTEST_STEP_LIMIT_S, _TIMES_THE_SLOWEST * self._slowest_s)
                 limit = fault.step_limit_s or learned
                 # The first step may compile kernels; its length says nothing about the others.
@@ -127,7 +127,7 @@ class Watchdog:
                 return fault.load_limit_s
 
     @property
-    def last_sign(self) -> tuple[str, float]:
+    def last_sign(self) -> tuple[Phase, float]:
         """Changes with every sign of life."""
         return self._phase, self._last_s
 
@@ -168,13 +168,13 @@ class _Guard:
                 told = True
                 write_collectives(self._paths.attempt(self._attempt) / f"nccl-{self._rank:04d}.json")
             # Nobody watches a rank that has done its work, and W&B may yet keep it.
-            is_for_watcher = self._watched and sign[0] != "finish"
+            is_for_watcher = self._watched and sign[0] != Phase.finish
             if silent_s > limit_s + (_LEAVE_UNREACHED_AFTER_S if is_for_watcher else _LEAVE_AFTER_S):
                 self._leave(sign[0], silent_s, limit_s)
 
-    def _leave(self, phase: str, silent_s: float, limit_s: float) -> None:
+    def _leave(self, phase: Phase, silent_s: float, limit_s: float) -> None:
         """Ends this rank, and with it, through its starter or the lost connection, the others."""
-        message = f"no sign of life for {silent_s:.0f} s in phase {phase!r} (limit {limit_s:.0f} s)"
+        message = f"no sign of life for {silent_s:.0f} s in phase {phase} (limit {limit_s:.0f} s)"
         stacks = self._paths.stacks(self._attempt, self._rank)
         logger.error("rank %d hangs: %s; its stacks: %s", self._rank, message, stacks)
         error = RankHung(message, phase=phase, silent_s=round(silent_s, 1), limit_s=limit_s)

@@ -14,7 +14,7 @@ from launcher.runs.attempts import read_attempts
 from launcher.runs.events import read_events
 from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import SWEEP_FILE
-from launcher.runs.states import SLURM_WAITING_STATES, JobPhase, JobWord, RunState, is_on_slurm, run_state
+from launcher.runs.states import SLURM_WAITING_STATES, JobPhase, JobState, RunState, is_on_slurm, run_state
 from launcher.runs.status import FINAL_STATES, read_status
 from launcher.runs.submission import Submission, read_submission
 from launcher.slurm.client.parse import JobInfo
@@ -157,13 +157,13 @@ def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[Ru
                 states[run_dir] = replace(run_state(run_dir, not_asked=jobs.not_asked), job_id=job_id)
             else:
                 before = found.get(predecessors.get(run_dir, ""))
-                states[run_dir] = run_state(run_dir, job_word(job_id, found.get(job_id), before))
+                states[run_dir] = run_state(run_dir, job_state_of(job_id, found.get(job_id), before))
     return list(states.values())
 
 
 def find_sweep(text: str, runs_dir: str = "runs") -> Path | None:
-    """The folder of a sweep, from its path or its name under `runs_dir`; None if there is no such sweep."""
-    candidates = (Path(text), Path(runs_dir) / text)
+    """The folder of a sweep, from its name under `runs_dir` or its path; None if there is no such sweep."""
+    candidates = (Path(runs_dir) / text, Path(text))
     return next((folder for folder in candidates if (folder / SWEEP_FILE).is_file()), None)
 
 
@@ -207,20 +207,20 @@ def stages_of(run_dir: Path, jobs: Jobs) -> list[StageState]:
     found = jobs.ask([job.job_id for job in newest])
     states = []
     for job in newest:
-        word = job_word(job.job_id, (found or {}).get(job.job_id))
+        word = job_state_of(job.job_id, (found or {}).get(job.job_id))
         name = "not asked" if found is None else word.slurm_state.lower() or "unknown"
         states.append(StageState(stage=job.stage, job_id=job.job_id, state=name, reason=word.why))
     return states
 
 
-def job_word(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -> JobWord:
+def job_state_of(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -> JobState:
     """A job's state as its run sees it. Pure.
 
     Args:
         before: the job it had to wait for, if known.
     """
     if info is None:
-        return JobWord(job_id=job_id, phase=JobPhase.unknown)
+        return JobState(job_id=job_id, phase=JobPhase.unknown)
     if _fell_with(info, before):
         info = replace(info, reason=_NEVER)
     phase = (
@@ -232,7 +232,7 @@ def job_word(job_id: str, info: JobInfo | None, before: JobInfo | None = None) -
     )
     waits = phase is JobPhase.waiting
     reason = info.reason if waits or (phase is JobPhase.ended and info.reason == _NEVER) else ""
-    return JobWord(
+    return JobState(
         job_id=job_id,
         phase=phase,
         slurm_state=info.state,

@@ -13,7 +13,7 @@ from launcher.runs.run_dir import last_attempt, run_name, write_state
 from launcher.runs.states import JobPhase, run_state
 from launcher.runs.status import FINAL_STATES
 from launcher.runs.submission import read_submission
-from launcher.slurm.client.job_status import job_of, job_word
+from launcher.slurm.client.job_status import job_of, job_state_of
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import STAGES, comment
@@ -41,7 +41,7 @@ class _Stopping:
 
     def tell(self, job: JobInfo) -> None:
         """Does what this job needs now, unless that was done a moment ago."""
-        phase = job_word(job.job_id, job).phase
+        phase = job_state_of(job.job_id, job).phase
         if job.state == "COMPLETING":
             return
         before, at_s = self.told.get(job.name, (None, 0.0))

@@ -250,6 +250,21 @@ def test_a_run_whose_directory_is_removed_says_so(make_run: MakeRun, make_worker
     assert not run.exists()
 
 
+def test_a_run_whose_rank_0_fails_while_it_is_cancelled_is_cancelled(
+    make_run: MakeRun, make_worker: MakeWorker
+) -> None:
+    run = make_run(world_size=2)
+    body = """
+(run / "cancel").touch()
+print("error: the disk is full", flush=True)
+sys.exit(1 if rank == 0 else 75)
+"""
+    assert start(run, make_worker(body)) == 1
+    assert states(run)[-1] == "cancelled"
+    verdict = read_verdict(run, 1)
+    assert verdict is not None and verdict.verdict_class is VerdictClass.cancelled
+
+
 def test_a_run_planned_for_several_hosts_is_refused_here(make_run: MakeRun) -> None:
     with pytest.raises(RunError, match=r"planned for 2 hosts.*cluster\.hosts"):
         LocalScheduler().submit(make_run(world_size=2, nodes=2))

@@ -12,20 +12,20 @@ from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import EventWriter
 from launcher.runs.heartbeat import Heart
 from launcher.runs.run_dir import new_attempt, write_state
-from launcher.runs.states import JobPhase, JobWord, RunState, run_state
+from launcher.runs.states import JobPhase, JobState, RunState, run_state
 from launcher.runs.status import Status, write_status
 
 MakeRun = Callable[..., Path]
 
-WAITING = JobWord(
+WAITING = JobState(
     job_id="7", phase=JobPhase.waiting, slurm_state="PENDING", reason="Priority", start="2030-01-01T00:00:00.000Z"
 )
-RUNNING = JobWord(job_id="7", phase=JobPhase.running, slurm_state="RUNNING", nodes=["n1", "n2"])
-UNKNOWN = JobWord(job_id="7", phase=JobPhase.unknown)
+RUNNING = JobState(job_id="7", phase=JobPhase.running, slurm_state="RUNNING", nodes=["n1", "n2"])
+UNKNOWN = JobState(job_id="7", phase=JobPhase.unknown)
 
 
-def ended(slurm_state: str, *, reason: str = "", why: str = "") -> JobWord:
-    return JobWord(job_id="7", phase=JobPhase.ended, slurm_state=slurm_state, reason=reason, why=why)
+def ended(slurm_state: str, *, reason: str = "", why: str = "") -> JobState:
+    return JobState(job_id="7", phase=JobPhase.ended, slurm_state=slurm_state, reason=reason, why=why)
 
 
 def begin(run: Path, *events: str, job_id: str = "7", ended_at: str = "") -> int:
@@ -98,12 +98,12 @@ def test_the_speed_of_an_earlier_attempt_is_not_shown_while_the_next_one_starts(
 
 
 @pytest.mark.parametrize("slurm_state", ["NODE_FAIL", "TIMEOUT", "FAILED", "OUT_OF_MEMORY", "BOOT_FAIL", "COMPLETED"])
-def test_a_job_that_ended_without_a_last_word_has_failed(make_run: MakeRun, slurm_state: str) -> None:
+def test_a_job_that_ended_without_a_reason_has_failed(make_run: MakeRun, slurm_state: str) -> None:
     run = make_run()
     begin(run)
     state = run_state(run, ended(slurm_state))
     assert outcome(state) == ("failed", False, False)
-    assert slurm_state in state.reason and "no last word" in state.reason
+    assert slurm_state in state.reason and "nothing says why" in state.reason
     assert state.hint == "launcher resume one"
 
 
@@ -139,7 +139,7 @@ def test_a_job_whose_forerunner_failed_has_failed_with_it(make_run: MakeRun) -> 
 
 @pytest.mark.parametrize("final", ["succeeded", "failed", "cancelled"])
 @pytest.mark.parametrize("job", [ended("COMPLETED"), UNKNOWN])
-def test_the_last_word_of_the_run_counts_more_than_slurms(make_run: MakeRun, final: str, job: JobWord) -> None:
+def test_the_last_word_of_the_run_counts_more_than_slurms(make_run: MakeRun, final: str, job: JobState) -> None:
     run = make_run()
     begin(run, "attempt_start", "state:running", f"state:{final}")
     assert outcome(run_state(run, job)) == (final, False, False)
@@ -162,7 +162,7 @@ def test_a_failed_run_whose_job_makes_another_attempt_is_running(make_run: MakeR
 def test_a_cancelled_run_that_was_submitted_again_is_queued(make_run: MakeRun) -> None:
     run = make_run()
     begin(run, "attempt_start", "state:running", "state:cancelled", job_id="3")
-    later = JobWord(job_id="7", phase=JobPhase.waiting, submitted="2099-01-01T00:00:00.000Z")
+    later = JobState(job_id="7", phase=JobPhase.waiting, submitted="2099-01-01T00:00:00.000Z")
     assert run_state(run, later).state == "queued"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,17 @@ def test_a_run_is_found_by_name_by_path_and_as_the_latest(make_run: MakeRun) -> 
     assert find_run("first", runs_dir) == find_run(str(first), "elsewhere") == first
     assert find_run("latest", runs_dir) == second
     assert all_runs(runs_dir) == [first, second]
+
+
+def test_a_run_in_the_given_folder_comes_before_one_of_that_name_in_the_working_directory(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = make_run("one")
+    there = tmp_path / "other" / "one"
+    shutil.copytree(here, there, symlinks=True)
+    monkeypatch.chdir(here.parent)
+    assert find_run("one", str(there.parent)) == there
+    assert find_run("one", "nowhere") == Path("one")
 
 
 def test_a_mistyped_run_is_answered_with_the_nearest_names(make_run: MakeRun) -> None:

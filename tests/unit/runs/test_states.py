@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.paths import RunPaths
+from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import EventWriter
 from launcher.runs.run_dir import lock_run, new_attempt, write_state
 from launcher.runs.states import is_alive, run_process, run_state
@@ -116,6 +117,29 @@ def test_nothing_is_claimed_about_processes_on_another_machine(make_run: MakeRun
     write_status(RunPaths(run).status, Status(name="one", state="running", pid=os.getpid(), host="elsewhere"))
     state = run_state(run)
     assert (state.state, state.alive) == ("running", None)
+
+
+def test_a_run_that_was_preempted_on_another_host_is_not_running_there_for_ever(make_run: MakeRun) -> None:
+    run = make_run()
+    write_events(run, "attempt_start", "state:running", "attempt_end", "preempted")
+    write_status(RunPaths(run).status, Status(name="one", state="running", attempt=1, pid=1, host="elsewhere"))
+    state = run_state(run)
+    assert (state.state, state.alive, state.preempted) == ("running", False, True)
+    assert state.hint == "launcher train --run one"
+
+
+def test_a_run_that_moved_here_and_was_killed_before_it_trained_has_failed(make_run: MakeRun) -> None:
+    run = make_run()
+    write_events(run, "attempt_start", "state:running", "attempt_end", "preempted")
+    write_status(RunPaths(run).status, Status(name="one", state="running", attempt=1, pid=1, host="elsewhere"))
+    record = AttemptRecord(attempt=2, starter="local", host=socket.gethostname(), world_size=1, started="2026-01-02")
+    RunPaths(run).attempt(2).mkdir()
+    write_attempt(run, record)
+    write_events(run, "attempt_start", attempt=2)
+    state = run_state(run)
+    assert (state.state, state.alive) == ("failed", False)
+    with lock_run(run):
+        assert run_state(run).alive is True
 
 
 def test_a_finished_run_stays_finished_whatever_its_process_number_does_now(make_run: MakeRun) -> None:

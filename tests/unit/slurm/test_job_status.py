@@ -12,7 +12,15 @@ from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.states import JobPhase
 from launcher.runs.status import Status, write_status
 from launcher.runs.submission import StageJob, Submission, write_submission
-from launcher.slurm.client.job_status import Jobs, find_sweep, job_of, job_word, live_states, members_of, why_it_waits
+from launcher.slurm.client.job_status import (
+    Jobs,
+    find_sweep,
+    job_of,
+    job_state_of,
+    live_states,
+    members_of,
+    why_it_waits,
+)
 from launcher.slurm.client.parse import JobInfo, parse_sacct, parse_squeue
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sweep import Member, Sweep, write_sweep
@@ -39,23 +47,23 @@ def listed(state: str, reason: str = "None", *, start: str = "N/A", nodes: str =
 )
 def test_every_state_of_a_job_is_one_of_three_phases(state: str, phase: JobPhase) -> None:
     (info,) = parse_squeue(listed(state))
-    assert job_word("7", info).phase is phase
+    assert job_state_of("7", info).phase is phase
 
 
 def test_a_job_that_slurm_does_not_list_is_unknown() -> None:
-    assert job_word("7", None).phase is JobPhase.unknown
+    assert job_state_of("7", None).phase is JobPhase.unknown
 
 
 def test_a_waiting_job_has_a_reason_and_a_plan() -> None:
     (info,) = parse_squeue(listed("PENDING", "Resources", start="2026-03-01T12:00:00"))
-    word = job_word("7", info)
+    word = job_state_of("7", info)
     assert (word.reason, word.start) == ("Resources", "2026-03-01T12:00:00.000Z")
     assert word.why == "it is next, when enough nodes are free (Resources)"
 
 
 def test_a_running_job_has_nodes_and_no_plan() -> None:
     (info,) = parse_squeue(listed("RUNNING", start="2026-03-01T12:00:00", nodes="n[1-2]"))
-    word = job_word("7", info)
+    word = job_state_of("7", info)
     assert (word.nodes, word.start, word.reason) == (["n1", "n2"], "", "")
 
 
@@ -65,13 +73,13 @@ def test_a_running_job_has_nodes_and_no_plan() -> None:
 def test_a_held_job_says_how_it_is_released(reason: str) -> None:
     """squeue of Slurm 22.05 writes some reasons with blanks."""
     (info,) = parse_squeue(listed("PENDING", reason))
-    word = job_word("7", info)
+    word = job_state_of("7", info)
     assert word.hint == "scontrol release 7" and word.why.endswith(f" ({reason})")
 
 
 def test_a_job_that_can_never_start_says_why() -> None:
     (info,) = parse_squeue(listed("CANCELLED", "DependencyNeverSatisfied"))
-    word = job_word("7", info)
+    word = job_state_of("7", info)
     assert word.phase is JobPhase.ended and "did not end well" in word.why
 
 
@@ -92,7 +100,7 @@ def test_accounting_keeps_no_reason_so_the_job_before_tells_it(
     before: str | None, state: str, nodes: str, reason: str
 ) -> None:
     (info,) = parse_sacct(ACCOUNT.format(state, nodes))
-    word = job_word("7", info, JobInfo(job_id="6", state=before) if before else None)
+    word = job_state_of("7", info, JobInfo(job_id="6", state=before) if before else None)
     assert word.reason == reason
 
 

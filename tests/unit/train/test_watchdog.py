@@ -15,7 +15,7 @@ import launcher.train.watchdog as pulse_module
 from launcher.config.cluster_schema import FaultConfig
 from launcher.errors import ExitCode
 from launcher.paths import RunPaths
-from launcher.runs.heartbeat import Beat, read_beat
+from launcher.runs.heartbeat import Beat, Phase, read_beat
 from launcher.runs.rank_end import read_rank_end
 from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S, Watchdog
 
@@ -45,7 +45,7 @@ def beat_of(paths: RunPaths) -> Beat:
 
 
 def test_the_first_step_may_take_as_long_as_loading(pulse: Watchdog) -> None:
-    pulse.enter("step", step=0)
+    pulse.enter(Phase.step, step=0)
     pulse.beat()
     assert pulse.limit_s == 1000.0
     pulse.beat(step=1)
@@ -55,27 +55,27 @@ def test_the_first_step_may_take_as_long_as_loading(pulse: Watchdog) -> None:
 def test_the_limit_of_a_step_learns_from_the_slowest(pulse: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(pulse_module.time, "monotonic", lambda: now)
-    pulse.enter("step", step=0)
+    pulse.enter(Phase.step, step=0)
     for seconds in (1.0, 70.0, 2.0):
         now += seconds
         pulse.beat(step=int(now))
     assert pulse.limit_s == pytest.approx(700.0)
     # What a save takes says nothing about steps.
-    with pulse.phase("save"):
+    with pulse.phase(Phase.save):
         now += 500.0
     assert pulse.limit_s == pytest.approx(700.0)
 
 
 def test_a_setting_beats_what_was_learned(pulse: Watchdog, paths: RunPaths) -> None:
     pulse.begin(paths, 1, rank=0, fault=FaultConfig(step_limit_s=7.0))
-    pulse.enter("step", step=0)
+    pulse.enter(Phase.step, step=0)
     pulse.beat(step=1)
     assert pulse.limit_s == 7.0
 
 
 def test_a_phase_ends_with_the_one_before_also_after_an_error(pulse: Watchdog, paths: RunPaths) -> None:
-    pulse.enter("step", step=4)
-    with pytest.raises(OSError), pulse.phase("save"):
+    pulse.enter(Phase.step, step=4)
+    with pytest.raises(OSError), pulse.phase(Phase.save):
         assert (beat_of(paths).phase, beat_of(paths).limit_s) == ("save", 2000.0)
         raise OSError
     assert (beat_of(paths).phase, beat_of(paths).step) == ("step", 4)
@@ -83,9 +83,9 @@ def test_a_phase_ends_with_the_one_before_also_after_an_error(pulse: Watchdog, p
 
 def test_before_it_begins_nothing_happens() -> None:
     idle = Watchdog()
-    idle.enter("step", step=3)
+    idle.enter(Phase.step, step=3)
     idle.beat(step=4)
-    with idle.phase("save"):
+    with idle.phase(Phase.save):
         pass
 
 
@@ -112,7 +112,7 @@ def test_a_rank_that_nobody_watches_writes_its_stack_and_ends_itself(paths: RunP
     assert hang(paths, "").wait(timeout=120) == ExitCode.HANG
     end = read_rank_end(paths.rank_end(1, 3))
     assert end is not None and end.exit_code == ExitCode.HANG
-    assert "in phase 'start' (limit 1 s)" in end.message
+    assert "in phase start (limit 1 s)" in end.message
     assert "Timeout (" in paths.stacks(1, 3).read_text()
 
 
