@@ -256,8 +256,9 @@ def test_a_run_whose_rank_0_fails_while_it_is_cancelled_is_cancelled(
     run = make_run(world_size=2)
     body = """
 (run / "cancel").touch()
-print("error: the disk is full", flush=True)
-sys.exit(1 if rank == 0 else 75)
+if rank == 0: print("error: the disk is full"); sys.exit(1)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+time.sleep(60)
 """
     assert start(run, make_worker(body)) == 1
     assert states(run)[-1] == "cancelled"
