@@ -15,7 +15,7 @@ from rich.text import Text
 from launcher.data.template import ChatFormat
 from launcher.errors import ExitCode, UserError
 from launcher.evaluate.questions import Prompt
-from launcher.export.example_kind import Taught, taught
+from launcher.export.example_kind import ExampleKind, example_kind
 from launcher.export.source import open_source
 from launcher.runs.run_dir import find_run
 
@@ -51,7 +51,7 @@ def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, ob
     data_dir = Path(source.derived.data_dir)
     chat = ChatFormat.from_folder(data_dir)
     document: dict[str, object] = {"run": run_dir.name, "step": source.checkpoint.step, "prompt": question}
-    if taught(data_dir) is Taught.text:
+    if example_kind(data_dir) is ExampleKind.text:
         if args.system is not None:
             raise UserError(
                 f"--system: {run_dir.name} was tuned on plain text, which has no system message; leave it out."

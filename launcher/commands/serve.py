@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from launcher.errors import ExitCode
-from launcher.export.example_kind import Taught, taught
+from launcher.export.example_kind import ExampleKind, example_kind
 from launcher.export.source import cached_folder, open_source
 from launcher.files import as_json
 from launcher.runs.run_dir import find_run
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
     """The whole model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
     source = open_source(run_dir, step)
-    as_chat = taught(Path(source.derived.data_dir)) is not Taught.text
+    as_chat = example_kind(Path(source.derived.data_dir)) is not ExampleKind.text
     if not make:
         return cached_folder(source, merge=True), as_chat
 

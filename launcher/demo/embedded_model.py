@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.config.model_files import embedded_folder
@@ -92,25 +90,25 @@ def _convert_in_child(source: Path, to: Path) -> None:
 def _convert(source: Path, to: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
 
-    with _quiet_transformers():
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=_GGUF, dtype=torch.float32, local_files_only=True
-        )
-        # A model loaded from GGUF counts as quantized and refuses to be saved; its weights in a plain one do not.
-        settings = loaded.config.to_dict()
-        for key in ("quantization_config", "_model_name_or_path", "unk_token_id"):
-            settings.pop(key, None)
-        # bfloat16 halves the file, and greedy answers stayed the same as in float32: it rounds far finer than Q4_1 did.
-        with torch.device("meta"):
-            plain = LlamaForCausalLM(LlamaConfig(**{**settings, "dtype": torch.bfloat16}))
-        plain.load_state_dict(
-            {name: tensor.to(torch.bfloat16) for name, tensor in loaded.state_dict().items()}, assign=True
-        )
-        plain.tie_weights()
-        plain.generation_config = loaded.generation_config
-        plain.save_pretrained(to)
-        AutoTokenizer.from_pretrained(source, gguf_file=_GGUF, local_files_only=True).save_pretrained(to)
+    # The parent shows what this process wrote if it fails.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32, local_files_only=True)
+    # A model loaded from GGUF counts as quantized and refuses to be saved; its weights in a plain one do not.
+    settings = loaded.config.to_dict()
+    for key in ("quantization_config", "_model_name_or_path", "unk_token_id"):
+        settings.pop(key, None)
+    # bfloat16 halves the file, and greedy answers stayed the same as in float32: it rounds far finer than Q4_1 did.
+    with torch.device("meta"):
+        plain = LlamaForCausalLM(LlamaConfig(**{**settings, "dtype": torch.bfloat16}))
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in loaded.state_dict().items()}
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(to)
+    AutoTokenizer.from_pretrained(source, gguf_file=_GGUF, local_files_only=True).save_pretrained(to)
     _portable_tokenizer_config(to / "tokenizer_config.json", max_tokens=plain.config.max_position_embeddings)
     (to / "README.md").write_text(_README)
 
@@ -122,21 +120,6 @@ def _portable_tokenizer_config(path: Path, *, max_tokens: int) -> None:
         settings.pop(key, None)
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_tokens}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No advice and no weight-loading bar from transformers meanwhile."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run's training examples were: conversations in the chat format, plain text, or some of each."""
+"""The kind of examples a run was trained on: conversations in the chat format, plain text, or both."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from launcher.data.prepared import Examples
 from launcher.export.hf_format import read_json
 
 
-class Taught(Enum):
+class ExampleKind(Enum):
     chat = "chat"
     text = "text"
     mixed = "mixed"
 
 
-def taught(data_dir: Path) -> Taught:
-    """From the prepared data set: the format its audit read each file in that training examples come from."""
+def example_kind(data_dir: Path) -> ExampleKind:
+    """Of a prepared data set, by the format of each file that training examples come from."""
     formats = read_json(data_dir / "audit.json").get("formats")
     files = read_json(data_dir / "train" / "meta.json").get("files")
     if not isinstance(formats, dict) or not isinstance(files, list):
-        return Taught.chat
+        return ExampleKind.chat
     # The list of files is that of both splits.
     used = np.unique(Examples(data_dir / "train" / "examples.arrow").files)
     is_text = {formats.get(files[at]) == DataFormat.text.value for at in used}
-    if is_text == {True, False}:
-        return Taught.mixed
-    return Taught.text if is_text == {True} else Taught.chat
+    if len(is_text) == 2:
+        return ExampleKind.mixed
+    return ExampleKind.text if True in is_text else ExampleKind.chat

@@ -75,21 +75,29 @@ def export(
         warnings=weights.warnings,
         dry_run=dry_run,
     )
-    if dry_run:
-        return info
-    staging = to.absolute().parent / f".{to.name}.partial-{os.getpid()}"
+    return info if dry_run else _write(source, weights, info)
+
+
+def _write(source: ExportSource, weights: _Weights, info: ExportInfo) -> ExportInfo:
+    """Writes the folder under a hidden name, reads it back, and gives it its own name."""
+    staging = info.path.absolute().parent / f".{info.path.name}.partial-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        _write_weights(weights, staging)
+        if weights.adapter is None:
+            hf_weights.write_full(weights.state, weights.model, staging, weights.dtype)
+            hf_weights.reread_full(staging, weights.state)
+        else:
+            hf_weights.write_adapter(weights.state, weights.adapter, staging)
+            hf_weights.reread_adapter(staging, weights.state)
         hf_format.write_format(staging, base_dir=source.base_dir, format_dir=Path(source.derived.data_dir))
         (staging / "README.md").write_text(model_card.model_card(source, info), encoding="utf-8")
         files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
         info = replace(info, files=files, size_bytes=sum((staging / name).stat().st_size for name in files))
-        staging.rename(to)
+        staging.rename(info.path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    logger.debug("exported step=%d to=%s bytes=%d", info.step, to, info.size_bytes)
+    logger.debug("exported step=%d to=%s bytes=%d", info.step, info.path, info.size_bytes)
     return info
 
 
@@ -110,59 +118,50 @@ def cached_export(source: ExportSource, *, merge: bool) -> Path:
 
 
 def _checked_weights(source: ExportSource, *, merge: bool, dtype: torch.dtype | None) -> _Weights:
-    # Imported here: it loads DeepSpeed, which takes seconds, and an export that lies there already needs none of it.
+    # Imported here: it loads DeepSpeed, which takes seconds, and an export that exists already needs none of it.
     from launcher.checkpoint.consolidate import full_state
 
-    state = full_state(source.checkpoint.path)
+    checkpoint, config = source.checkpoint, source.config
+
+    def refuse(problems: list[str]) -> None:
+        hf_weights.refuse_problems(problems, f"{checkpoint.path} cannot be exported; nothing was written")
+
+    state = full_state(checkpoint.path)
     model = hf_weights.empty_model(source.base_dir)
     wanted = dtype or (torch.float32 if source.is_adapter and not merge else hf_weights.base_dtype(model))
-    warnings = _best_step_warning(source.checkpoint)
+    warnings = _best_step_warning(checkpoint)
     if not source.is_adapter:
         state = hf_weights.cast(hf_weights.with_base_buffers(state, model, source.base_dir), wanted)
-        hf_weights.refuse_problems(hf_weights.full_problems(state, model), source.checkpoint.path)
+        refuse(hf_weights.full_problems(state, model))
         return _Weights(state, model, None, wanted, warnings)
-    config = hf_weights.adapter_config(source.config.method, state, model, source.base_name)
-    if source.config.model.revision and model_source(source.config.model.name_or_path) is ModelSource.hub:
-        config.revision = source.config.model.revision
-    hf_weights.refuse_problems(hf_weights.adapter_problems(state, config, model), source.checkpoint.path)
-    warnings += _untrained_warning(state, source.checkpoint)
+    adapter = hf_weights.adapter_config(config.method, state, model, source.base_name)
+    if config.model.revision and model_source(config.model.name_or_path) is ModelSource.hub:
+        adapter.revision = config.model.revision
+    refuse(hf_weights.adapter_problems(state, adapter, model))
+    warnings += _untrained_warning(state, checkpoint)
     if not merge:
         state = hf_weights.cast(state, wanted)
-        hf_weights.refuse_problems(hf_weights.unusable_values(state), source.checkpoint.path)
-        return _Weights(state, model, config, wanted, warnings)
-    if source.config.method.kind is MethodKind.qlora:
+        refuse(hf_weights.unusable_values(state))
+        return _Weights(state, model, adapter, wanted, warnings)
+    if config.method.kind is MethodKind.qlora:
         warnings.append(
             "This adapter was trained over a 4-bit base and is merged into the full-precision one, so answers may "
             "differ slightly from those during training; compare with `launcher eval`."
         )
-    merged = hf_weights.merged_state(state, config, source.base_dir, wanted)
+    merged = hf_weights.merged_state(state, adapter, source.base_dir, wanted)
     plain = hf_weights.empty_model(source.base_dir)
-    hf_weights.refuse_problems(hf_weights.full_problems(merged, plain), source.checkpoint.path)
+    refuse(hf_weights.full_problems(merged, plain))
     return _Weights(merged, plain, None, wanted, warnings)
-
-
-def _write_weights(weights: _Weights, to: Path) -> None:
-    if weights.adapter is None:
-        hf_weights.write_full(weights.state, weights.model, to, weights.dtype)
-        hf_weights.reread_full(to, weights.state)
-    else:
-        hf_weights.write_adapter(weights.state, weights.adapter, to)
-        hf_weights.reread_adapter(to, weights.state)
 
 
 def _untrained_warning(state: hf_weights.State, checkpoint: Checkpoint) -> list[str]:
     """Refuses an adapter that changes nothing; one with a few idle modules is exported with a warning."""
     idle, modules = hf_weights.untrained_adapters(state)
     if 2 * idle > modules:
+        why = ": nothing was trained yet" if checkpoint.step == 0 else "; check the learning rate and the loss curve"
         raise CheckpointError(
-            f"{checkpoint.path}: {idle} of {modules} adapter modules have lora_B = 0, the value they start with, "
-            f"so this adapter is the base model. It was saved at step {checkpoint.step}"
-            + (
-                ": nothing was trained yet."
-                if checkpoint.step == 0
-                else "; check the learning rate and the loss curve."
-            )
-            + " Nothing was written."
+            f"{checkpoint.path}: {idle} of {modules} adapter modules have lora_B = 0, the value they start with, so "
+            f"this adapter is the base model. It was saved at step {checkpoint.step}{why}. Nothing was written."
         )
     return [f"{idle} of {modules} adapter modules are still at their starting value (lora_B = 0)."] if idle else []
 
@@ -173,6 +172,6 @@ def _best_step_warning(checkpoint: Checkpoint) -> list[str]:
         return []
     kept = step_dir(checkpoint.path.parent, state.best_step).is_dir()
     return [
-        f"Held-out loss was lowest at step {state.best_step} ({state.best_eval_loss:.4f}; {loss:.4f} at this step). "
+        f"Validation loss was lowest at step {state.best_step} ({state.best_eval_loss:.4f}; {loss:.4f} at this step). "
         + (f"To use that one: --step {state.best_step}." if kept else "That checkpoint was not kept.")
     ]

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from launcher.data.template import ChatFormat
 from launcher.export.portable_template import portable_template
+from launcher.files import write_json
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,16 +35,16 @@ def write_format(to: Path, *, base_dir: Path, format_dir: Path) -> None:
         if (base_dir / name).is_file():
             shutil.copyfile(base_dir / name, to / name)
     settings = read_json(base_dir / "tokenizer_config.json")
-    # chat_template.jinja is the one place: a second copy here would win in some readers.
+    # chat_template.jinja is the only copy: one here would win in some readers.
     settings.pop("chat_template", None)
-    _write_json(to / "tokenizer_config.json", settings)
+    write_json(to / "tokenizer_config.json", settings, indent=2)
     chat_format = ChatFormat.from_folder(format_dir)
     built_in = portable_template(
         chat_format.template, system_prompt=chat_format.system_prompt, preamble=chat_format.preamble
     )
     # System prompt and preamble move into the template, so that they are neither lost nor applied twice.
     replace(chat_format, template=built_in, system_prompt=None, preamble=None).save(to)
-    _write_json(to / "generation_config.json", _generation_settings(base_dir, chat_format.end_of_turn))
+    write_json(to / "generation_config.json", _generation_settings(base_dir, chat_format.end_of_turn), indent=2)
 
 
 def _generation_settings(base_dir: Path, end_of_turn: str | None) -> dict[str, object]:
@@ -63,7 +64,3 @@ def _generation_settings(base_dir: Path, end_of_turn: str | None) -> dict[str, o
 def read_json(path: Path) -> dict[str, object]:
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return values if isinstance(values, dict) else {}
-
-
-def _write_json(path: Path, values: dict[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ All on CPU. Memory: two copies of the weights in the export's dtype at most, bec
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,8 +97,8 @@ def adapter_config(method: MethodConfig, state: State, model: PreTrainedModel, b
     adapted = {name.removeprefix(_PEFT_PREFIX).split(".lora_")[0] for name in state if ".lora_" in name}
     if not adapted:
         raise CheckpointError(
-            f"The checkpoint has no adapter in it: method {method.kind.value} was asked for, and none of its "
-            f"{len(state)} tensors is a LoRA matrix. Nothing was written; run `launcher verify` on the run."
+            f"The checkpoint holds no adapter: none of its {len(state)} tensors is a LoRA matrix, although the method "
+            f"is {method.kind.value}. Nothing was written; run `launcher verify` on the run."
         )
     short = {module.rsplit(".", 1)[-1] for module in adapted}
     matched = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in short}
@@ -122,16 +121,14 @@ def adapter_problems(state: State, config: LoraConfig, model: PreTrainedModel) -
     """What keeps `state` from being trained adapters of `model`; `model` (meta) gets adapters and is used up."""
     with quiet_transformers(), torch.device("meta"):
         expected = get_peft_model_state_dict(get_peft_model(model, config))
-    problems = [f"{name}: missing" for name in expected if name not in state]
-    problems += _tensor_problems(state, expected)
-    problems += [f"{name}: empty, all zero" for name, norm in _norms(state, ".lora_A.") if norm == 0]
-    return problems
+    problems = [f"{name}: missing" for name in expected if name not in state] + _tensor_problems(state, expected)
+    return problems + [f"{name}: empty, all zero" for name in state if ".lora_A." in name and not state[name].any()]
 
 
 def untrained_adapters(state: State) -> tuple[int, int]:
     """(modules whose lora_B is all zero, all adapted modules); an adapter starts with B = 0 and changes nothing."""
-    norms = [norm for _, norm in _norms(state, ".lora_B.")]
-    return sum(norm == 0 for norm in norms), len(norms)
+    is_zero = [not tensor.any() for name, tensor in state.items() if ".lora_B." in name]
+    return sum(is_zero), len(is_zero)
 
 
 def write_full(state: State, model: PreTrainedModel, to: Path, dtype: torch.dtype) -> None:
@@ -175,26 +172,27 @@ def reread_full(folder: Path, state: State) -> None:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, output_loading_info=True
         )
-    problems = [f"{name}: {kind}" for kind, names in report.items() for name in names]
-    written = model.state_dict()
-    problems += [f"{name}: read back differently" for name, tensor in state.items() if not _same(tensor, written, name)]
-    _refuse(problems, f"{folder} does not read back as it was written")
+    loading = [f"{name}: {kind}" for kind, names in report.items() for name in names]
+    _refuse_differences(folder, loading, state, model.state_dict())
 
 
 def reread_adapter(folder: Path, state: State) -> None:
     """Opens the adapter file again and compares every tensor with `state`; CheckpointError names what differs."""
     written = load_file(folder / ADAPTER_FILE)
-    problems = [f"{name}: not asked for" for name in written if name not in state]
-    problems += [f"{name}: read back differently" for name, tensor in state.items() if not _same(tensor, written, name)]
-    _refuse(problems, f"{folder} does not read back as it was written")
+    _refuse_differences(folder, [f"{name}: not asked for" for name in written if name not in state], state, written)
 
 
-def refuse_problems(problems: list[str], place: Path) -> None:
-    """CheckpointError naming the tensors of the checkpoint at `place` that cannot be exported, if there are any."""
-    _refuse(problems, f"{place} cannot be exported; nothing was written")
+def _refuse_differences(folder: Path, problems: list[str], state: State, written: State) -> None:
+    def is_same(name: str, tensor: Tensor) -> bool:
+        other = written.get(name)
+        return other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor)
+
+    problems += [f"{name}: read back differently" for name, tensor in state.items() if not is_same(name, tensor)]
+    refuse_problems(problems, f"{folder} does not read back as it was written")
 
 
-def _refuse(problems: list[str], what: str) -> None:
+def refuse_problems(problems: list[str], what: str) -> None:
+    """CheckpointError naming the wrong tensors, if there are any."""
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -217,13 +215,3 @@ def unusable_values(state: State) -> list[str]:
         for name, tensor in state.items()
         if not torch.isfinite(tensor).all()
     ]
-
-
-def _norms(state: State, part: str) -> list[tuple[str, float]]:
-    pairs = [(name, tensor.float().norm().item()) for name, tensor in state.items() if part in name]
-    return [(name, norm if math.isfinite(norm) else math.inf) for name, norm in pairs]
-
-
-def _same(tensor: Tensor, written: State, name: str) -> bool:
-    other = written.get(name)
-    return other is not None and other.dtype == tensor.dtype and torch.equal(other, tensor)

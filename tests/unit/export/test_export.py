@@ -190,7 +190,7 @@ def test_the_step_that_is_asked_for_is_exported(
     newest = export(run.root, tmp_path / "newest")
     assert newest.step == 6
     assert newest.warnings == [
-        "Held-out loss was lowest at step 3 (0.5000; 1.0000 at this step). To use that one: --step 3."
+        "Validation loss was lowest at step 3 (0.5000; 1.0000 at this step). To use that one: --step 3."
     ]
     assert export(run.root, tmp_path / "third", step=3).step == 3
     with safe_open(tmp_path / "third" / "model.safetensors", "pt") as file:

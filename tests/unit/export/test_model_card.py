@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launcher.config.frozen import load_config
-from launcher.export.example_kind import Taught, taught
+from launcher.export.example_kind import ExampleKind, example_kind
 from launcher.export.export import export
 from launcher.export.model_card import base_licence
 from tests.unit.evaluate import learned_runs
@@ -64,7 +64,7 @@ def test_the_card_tells_data_settings_losses_results_use_and_limits(tiny_model: 
     assert "Training loss went from 2.7500 (step 1) to 1.5000 (step 6)." in card
     assert "| 6 | 2.00 | 1.3000 |" in card
     assert "Tuning helped." in card and "| tuned | 90.0 % (80.0 to 95.0) | 92.0 % (85.0 to 97.0) |" in card
-    assert "Held-out loss: 3.0000 before, 0.5000 after tuning." in card
+    assert "Validation loss: 3.0000 before, 0.5000 after tuning." in card
     assert "AutoModelForCausalLM.from_pretrained" in card
     assert "at most 64 tokens (the base model allows 512 tokens)" in card
     assert "Its licence is not stated" in card
@@ -85,13 +85,14 @@ CHAT = [{"prompt": f"question {n}?", "completion": "ok"} for n in range(20)]
 
 
 @pytest.mark.parametrize(
-    ("train", "heldout", "kind"), [(TEXT, CHAT, Taught.text), (CHAT, TEXT, Taught.chat), (TEXT, TEXT, Taught.text)]
+    ("train", "validation", "kind"),
+    [(TEXT, CHAT, ExampleKind.text), (CHAT, TEXT, ExampleKind.chat), (TEXT, TEXT, ExampleKind.text)],
 )
-def test_what_was_taught_is_the_format_of_the_training_examples_and_not_of_the_held_out_ones(
-    tiny_model: Path, tmp_path: Path, train: list[Record], heldout: list[Record], kind: Taught
+def test_the_kind_is_that_of_the_training_examples_and_not_of_the_validation_ones(
+    tiny_model: Path, tmp_path: Path, train: list[Record], validation: list[Record], kind: ExampleKind
 ) -> None:
-    _, info = learned_runs.make_run(tmp_path, tiny_model, train=train, validation=heldout)
-    assert taught(info.folder) is kind
+    _, info = learned_runs.make_run(tmp_path, tiny_model, train=train, validation=validation)
+    assert example_kind(info.folder) is kind
 
 
 def test_conversations_and_plain_text_together_are_called_so_on_the_card(tiny_model: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_conversations_and_plain_text_together_are_called_so_on_the_card(tiny_mo
     for name, records in (("a.jsonl", TEXT), ("b.jsonl", CHAT)):
         learned_runs.write_jsonl(folder / name, records)
     run, info = learned_runs.make_run(tmp_path, tiny_model, f"data.path={folder}", train=[], validation=None)
-    assert taught(info.folder) is Taught.mixed
+    assert example_kind(info.folder) is ExampleKind.mixed
     config = load_config(run.config).config
     finished_runs.add_checkpoint(run, config, finished_runs.trained_model(tiny_model, config)[1], 6)
     export(run.root, tmp_path / "out")
@@ -110,7 +111,7 @@ def test_conversations_and_plain_text_together_are_called_so_on_the_card(tiny_mo
 
 
 def test_a_data_set_without_an_audit_counts_as_conversations(tiny_model: Path, tmp_path: Path) -> None:
-    assert taught(finished_runs.make_data(tmp_path / "data", tiny_model)) is Taught.chat
+    assert example_kind(finished_runs.make_data(tmp_path / "data", tiny_model)) is ExampleKind.chat
 
 
 def test_a_licence_is_found_in_front_matter_and_in_a_sentence(tmp_path: Path) -> None:
