@@ -9,7 +9,7 @@ import numpy as np
 
 from launcher.config.topology import Topology
 from launcher.plan.batch import derive
-from tests.facts import facts_of
+from tests.made import make_facts
 from launcher.config.compose import compose_config
 from launcher.config.frozen import save_config
 from launcher.paths import RunPaths
@@ -67,7 +67,7 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str, world_size: i
     config = compose_config([d for d in defaults if d.partition("=")[0] not in given] + list(overrides))
     derived = derive(
         config,
-        facts_of(
+        make_facts(
             split.num_packs,
             pack_tokens=float(split.pack_lengths.mean()),
             longest=int(split.pack_lengths.max()),

@@ -4,48 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from launcher.config.schema import Derived, RunConfig
-from launcher.runs.run_dir import create_run
+from tests import made
 
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run(name="one", world_size=2) -> run_dir`, under tmp_path/runs."""
+    """`make_run(name="one", world_size=2) -> run_dir`, under tmp_path/runs (tests/made.py)."""
 
-    def make(name: str | None = "one", *, world_size: int = 1, nodes: int = 1) -> Path:
-        config = RunConfig(name=name, runs_dir=str(tmp_path / "runs"), experiment_name="trial")
-        config.model.name_or_path = "model"
-        config.cluster.nodes = nodes
-        data_dir = tmp_path / "prepared"
-        data_dir.mkdir(exist_ok=True)
-        derived = Derived(
-            run_id="abc123",
-            model_dir=str(tmp_path / "model"),
-            data_dir=str(data_dir),
-            data_key="key",
-            device="cpu",
-            world_size=world_size,
-            devices_per_node=world_size // nodes,
-            threads_per_process=1,
-            num_packs=8,
-            global_sequences=4,
-            micro_sequences=2,
-            grad_accum_steps=1,
-            steps_per_epoch=2,
-            total_steps=4,
-            peak_lr=1e-4,
-            warmup_steps=0,
-            attention="segments",
-        )
-        return create_run(config, derived, {"steps": 4})
-
-    return make
+    return partial(made.make_run, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import pytest
 from launcher import cli
 from launcher.checkpoint import commit
 from launcher.checkpoint.manifest import Manifest, TrainState, seal_file
-from launcher.config.schema import Derived, RunConfig
 from launcher.paths import RunPaths
 from launcher.runs.events import EventWriter
-from launcher.runs.run_dir import create_run, new_attempt, write_state
+from launcher.runs.run_dir import new_attempt, write_state
+from tests.made import make_run
 
 MakeCheckpoint = Callable[[Path, int], Path]
 
@@ -49,29 +49,7 @@ with lock_run(run) as lock:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run named `one` of two ranks, under runs/ of the current folder."""
     monkeypatch.chdir(tmp_path)
-    config = RunConfig(name="one")
-    config.model.name_or_path = "model"
-    (tmp_path / "prepared").mkdir()
-    derived = Derived(
-        run_id="abc123",
-        model_dir="model",
-        data_dir=str(tmp_path / "prepared"),
-        data_key="key",
-        device="cpu",
-        world_size=2,
-        devices_per_node=2,
-        threads_per_process=1,
-        num_packs=8,
-        global_sequences=4,
-        micro_sequences=2,
-        grad_accum_steps=1,
-        steps_per_epoch=2,
-        total_steps=4,
-        peak_lr=1e-4,
-        warmup_steps=0,
-        attention="segments",
-    )
-    return create_run(config, derived, {})
+    return make_run(Path("runs"), world_size=2)
 
 
 @pytest.fixture

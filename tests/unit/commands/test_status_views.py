@@ -11,15 +11,15 @@ import pytest
 
 from launcher import cli
 from launcher.commands.status_table import best_member, note_of
-from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.verdict import Action, Verdict, write_verdict
 from launcher.errors import VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
-from launcher.runs.run_dir import create_run, new_attempt, write_state
+from launcher.runs.run_dir import new_attempt, write_state
 from launcher.runs.states import RunState, run_state
 from launcher.runs.status import Status, write_status
 from launcher.slurm.client.sweep import Member, Sweep, write_sweep
+from tests import made
 
 MakeRun = Callable[[str], Path]
 
@@ -32,28 +32,7 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
 
     def make(name: str) -> Path:
         parent, _, own = name.rpartition("/")
-        config = RunConfig(name=own, runs_dir=f"runs/{parent}")
-        config.model.name_or_path = "model"
-        derived = Derived(
-            run_id="abc123",
-            model_dir="model",
-            data_dir=str(tmp_path / "prepared"),
-            data_key="key",
-            device="cpu",
-            world_size=2,
-            devices_per_node=1,
-            threads_per_process=1,
-            num_packs=8,
-            global_sequences=4,
-            micro_sequences=2,
-            grad_accum_steps=1,
-            steps_per_epoch=2,
-            total_steps=4,
-            peak_lr=1e-4,
-            warmup_steps=0,
-            attention="segments",
-        )
-        return create_run(config, derived, {})
+        return made.make_run(Path("runs") / parent, own, world_size=2, data_dir=str(tmp_path / "prepared"))
 
     return make
 

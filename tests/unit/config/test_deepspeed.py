@@ -13,7 +13,7 @@ from launcher.config.deepspeed import deepspeed_config
 from launcher.config.topology import Topology
 from launcher.errors import LauncherError
 from launcher.plan.batch import derive
-from tests.facts import facts_of
+from tests.made import make_facts
 
 STRATEGIES = ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 
@@ -22,7 +22,7 @@ def dict_of(*overrides: str, device: str = "cpu") -> dict[str, object]:
     config = compose_config(["experiment=quickstart", "cluster=slurm", *overrides])
     derived = derive(
         config,
-        facts_of(600, pack_tokens=40.0, longest=64),
+        make_facts(600, pack_tokens=40.0, longest=64),
         Topology(device, 2, config.cluster.nodes),
         run_id="a",
     )

@@ -16,26 +16,9 @@ from launcher.config.compose import compose_config
 from launcher.config.frozen import config_hash, load_config, save_config
 from launcher.config.schema import SCHEMA_VERSION, DataConfig, Derived, FrozenRun, MethodKind, RunConfig, TrackConfig
 from launcher.errors import RunError
+from tests.made import make_derived
 
-DERIVED = Derived(
-    run_id="ab12",
-    model_dir="/models/a b",
-    data_dir="/data",
-    data_key="k",
-    device="cpu",
-    world_size=2,
-    devices_per_node=2,
-    threads_per_process=1,
-    num_packs=10,
-    global_sequences=4,
-    micro_sequences=2,
-    grad_accum_steps=1,
-    steps_per_epoch=3,
-    total_steps=9,
-    peak_lr=1e-4,
-    warmup_steps=1,
-    attention="segments",
-)
+DERIVED = make_derived(model_dir="/models/a b", world_size=2, peak_lr=1e-4, warmup_steps=1)
 
 
 def frozen_quickstart() -> FrozenRun:

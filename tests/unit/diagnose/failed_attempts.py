@@ -16,6 +16,7 @@ from launcher.runs.events import parse_event
 from launcher.runs.jsonl import AppendLog, utc_text
 from launcher.runs.metrics import MetricsWriter, StepRecord
 from launcher.runs.rank_end import RankEnd, end_of, write_rank_end
+from tests.made import make_derived
 
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
 
@@ -117,22 +118,4 @@ class Attempt:
 
 
 def _derived() -> Derived:
-    return Derived(
-        run_id="3f9a1c07",
-        model_dir="/models/m",
-        data_dir="/data/d",
-        data_key="9b1d5c2e7f",
-        device="cuda",
-        world_size=4,
-        devices_per_node=2,
-        threads_per_process=1,
-        num_packs=100,
-        global_sequences=8,
-        micro_sequences=2,
-        grad_accum_steps=1,
-        steps_per_epoch=12,
-        total_steps=36,
-        peak_lr=1e-4,
-        warmup_steps=3,
-        attention="segments",
-    )
+    return make_derived(device="cuda", world_size=4, devices_per_node=2, total_steps=36)

@@ -25,7 +25,7 @@ from launcher.doctor.judge import judge_nodes, judge_sum
 from launcher.doctor.machine import compare_packages
 from launcher.doctor.site import plan_job, tool_findings
 from launcher.slurm.client.query import Slurm
-from launcher.slurm.job.allocation import Allocation
+from tests.made import make_allocation
 from tests.unit.slurm.recipes import job_config
 
 HERE = {"launcher": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
@@ -200,7 +200,7 @@ def test_the_probe_starts_where_ranks_would_with_the_variables_they_get(
     write_site(tmp_path, plan_job(config, {"PATH": "/bin"}).cluster)
     cluster = read_site(tmp_path)
     assert cluster.environment == {"NCCL_DEBUG": "INFO"}
-    allocation = Allocation(job_id="7", nodes=("n1", "n2"))
+    allocation = make_allocation(2)
     words = step_argv(cluster, allocation, 1, ["x.probe", "y"], folder=tmp_path, output="probe-%n.json", gpus=True)
     assert {"--nodes=2", "--ntasks=2", f"--output={tmp_path}/probe-%n.json"} <= set(words)
     inside = words[words.index("apptainer") :]
@@ -212,7 +212,7 @@ def test_the_probe_starts_where_ranks_would_with_the_variables_they_get(
 def test_without_a_container_the_probe_has_the_python_of_the_job(tmp_path: Path) -> None:
     config, _ = compose_with_problems([*SITE, "runs_dir=runs"])
     write_site(tmp_path, config.cluster)
-    allocation = Allocation(job_id="7", nodes=("n1",))
+    allocation = make_allocation()
     words = step_argv(read_site(tmp_path), allocation, 4, ["x.y"], folder=tmp_path, output="o", gpus=True)
     assert words[-3:] == [sys.executable, "-m", "x.y"] and "--ntasks=4" in words
 

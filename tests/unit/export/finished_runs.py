@@ -23,7 +23,7 @@ from launcher.paths import RunPaths
 from launcher.plan.batch import derive
 from launcher.runs.events import EventWriter
 from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord
-from tests.facts import facts_of
+from tests.made import make_facts
 
 RUN_ID = "0123456789abcdef"
 
@@ -64,7 +64,7 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str) -> RunPaths:
     config = compose_config([text for text in defaults if text.partition("=")[0] not in given] + list(overrides))
     derived = derive(
         config,
-        facts_of(4, pack_tokens=6.5, longest=8),
+        make_facts(4, pack_tokens=6.5, longest=8),
         Topology("cpu", 1, config.cluster.nodes),
         run_id=RUN_ID,
         model_dir=str(model),

@@ -12,12 +12,12 @@ from launcher.config.compose import compose_config
 from launcher.config.schema import BatchConfig, Derived, MethodKind, OptimConfig, RunConfig
 from launcher.config.topology import Topology
 from launcher.plan.batch import computed_lr, derive, plan_batch, step_counts, warmup_steps
-from tests.facts import facts_of
+from tests.made import make_facts
 
 
 def derived(*overrides: str, packs: int = 600, longest: int = 64, ranks: int = 1, device: str = "cpu") -> Derived:
     config = compose_config(["experiment=quickstart", *overrides])
-    facts = facts_of(packs, pack_tokens=40.0, longest=longest)
+    facts = make_facts(packs, pack_tokens=40.0, longest=longest)
     return derive(config, facts, Topology(device, ranks, config.cluster.nodes), run_id="a", model_dir="m")
 
 

@@ -9,12 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from launcher.config.frozen import save_config
-from launcher.config.schema import Derived, FrozenRun, RunConfig
+from launcher.config.schema import FrozenRun, RunConfig
 from launcher.files import as_json
 from launcher.paths import RunPaths
 from launcher.plan.cost import CostEstimate
 from launcher.runs.jsonl import AppendLog, utc_text
 from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord, read_metrics
+from tests.made import make_derived
 
 OLD_PLAN = Path(__file__).resolve().parents[2] / "fixtures" / "runs" / "lora" / "plan.json"
 START = datetime(2026, 3, 2, 9, 30, tzinfo=UTC)
@@ -60,24 +61,13 @@ def make_run(folder: Path, *, epochs: float = 3.0, steps_per_epoch: int = 10) ->
     config.model.name_or_path = "embedded:smollm2-135m-instruct"
     config.data.path = "builtin:next_number"
     config.optim.epochs = epochs
-    derived = Derived(
-        run_id="3f9a1c07",
-        model_dir="/models/smollm2",
-        data_dir="/data/next_number",
-        data_key="9b1d5c2e7f",
-        device="cpu",
-        world_size=1,
-        devices_per_node=1,
-        threads_per_process=2,
+    derived = make_derived(
         num_packs=steps_per_epoch * 8,
         global_sequences=8,
         micro_sequences=4,
         grad_accum_steps=2,
         steps_per_epoch=steps_per_epoch,
         total_steps=math.ceil(epochs * steps_per_epoch),
-        peak_lr=1e-4,
-        warmup_steps=3,
-        attention="segments",
     )
     save_config(folder / "config.yaml", FrozenRun(config=config, derived=derived))
     return RunPaths(folder)

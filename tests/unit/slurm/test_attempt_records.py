@@ -15,12 +15,12 @@ from launcher.runs.status import set_state
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
-from launcher.slurm.job.allocation import Allocation
+from tests.made import make_allocation
 from tests.unit.conftest import MakeRun, make_run
 
 __all__ = ["make_run"]
 
-HERE = Allocation(job_id="7", nodes=("n1", "n2"), restart=1)
+HERE = make_allocation(2, restart=1)
 LOG_LINE = "slurmstepd-n1: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***\n"
 
 

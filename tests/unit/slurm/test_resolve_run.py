@@ -12,11 +12,12 @@ from launcher.errors import ConfigErrors, RunError, WorldError
 from launcher.paths import RunPaths
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.resolve_run import Asked, adopted, check_world, find_or_make_run
+from tests.made import make_allocation
 from tests.unit.slurm.test_srun import derived
 
 
-def allocation(*, nodes: int = 2, job_id: str = "7", **given: Any) -> Allocation:
-    return Allocation(job_id=job_id, cluster="here", nodes=tuple(f"n{n + 1}" for n in range(nodes)), **given)
+def allocation(*, nodes: int = 2, **given: Any) -> Allocation:
+    return make_allocation(nodes, cluster="here", **given)
 
 
 @pytest.fixture()

@@ -17,29 +17,19 @@ from launcher.slurm.job.srun import (
     stage_environment,
     step_environment,
 )
+from tests.made import make_derived
 
 RUN = Path("/shared/runs/one")
 
 
 def derived(*, nodes: int = 2, per_node: int = 4, device: str = "cuda") -> Derived:
-    return Derived(
-        run_id="0" * 16,
-        model_dir="/shared/model",
-        data_dir="/shared/data",
-        data_key="key",
+    return make_derived(
         device=device,
         world_size=nodes * per_node,
         devices_per_node=per_node,
+        data_dir="/shared/data",
+        model_dir="/shared/model",
         threads_per_process=3,
-        num_packs=10,
-        global_sequences=8,
-        micro_sequences=1,
-        grad_accum_steps=1,
-        steps_per_epoch=1,
-        total_steps=1,
-        peak_lr=1e-3,
-        warmup_steps=0,
-        attention="segments",
     )
 
 

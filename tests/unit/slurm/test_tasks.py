@@ -16,8 +16,8 @@ from launcher.doctor.job import write_site
 from launcher.errors import ConfigErrors
 from launcher.paths import RunPaths
 from launcher.runs.run_dir import write_state
-from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.stages import run_stage
+from tests.made import make_allocation
 from tests.unit.slurm.recipes import job_config
 from tests.unit.slurm.test_srun import derived
 
@@ -77,7 +77,7 @@ def test_a_stage_of_a_contained_run_runs_in_its_image_with_its_variables(
 ) -> None:
     record = put_srun(tmp_path, monkeypatch, code=3)
     run_dir = finished_run(tmp_path, **SITE)
-    allocation = Allocation(job_id="7", nodes=("n1",), cpus_per_node=6)
+    allocation = make_allocation(cpus_per_node=6)
     assert run_stage(stage, run_dir, [], allocation) == 3
     (call,) = asked(record)
     words = words_of(call)
@@ -94,7 +94,7 @@ def test_a_stage_with_options_that_become_a_program_is_not_started(
 ) -> None:
     record = put_srun(tmp_path, monkeypatch)
     with pytest.raises(ConfigErrors, match=r"cluster\.srun_args = '/bin/id': is not an option"):
-        run_stage("eval", finished_run(tmp_path, srun_args=["/bin/id"]), [], Allocation(job_id="7", nodes=("n1",)))
+        run_stage("eval", finished_run(tmp_path, srun_args=["/bin/id"]), [], make_allocation())
     assert not record.exists()
 
 
