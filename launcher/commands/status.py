@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from launcher.commands.status_page import further_facts, page
-from launcher.commands.status_table import best_member, goodput_share, grid, table
+from launcher.commands.status_table import best_member, grid, table
+from launcher.commands.terminal import print_trimmed
 from launcher.errors import ExitCode
+from launcher.report.goodput import run_goodput
 from launcher.runs.run_dir import all_runs, find_run
 from launcher.runs.states import RunState
 from launcher.slurm.client.job_status import Jobs, find_sweep, live_state, live_states, members_of
@@ -24,16 +27,16 @@ from launcher.slurm.client.sweep import read_sweep
 def run(args: argparse.Namespace) -> int:
     jobs = Jobs()
     if args.json:
-        print(json.dumps(_document(_look(args, jobs)), indent=2))
+        print(json.dumps(_document(_select(args, jobs)), indent=2))
     elif args.watch:
         _watch(args, jobs)
     else:
-        _print(_look(args, jobs))
+        _print(_select(args, jobs))
     return ExitCode.DONE
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Selection:
     """What is shown: one run (`single`), the members of a sweep, or all runs of a folder."""
 
     states: list[RunState]
@@ -48,84 +51,70 @@ class _Seen:
         return (self.single or self.sweep is not None) and all(state.over for state in self.states)
 
 
-def _look(args: argparse.Namespace, jobs: Jobs) -> _Seen:
+def _select(args: argparse.Namespace, jobs: Jobs) -> _Selection:
     if args.run is None:
         folders = all_runs(args.runs_dir)
-        return _Seen(live_states(folders, jobs), folders, jobs, runs_dir=args.runs_dir)
+        return _Selection(live_states(folders, jobs), folders, jobs, runs_dir=args.runs_dir)
     sweep = find_sweep(args.run, args.runs_dir)
     if sweep is not None:
         folders = members_of(sweep)
-        return _Seen(live_states(folders, jobs), folders, jobs, sweep=sweep)
+        return _Selection(live_states(folders, jobs), folders, jobs, sweep=sweep)
     folder = find_run(args.run, args.runs_dir)
-    return _Seen([live_state(folder, jobs)], [folder], jobs, single=True)
+    return _Selection([live_state(folder, jobs)], [folder], jobs, single=True)
 
 
-def _document(seen: _Seen) -> object:
+def _document(shown: _Selection) -> object:
     """One object for a run, a list for all; a sweep is an object with its members."""
-    if seen.single:
-        return {**seen.states[0].as_dict(), **further_facts(seen.folders[0], seen.jobs)}
+    if shown.single:
+        return {**shown.states[0].as_dict(), **further_facts(shown.folders[0], shown.jobs)}
     rows = [
-        {**state.as_dict(), "goodput": goodput_share(folder)}
-        for state, folder in zip(seen.states, seen.folders, strict=True)
+        {**state.as_dict(), "goodput": run_goodput(folder).useful_share}
+        for state, folder in zip(shown.states, shown.folders, strict=True)
     ]
-    if seen.sweep is None:
+    if shown.sweep is None:
         return rows
-    sweep = read_sweep(seen.sweep)
-    best = best_member(seen.states)
-    differs = {str(seen.sweep / member.run): member.differs for member in sweep.members} if sweep else {}
+    sweep = read_sweep(shown.sweep)
+    best = best_member(shown.states)
+    differs = {str(shown.sweep / member.run): member.differs for member in sweep.members} if sweep else {}
     members = [{**row, "differs": differs.get(str(row["path"]), {})} for row in rows]
-    return {"sweep": seen.sweep.name, "best": best.name if best else None, "members": members}
+    return {"sweep": shown.sweep.name, "best": best.name if best else None, "members": members}
 
 
-def _view(seen: _Seen, width: int) -> RenderableType:
-    if seen.single:
-        return page(seen.states[0], seen.folders[0], seen.jobs)
-    if seen.sweep is not None:
-        return grid(seen.sweep, seen.states, width, seen.jobs.not_asked)
-    return table(seen.states, seen.folders, width, seen.jobs.not_asked)
+def _view(shown: _Selection, width: int) -> RenderableType:
+    if shown.single:
+        return page(shown.states[0], shown.folders[0], shown.jobs)
+    if shown.sweep is not None:
+        return grid(shown.sweep, shown.states, width, shown.jobs.not_asked)
+    return table(shown.states, shown.folders, width, shown.jobs.not_asked)
 
 
 def _watch(args: argparse.Namespace, jobs: Jobs) -> None:
     """On a terminal the view is replaced; elsewhere it is printed again, under the time, whenever it has changed."""
     console = Console(highlight=False)
-    try:
-        if not console.is_terminal:
-            _print_changes(args, jobs)
-            return
-        with Live(console=console, auto_refresh=False, screen=False) as live:
-            while True:
-                seen = _look(args, jobs)
-                live.update(_view(seen, console.width), refresh=True)
-                if seen.over:
-                    return
-                time.sleep(args.interval)
-    except KeyboardInterrupt:
-        return  # it is how one stops watching
+    before: list[RunState] | None = None
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with suppress(KeyboardInterrupt), live or nullcontext():
+        while True:
+            shown = _select(args, jobs)
+            if live is not None:
+                live.update(_view(shown, console.width), refresh=True)
+            elif shown.states != before:
+                print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---")
+                _print(shown)
+                sys.stdout.flush()
+            before = shown.states
+            if shown.over:
+                return
+            time.sleep(args.interval)
 
 
-def _print_changes(args: argparse.Namespace, jobs: Jobs) -> None:
-    before: list[RunState] = []
-    while True:
-        seen = _look(args, jobs)
-        if seen.states != before or not before:
-            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---")
-            _print(seen)
-            sys.stdout.flush()
-        before = seen.states
-        if seen.over:
-            return
-        time.sleep(args.interval)
-
-
-def _print(seen: _Seen) -> None:
-    if not seen.states:
-        print(f"no runs in {Path(seen.runs_dir)}/ yet; launcher train experiment=quickstart makes one")
+def _print(shown: _Selection) -> None:
+    if not shown.states:
+        print(f"no runs in {Path(shown.runs_dir)}/ yet; launcher train experiment=quickstart makes one")
         return
-    console: Console = Console(highlight=False)
+    console = Console(highlight=False)
     if console.is_terminal:
-        console.print(_view(seen, console.width))
-        return
-    console.width = 240  # lines for programs and logs are never folded
-    with console.capture() as captured:
-        console.print(_view(seen, console.width))
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        console.print(_view(shown, console.width))
+    else:
+        console.width = 240  # lines for programs and logs are never folded
+        print_trimmed(console, _view(shown, console.width))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.terminal import fact_table, printable
 from launcher.diagnose.verdict import Action, Verdict
 from launcher.errors import VerdictClass
 from launcher.report.cost import Bill
@@ -24,10 +23,10 @@ _ACTIONS = {
     Action.requeue_without_node: "start it again without that node",
     Action.stop: "stop: somebody has to look first",
 }
-_NAMES = {
+_PART_NAMES = {
     "start": "starting the ranks",
     "load": "loading",
-    "rehearse": "rehearsal",
+    "rehearse": "preflight",
     "data": "waiting for data",
     "useful": "useful steps",
     "redone": "redone steps",
@@ -38,91 +37,49 @@ _NAMES = {
 }
 
 
-def verdict_page(verdict: Verdict) -> RenderableType:
-    """What failed first, where, the last lines that matter, what it cost, and what to do, on one page."""
-    grid = _grid()
+def verdict_page(verdict: Verdict) -> Table:
+    """What failed first and where, the last lines that matter, what it cost and what to do, on one page."""
+    job = f", job {verdict.job_id}" if verdict.job_id else ""
     colour = _COLOURS.get(verdict.verdict_class, "red")
-    job = f", job {escape(verdict.job_id)}" if verdict.job_id else ""
-    grid.add_row("attempt", f"{verdict.attempt}{job}: [bold {colour}]{verdict.verdict_class.value}[/]")
-    rows = {
-        "what": verdict.summary,
-        "where": _where(verdict),
-        "place": verdict.place,
-        "steps": _steps(verdict),
-        "checkpoint": f"step {verdict.checkpoint_after}" if verdict.checkpoint_after >= 0 else "none",
-        "cost": _cost(verdict),
-        "setting": verdict.setting,
-        "action": _ACTIONS[verdict.action],
-        "next": verdict.hint,
-    }
-    for label, text in rows.items():
-        if text:
-            grid.add_row(label, escape(text))
-    for number, line in enumerate(verdict.lines):
-        # A log may hold anything, also what rich or the terminal would take for commands.
-        grid.add_row("last lines" if number == 0 else "", Text(_printable(line), style="dim"))
-    return grid
+    where = (
+        f"rank {verdict.rank}" if verdict.rank is not None else "",
+        f"node {verdict.node}" if verdict.node else "",
+        f"exit code {verdict.exit_code}" if verdict.exit_code else "",
+    )
+    lost = f", of which {_hours(verdict.device_hours_lost)} must be done again" if verdict.device_hours_lost else ""
+    rows: list[tuple[str, str | Text]] = [
+        ("attempt", Text.assemble(f"{verdict.attempt}{job}: ", (verdict.verdict_class.value, f"bold {colour}"))),
+        ("what", verdict.summary),
+        ("where", ", ".join(filter(None, where))),
+        ("place", verdict.place),
+        ("steps", f"{verdict.step_start} to {verdict.step_end}" if verdict.step_end > verdict.step_start else ""),
+        ("checkpoint", f"step {verdict.checkpoint_after}" if verdict.checkpoint_after >= 0 else "none"),
+        ("cost", f"{_hours(verdict.device_hours)}{lost}" if verdict.device_hours else ""),
+        ("setting", verdict.setting),
+        ("action", _ACTIONS[verdict.action]),
+        ("next", verdict.hint),
+    ]
+    lines = [Text(printable(line), style="dim") for line in verdict.lines]
+    return fact_table([*rows, *zip(["last lines", *[""] * len(lines)], lines, strict=False)])
 
 
-def goodput_page(goodput: Goodput, bill: Bill | None = None) -> RenderableType:
-    """Where the allocated time went, and the estimate beside the bill."""
-    grid = _grid()
-    useful = goodput.useful_share
+def goodput_page(goodput: Goodput, bill: Bill | None = None) -> Table:
+    """Where the allocated time went, and planned against actual cost."""
     attempts = f"{goodput.num_attempts} attempt{'' if goodput.num_attempts == 1 else 's'}"
-    grid.add_row("goodput", "-" if useful is None else f"{useful:.1%} of {_hours(goodput.device_hours)} in {attempts}")
-    for part in PARTS:
-        if goodput.parts_ms[part]:
-            grid.add_row("", f"{goodput.share(part):6.1%}  {_NAMES[part]}")
+    useful = goodput.useful_share
+    total = "-" if useful is None else f"{useful:.1%} of {_hours(goodput.device_hours)} in {attempts}"
+    rows: list[tuple[str, str]] = [("goodput", total)]
+    rows += [("", f"{goodput.share(part):6.1%}  {_PART_NAMES[part]}") for part in PARTS if goodput.parts_ms[part]]
     if goodput.queue_ms:
-        grid.add_row("queue", f"{goodput.queue_ms / 3_600_000:.2f} hours of waiting, not paid for")
-    if bill is not None:
-        for label, text in _bill_rows(bill).items():
-            grid.add_row(label, text)
-    return grid
-
-
-def _bill_rows(bill: Bill) -> dict[str, str]:
-    rows = {}
-    if bill.planned_device_hours is not None and bill.more_device_hours is not None:
-        rows["estimate"] = f"{_hours(bill.planned_device_hours)}; it took {_more(bill.more_device_hours)}"
-    if bill.cost is not None:
+        rows.append(("queue", f"{goodput.queue_ms / 3_600_000:.2f} hours of waiting, not paid for"))
+    if bill is not None and bill.planned_device_hours is not None and bill.more_device_hours is not None:
+        more = f"{_hours(abs(bill.more_device_hours))} {'more' if bill.more_device_hours >= 0 else 'less'}"
+        rows.append(("estimate", f"{_hours(bill.planned_device_hours)}; it took {more}"))
+    if bill is not None and bill.cost is not None:
         planned = "" if bill.planned_cost is None else f", {bill.planned_cost:,.2f} was expected"
-        rows["bill"] = f"{bill.cost:,.2f}{planned}"
-    return rows
-
-
-def _more(hours: float) -> str:
-    return f"{_hours(abs(hours))} {'more' if hours >= 0 else 'less'}"
+        rows.append(("bill", f"{bill.cost:,.2f}{planned}"))
+    return fact_table(rows)
 
 
 def _hours(hours: float) -> str:
     return f"{hours:,.2f} device-hours" if hours >= 0.1 else f"{hours * 3600:,.0f} device-seconds"
-
-
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def _where(verdict: Verdict) -> str:
-    rank = "" if verdict.rank is None else f"rank {verdict.rank}"
-    node = f"node {verdict.node}" if verdict.node else ""
-    code = "" if verdict.exit_code in (None, 0) else f"exit code {verdict.exit_code}"
-    return ", ".join(part for part in (rank, node, code) if part)
-
-
-def _steps(verdict: Verdict) -> str:
-    return f"{verdict.step_start} to {verdict.step_end}" if verdict.step_end > verdict.step_start else ""
-
-
-def _cost(verdict: Verdict) -> str:
-    if not verdict.device_hours:
-        return ""
-    lost = f", of which {_hours(verdict.device_hours_lost)} have to be done again" if verdict.device_hours_lost else ""
-    return f"{_hours(verdict.device_hours)}{lost}"
-
-
-def _printable(line: str) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in line)
