@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.terminal import progress_view
 from launcher.errors import ExitCode, UserError
 from launcher.evaluate.compare import NAMES, EvalResult
 from launcher.runs.run_dir import find_run
@@ -27,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
 
     from launcher.evaluate.evaluate import evaluate_run
 
-    with _progress(quiet=args.json) as tell:
+    with progress_view(quiet=args.json) as show:
         result = evaluate_run(
             run_dir,
             step=args.step,
@@ -35,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
             shots=args.shots,
             max_new_tokens=args.max_new_tokens,
             conditions=[name.strip() for name in args.conditions.split(",")],
-            progress=tell,
+            progress=lambda stage, done, of: show(stage, done / max(1, of), f"{done}/{of}"),
         )
     if args.json:
         print(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
@@ -79,38 +76,3 @@ def _rows(result: EvalResult) -> list[tuple[str, str, str, str, str]]:
 
 def _interval(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Something to tell progress to: a bar on a terminal, a line for each stage elsewhere, nothing where quiet."""
-    if quiet:
-        yield lambda stage, done, of: None
-        return
-    if not sys.stderr.isatty():
-        yield _line_per_stage()
-        return
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("starting", total=None)
-        stages = [""]
-
-        def tell(stage: str, done: int, of: int) -> None:
-            if stage != stages[-1]:
-                stages.append(stage)
-                bars.reset(task, description=stage, total=of or None)
-            bars.update(task, completed=done, total=of or None)
-
-        yield tell
-
-
-def _line_per_stage() -> Callable[[str, int, int], None]:
-    seen: set[str] = set()
-
-    def tell(stage: str, done: int, of: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
-            print(stage, file=sys.stderr, flush=True)
-
-    return tell

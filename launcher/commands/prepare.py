@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 from launcher.commands.options import DEFAULT_SHOWN
+from launcher.commands.terminal import printable, progress_view
 from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
 from launcher.data.audit import RULES, AuditFinding
 from launcher.data.encode import EncodedExample
-from launcher.data.prepare import ModelFolder, PreparedInfo, Progress, find_prepared, prepare, preview_examples
+from launcher.data.prepare import ModelFolder, PreparedInfo, find_prepared, prepare, preview_examples
 from launcher.data.prepared import SplitFacts
 from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
@@ -28,7 +23,6 @@ from launcher.files import as_json
 from launcher.plan.run_plan import locate_model
 
 _SHOWN_CHARS = 1500
-_PROGRESS_EVERY_S = 5.0
 _PLACES_SHOWN = 5
 
 
@@ -37,7 +31,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(config, as_json=args.json)
     files = locate_model(config.model, weights=False)
-    with _progress(quiet=args.json) as progress:
+    with progress_view(quiet=args.json) as show:
+
+        def progress(done: int, share: float) -> None:
+            show("preparing", share, f"{done:,} examples")
+
         info = prepare(config, files, progress=progress, allow_blocked=True)
     wanted = args.show if args.show is not None else 0 if args.json else DEFAULT_SHOWN
     shown = preview_examples(config, files, wanted) if wanted else []
@@ -76,34 +74,6 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
             print(f"{split}: {source.name}, {source.size_bytes:,} bytes")
     print(f"already prepared in {info.folder}" if info is not None else "would be prepared; nothing was done")
     return ExitCode.DONE
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress | None]:
-    """A bar on a terminal, a line now and then elsewhere; on stderr, so that stdout is for results."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        yield _progress_lines()
-        return
-
-    columns = (TextColumn("preparing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
-    with Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda done, share: bar.update(task, completed=share, description=f"{done:,} examples")
-
-
-def _progress_lines() -> Progress:
-    last = time.monotonic()
-
-    def tell(done: int, share: float) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PROGRESS_EVERY_S:
-            last = time.monotonic()
-            print(f"preparing: {done:,} examples, {share:.0%}", file=sys.stderr, flush=True)
-
-    return tell
 
 
 def _as_dict(encoded: EncodedExample) -> dict[str, object]:
@@ -149,11 +119,11 @@ def _show_example(console: Console, encoded: EncodedExample) -> None:
 
 
 def _readable(text: str) -> str:
-    """Without control characters, which could command the terminal; the middle of a long text left out."""
+    """Printable, the middle of a long text left out."""
     if len(text) > _SHOWN_CHARS:
         left = f" [... {len(text) - _SHOWN_CHARS} characters ...] "
         text = text[: _SHOWN_CHARS // 2] + left + text[-_SHOWN_CHARS // 2 :]
-    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(text)
 
 
 def _show_splits(console: Console, info: PreparedInfo) -> None:

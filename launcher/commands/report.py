@@ -8,6 +8,7 @@ import shutil
 import sys
 import webbrowser
 
+from launcher.commands.terminal import printable
 from launcher.errors import ExitCode
 from launcher.report.report import Report, make_report
 from launcher.report.terminal_curve import terminal_curve
@@ -32,21 +33,16 @@ def _show(report: Report) -> None:
     if report.metrics.steps:
         print(terminal_curve(report.metrics, width, 14, ascii_only=ascii_only))
         print()
-    print(_safe(report.verdict))
+    print(printable(report.verdict))
     for finding in report.advice.findings:
         print(f"- {finding.text}")
     for what in report.missing:
         print(f"- missing: {what}")
     for note in report.notes:
-        print(f"- {_safe(note)}")
+        print(f"- {printable(note)}")
     print()
     print(f"page   {report.page}")
     print(f"loss   {report.loss_png}  (also .pdf and .svg; training.png has learning rate, gradient norm, throughput)")
-
-
-def _safe(text: str) -> str:
-    """Without control characters, which could move the cursor: an error message may hold anything."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def _open_page(report: Report) -> None:

@@ -48,7 +48,7 @@ def test_one_page_says_what_where_and_what_to_do() -> None:
         "launcher/train/batch.py:31 collate",
         "15 to 22",
         "step 20",
-        "4.00 device-hours, of which 0.50 device-hours have to be done again",
+        "4.00 device-hours, of which 0.50 device-hours must be done again",
         "fault.step_limit_s=600",
         "start it again",
         "it goes on by itself from step 20",
