@@ -33,7 +33,7 @@ def _show(report: Report) -> None:
     if report.metrics.steps:
         print(terminal_curve(report.metrics, width, 14, ascii_only=ascii_only))
         print()
-    print(printable(report.verdict))
+    print(printable(report.headline.text))
     for finding in report.advice.findings:
         print(f"- {finding.text}")
     for what in report.missing:
@@ -41,10 +41,11 @@ def _show(report: Report) -> None:
     for note in report.notes:
         print(f"- {printable(note)}")
     print()
-    print(f"page   {report.page}")
-    print(f"loss   {report.loss_png}  (also .pdf and .svg; training.png has learning rate, gradient norm, throughput)")
+    more = "(also .pdf and .svg; training.png has learning rate, gradient norm, throughput)"
+    print(f"page   {report.paths.report}")
+    print(f"loss   {report.paths.plots / 'loss.png'}  {more}")
 
 
 def _open_page(report: Report) -> None:
-    if not webbrowser.open(report.page.resolve().as_uri()):
-        print(f"no browser could be started; open {report.page.resolve()}", file=sys.stderr)
+    if not webbrowser.open(report.paths.report.resolve().as_uri()):
+        print(f"no browser could be started; open {report.paths.report.resolve()}", file=sys.stderr)

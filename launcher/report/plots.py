@@ -17,10 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
 
-from launcher.paths import RunPaths
 from launcher.report.epochs import best_eval
 from launcher.report.smoothing import centred
-from launcher.runs.metrics import Metrics, read_metrics
+from launcher.runs.metrics import Metrics
 
 # Okabe and Ito's palette: the pair stays apart for every common kind of colour blindness, and in grey print.
 TRAIN_COLOR = "#0072B2"
@@ -69,11 +68,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def loss_png(run_dir: Path) -> Path:
-    """plots/loss.png of the run, 200 dpi, with loss.pdf, loss.svg and the four-panel training.png/.pdf beside it."""
-    paths = RunPaths(run_dir)
-    metrics = read_metrics(paths.metrics)
-    paths.plots.mkdir(parents=True, exist_ok=True)
+def write_figures(folder: Path, metrics: Metrics) -> None:
+    """loss.png (200 dpi), .pdf and .svg, and the four panels as training.png and .pdf."""
+    folder.mkdir(parents=True, exist_ok=True)
     figures = {"loss": (loss_figure, ("png", "pdf", "svg")), "training": (panels_figure, ("png", "pdf"))}
     for name, (draw, formats) in figures.items():
         with matplotlib.rc_context(STYLE):
@@ -81,8 +78,7 @@ def loss_png(run_dir: Path) -> Path:
             for kind in formats:
                 # Dates in files would make equal figures differ.
                 metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-                figure.savefig(paths.plots / f"{name}.{kind}", dpi=DPI, metadata=metadata, facecolor="white")
-    return paths.plots / "loss.png"
+                figure.savefig(folder / f"{name}.{kind}", dpi=DPI, metadata=metadata, facecolor="white")
 
 
 def loss_figure(metrics: Metrics, size_inch: tuple[float, float] = (6.4, 3.4)) -> Figure:

@@ -6,9 +6,10 @@ import math
 import os
 import re
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -39,45 +40,16 @@ LONGEST_TEXT_CHARS = 1200
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `write_report` made and found."""
-
-    page: Path
-    loss_png: Path
-    advice: Advice
-    verdict: str
-    metrics: Metrics
-    missing: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, object]:
-        """For --json."""
-        best = best_eval(self.metrics)
-        return {
-            "page": str(self.page),
-            "loss_png": str(self.loss_png),
-            "verdict": self.verdict,
-            "advice": {"headline": self.advice.headline, **as_json(self.advice)},
-            "steps": len(self.metrics.steps),
-            "best": None if best is None else {"step": best.step, "epoch": best.epoch, "loss": best.loss},
-            "epochs": as_json(snapshots(self.metrics)),
-            "missing": self.missing,
-            "notes": self.notes,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
+class Headline(NamedTuple):
     """The sentence on top of the page; `tone` is good, bad or open."""
 
     tone: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was found in the run directory."""
+@dataclass(frozen=True)
+class Report:
+    """What the page says, read from the run directory."""
 
     paths: RunPaths
     config: RunConfig
@@ -93,14 +65,17 @@ class Facts:
     """By attempt."""
 
     @property
-    def headline(self) -> Headline:
-        return headline(self.result, *run_facts.recorded_state(self.events), self.paths.root.name)
+    def name(self) -> str:
+        return self.paths.root.name
 
     @property
-    def tracker_notes(self) -> list[str]:
+    def headline(self) -> Headline:
+        return headline(self.result, *run_facts.recorded_state(self.events), self.name)
+
+    @property
+    def notes(self) -> list[str]:
         """Trackers that lack something, and why."""
-        name = self.paths.root.name
-        return [incomplete_note(name, tracker, why) for tracker, why in tracker_warnings(self.events).items()]
+        return [incomplete_note(self.name, tracker, why) for tracker, why in tracker_warnings(self.events).items()]
 
     @property
     def missing(self) -> list[str]:
@@ -108,11 +83,26 @@ class Facts:
         checks = {
             "loss curves: no optimizer step was recorded": self.metrics.steps,
             "validation loss: no evaluation was recorded": self.metrics.evals or not self.metrics.steps,
-            f"comparison with the base model: launcher eval {self.paths.root.name}": self.result,
+            f"comparison with the base model: launcher eval {self.name}": self.result,
             "data audit: data/audit.json is missing or damaged": self.audit,
             "attempts and events: events.jsonl is missing or empty": self.events,
         }
         return [text for text, is_there in checks.items() if not is_there]
+
+    def as_dict(self) -> dict[str, object]:
+        """For --json."""
+        best = best_eval(self.metrics)
+        return {
+            "page": str(self.paths.report),
+            "loss_png": str(self.paths.plots / "loss.png"),
+            "verdict": self.headline.text,
+            "advice": {"headline": self.advice.headline, **as_json(self.advice)},
+            "steps": len(self.metrics.steps),
+            "best": None if best is None else {"step": best.step, "epoch": best.epoch, "loss": best.loss},
+            "epochs": as_json(snapshots(self.metrics)),
+            "missing": self.missing,
+            "notes": self.notes,
+        }
 
 
 def make_report(run_dir: Path) -> Report:
@@ -120,21 +110,13 @@ def make_report(run_dir: Path) -> Report:
 
     Raises: RunError when `run_dir` has no config.yaml, OSError when the disk is full.
     """
-    facts = gather(run_dir)
-    page = facts.paths.report
-    write_atomically(page, page_html(facts).encode("utf-8", "replace"), durable=False)
-    return Report(
-        page=page,
-        loss_png=plots.loss_png(run_dir),
-        advice=facts.advice,
-        verdict=facts.headline.text,
-        metrics=facts.metrics,
-        missing=facts.missing,
-        notes=facts.tracker_notes,
-    )
+    report = gather(run_dir)
+    write_atomically(report.paths.report, page_html(report).encode("utf-8", "replace"), durable=False)
+    plots.write_figures(report.paths.plots, report.metrics)
+    return report
 
 
-def gather(run_dir: Path) -> Facts:
+def gather(run_dir: Path) -> Report:
     """Reads the run directory.
 
     Raises: RunError when it has no config.yaml.
@@ -142,7 +124,7 @@ def gather(run_dir: Path) -> Facts:
     paths = RunPaths(run_dir)
     config, derived = load_prepared(paths.config)
     metrics = read_metrics(paths.metrics)
-    return Facts(
+    return Report(
         paths=paths,
         config=config,
         derived=derived,
@@ -157,52 +139,43 @@ def gather(run_dir: Path) -> Facts:
     )
 
 
-def page_html(facts: Facts) -> str:
+def page_html(report: Report) -> str:
     """The page."""
-    metrics, derived, plan = facts.metrics, facts.derived, facts.plan
+    metrics, derived, plan = report.metrics, report.derived, report.plan
     epochs = snapshots(metrics)
-    urls = [url for event in facts.events if event.event == "wandb" and (url := event.fields.get("url"))]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            name=facts.paths.root.name,
-            config=facts.config,
-            derived=derived,
-            state=run_facts.recorded_state(facts.events)[0],
-            headline=facts.headline,
-            advice=facts.advice,
-            result=facts.result,
-            samples=facts.result.samples[:MOST_SAMPLES] if facts.result is not None else [],
-            last=metrics.steps[-1] if metrics.steps else None,
-            best=best_eval(metrics),
-            median_speed=_median([record.tokens_per_s for record in metrics.steps]),
-            figures=_figures(metrics),
-            snapshots=epochs,
-            lowest=min((shot.validation_loss for shot in epochs if shot.validation_loss is not None), default=None),
-            attempts=run_facts.attempts(facts.events, metrics),
-            goodput=facts.goodput,
-            parts=PARTS,
-            plan=plan,
-            bill=make_bill(
-                facts.goodput.device_hours,
-                price_per_device_hour=facts.config.cluster.price_per_device_hour,
-                planned=plan.bill if plan is not None else None,
-            ),
-            verdicts=facts.verdicts,
-            unit="GPU-hours" if derived.device == "cuda" else "Device-hours",
-            checkpoints=_checkpoints(facts.paths),
-            audit=facts.audit,
-            timeline=timeline(facts.events),
-            settings=run_facts.settings(facts.config),
-            derived_settings={key: run_facts.shown(value) for key, value in run_facts.flat(as_json(derived)).items()},
-            versions=find_record(dict[str, str | None], facts.paths.versions),
-            wandb_url=urls[-1] if urls else None,
-            tracker_notes=facts.tracker_notes,
-            missing=facts.missing,
-            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-    )
+    urls = [url for event in report.events if event.event == "wandb" and (url := event.fields.get("url"))]
+    speeds = [record.tokens_per_s for record in metrics.steps if math.isfinite(record.tokens_per_s)]
+    values = {
+        **vars(report),
+        "name": report.name,
+        "state": run_facts.recorded_state(report.events)[0],
+        "headline": report.headline,
+        "samples": report.result.samples[:MOST_SAMPLES] if report.result is not None else [],
+        "last": metrics.steps[-1] if metrics.steps else None,
+        "best": best_eval(metrics),
+        "median_speed": statistics.median_high(speeds) if speeds else None,
+        "figures": _figures(metrics),
+        "snapshots": epochs,
+        "lowest": min((shot.validation_loss for shot in epochs if shot.validation_loss is not None), default=None),
+        "attempts": run_facts.attempts(report.events, metrics),
+        "parts": PARTS,
+        "bill": make_bill(
+            report.goodput.device_hours,
+            price_per_device_hour=report.config.cluster.price_per_device_hour,
+            planned=plan.bill if plan is not None else None,
+        ),
+        "unit": "GPU-hours" if derived.device == "cuda" else "Device-hours",
+        "checkpoints": _checkpoints(report.paths),
+        "timeline": timeline(report.events),
+        "settings": run_facts.settings(report.config),
+        "derived_settings": {key: run_facts.shown(value) for key, value in run_facts.flat(as_json(derived)).items()},
+        "versions": find_record(dict[str, str | None], report.paths.versions),
+        "wandb_url": urls[-1] if urls else None,
+        "tracker_notes": report.notes,
+        "missing": report.missing,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return _environment().get_template("report.html.j2").render(values)
 
 
 def _checkpoints(paths: RunPaths) -> list[tuple[Manifest, bool]]:
@@ -241,7 +214,11 @@ def headline(result: EvalResult | None, state: str, reason: str, name: str) -> H
 def timeline(events: list[Event]) -> list[tuple[Event, str]]:
     """The newest events with their fields as text; saves are left out, they have a table of their own."""
     shown = [event for event in events if event.event not in ("checkpoint", "checkpoint_prepared")][-MOST_EVENTS:]
-    return [(event, "  ".join(f"{key}={_plain_text(value)}" for key, value in event.fields.items())) for event in shown]
+
+    def text(value: object) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return [(event, "  ".join(f"{key}={text(value)}" for key, value in event.fields.items())) for event in shown]
 
 
 def _environment() -> jinja2.Environment:
@@ -282,24 +259,15 @@ def _clip(value: object) -> str:
     return text if len(text) <= LONGEST_TEXT_CHARS else text[:LONGEST_TEXT_CHARS] + " [...]"
 
 
-def _plain_text(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def number_text(value: float | None, digits: int = 3) -> str:
-    """Rounded to significant digits, thousands set apart; a dash where there is none."""
+    """Rounded to significant digits, thousands set apart; a dash for None."""
     if value is None or not math.isfinite(value):
         return "\u2013" if value is None else str(value)
-    if isinstance(value, int) or abs(value) >= 10**digits:
+    if isinstance(value, int) or abs(value) >= 10**digits or value == 0:
         return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if 0 < abs(value) < 1e-3 else f"{_significant(value, digits)}"
-
-
-def _significant(value: float, digits: int) -> str:
-    if value == 0:
-        return "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{places}f}"
+    if abs(value) < 1e-3:
+        return f"{value:.{digits}g}"
+    return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
 def epoch_text(value: float) -> str:
@@ -346,8 +314,3 @@ def size_text(size_bytes: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} TiB"
-
-
-def _median(values: list[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return statistics.median_high(finite) if finite else None

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from launcher.report.plots import loss_figure, loss_png, page_svg, panels_figure, thinned
+from launcher.report.plots import loss_figure, page_svg, panels_figure, thinned, write_figures
 from launcher.report.terminal_curve import terminal_curve
-from launcher.runs.metrics import Metrics
+from launcher.runs.metrics import Metrics, read_metrics
 from tests.unit.report.made_runs import eval_record, make_run, step_record, write_curve
 
 
@@ -23,7 +23,7 @@ def curve(count: int) -> Metrics:
 def test_figures_are_written_in_print_quality(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "demo", epochs=2)
     write_curve(paths, epochs=2, steps_per_epoch=20)
-    assert loss_png(paths.root) == paths.plots / "loss.png"
+    write_figures(paths.plots, read_metrics(paths.metrics))
     names = {path.name for path in paths.plots.iterdir()}
     assert names == {"loss.png", "loss.pdf", "loss.svg", "training.png", "training.pdf"}
     with Image.open(paths.plots / "loss.png") as image:
@@ -37,7 +37,7 @@ def test_equal_metrics_give_equal_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         paths = make_run(tmp_path / name)
         write_curve(paths, epochs=2, steps_per_epoch=10)
-        loss_png(paths.root)
+        write_figures(paths.plots, read_metrics(paths.metrics))
         files.append({path.name: path.read_bytes() for path in paths.plots.iterdir()})
     assert files[0] == files[1]
 

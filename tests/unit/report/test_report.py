@@ -58,7 +58,7 @@ class Page(HTMLParser):
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The whole page of such a run, made once."""
     paths = make_story(tmp_path_factory.mktemp("runs") / "demo")
-    return make_report(paths.root).page.read_text("utf-8")
+    return make_report(paths.root).paths.report.read_text("utf-8")
 
 
 @pytest.fixture
@@ -151,17 +151,17 @@ def test_a_run_that_failed_before_its_first_step_has_a_page_too(tmp_path: Path) 
     EventWriter(paths.events, 1, 0).write("attempt_start", world_size=1)
     EventWriter(paths.events, 1, 0).write("state", state="failed", reason="no GPU was found")
     report = make_report(paths.root)
-    text = Page(report.page.read_text("utf-8")).text
-    assert report.verdict == "The run failed: no GPU was found"
+    text = Page(report.paths.report.read_text("utf-8")).text
+    assert report.headline.text == "The run failed: no GPU was found"
     assert "The run failed: no GPU was found" in text
     assert "No optimizer step was recorded." in text
     assert len(report.missing) == 3
-    assert report.loss_png.is_file()
+    assert (paths.plots / "loss.png").is_file()
 
 
 def test_a_run_with_nothing_but_its_configuration_has_a_page(tmp_path: Path) -> None:
     report = make_report(make_run(tmp_path / "bare").root)
-    assert "The run is unknown" in Page(report.page.read_text("utf-8")).text
+    assert "The run is unknown" in Page(report.paths.report.read_text("utf-8")).text
     assert "comparison with the base model: launcher eval bare" in report.missing
 
 
@@ -185,7 +185,7 @@ def test_a_loss_that_is_no_number_does_not_stop_the_page(tmp_path: Path) -> None
     for step, loss in enumerate([2.0, 1.5, math.nan, math.inf], start=1):
         writer.write(step_record(step, loss))
     report = make_report(paths.root)
-    assert "loss is not finite in 2 steps" in Page(report.page.read_text("utf-8")).text
+    assert "loss is not finite in 2 steps" in Page(report.paths.report.read_text("utf-8")).text
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
 
 def test_settings_that_differ_from_their_default_are_marked(tmp_path: Path) -> None:
     paths = make_run(tmp_path / "demo", epochs=5)
-    html = make_report(paths.root).page.read_text("utf-8")
+    html = make_report(paths.root).paths.report.read_text("utf-8")
     assert re.search(
         r'<tr class="changed"><td><code>epochs</code></td><td><code>5</code> <span class="soft">\[3\]', html
     )
@@ -315,4 +315,4 @@ def test_a_long_run_makes_a_page_one_can_open(tmp_path: Path) -> None:
     for step in range(1, 6_001):
         writer.write(step_record(step, 1 + 1 / step, epoch=step / 200))
     assert len(read_metrics(paths.metrics).steps) == 6_000
-    assert make_report(paths.root).page.stat().st_size < 700_000
+    assert make_report(paths.root).paths.report.stat().st_size < 700_000
