@@ -1,4 +1,4 @@
-"""The attempts of a job: the record of a new one, verdicts of lost ones, and the restart policy applied to them."""
+"""The attempts of a job: the record of a new one, the verdicts of lost ones."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import logging
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import overload
 
-from launcher.config.frozen import load_config
 from launcher.config.schema import Derived
 from launcher.diagnose.conclude import conclude
 from launcher.diagnose.evidence import JobEnd, StarterReport
-from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.verdict import Verdict, read_verdict, read_verdicts
 from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts, write_attempt
 from launcher.runs.events import write_event
+from launcher.runs.jsonl import utc_text
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job.allocation import Allocation
@@ -26,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_beside_other_job(run_dir: Path, allocation: Allocation, slurm: Slurm) -> None:
-    """Two jobs never run one directory at a time.
+    """Prevents two jobs from running one directory at a time.
 
     Raises:
         RunError: another job still runs an attempt.
@@ -48,7 +46,7 @@ def refuse_beside_other_job(run_dir: Path, allocation: Allocation, slurm: Slurm)
 
 
 def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
-    """Verdicts of earlier attempts under Slurm whose supervisor died with its node before it could write one."""
+    """Writes the verdicts of earlier attempts whose supervisor died with its node before it could."""
     verdicts = []
     for record in _open_attempts(run_dir):
         job = JobEnd(state="", supervisor_lost=True) if record.job_id == allocation.name else None
@@ -59,25 +57,26 @@ def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
 
 
 def _open_attempts(run_dir: Path) -> list[AttemptRecord]:
-    """Attempts of jobs that nobody has judged, oldest first."""
+    """Attempts of jobs without a verdict, oldest first."""
     found = [record for record in read_attempts(run_dir) if record.starter == "slurm" and not record.ended]
     return [record for record in found if read_verdict(run_dir, record.attempt) is None]
 
 
-def begin_attempt(
+def record_start(
     run_dir: Path, attempt: int, derived: Derived, allocation: Allocation, info: JobInfo | None
 ) -> AttemptRecord:
-    """The record of an attempt that starts now. Slurm's times, where it could be asked."""
-    started = info.started if info is not None and info.started is not None else datetime.now(UTC)
+    """Records an attempt that starts now, with Slurm's times if it could be asked."""
+    started = (info.started if info is not None else None) or datetime.now(UTC)
+    queued = (info.eligible or info.submitted) if info is not None else None
     record = AttemptRecord(
         attempt=attempt,
         starter="slurm",
         host=socket.gethostname(),
         world_size=derived.world_size,
-        started=_iso(started),
+        started=utc_text(started),
         job_id=allocation.name,
         restart=allocation.restart,
-        queued=_iso(info.eligible or info.submitted) if info is not None else "",
+        queued=utc_text(queued) if queued is not None else "",
         nodes=list(allocation.nodes),
         ranks_per_node=derived.devices_per_node,
     )
@@ -95,29 +94,6 @@ def begin_attempt(
     return record
 
 
-def _iso(moment: datetime | None) -> str:
-    return "" if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
-
-@overload
-def decide_for_job(run_dir: Path, allocation: Allocation, newest: Verdict) -> Verdict: ...
-
-
-@overload
-def decide_for_job(run_dir: Path, allocation: Allocation) -> Verdict | None: ...
-
-
-def decide_for_job(run_dir: Path, allocation: Allocation, newest: Verdict | None = None) -> Verdict | None:
-    """What follows from the attempts this job has made; None before the first.
-
-    Those of earlier jobs do not count: whoever submits a run again wants it to be tried again.
-
-    Args:
-        newest: of the attempt that just ended; need not be on disk yet.
-    """
-    mine = [verdict for verdict in read_verdicts(run_dir) if verdict.job_id == allocation.name]
-    if newest is not None:
-        mine = [*(verdict for verdict in mine if verdict.attempt < newest.attempt), newest]
-    if not mine:
-        return None
-    return decide(load_config(RunPaths(run_dir).config).config.fault, mine)
+def verdicts_of_job(run_dir: Path, allocation: Allocation) -> list[Verdict]:
+    """Verdicts of this job's attempts. Those of earlier jobs do not count: submitting a run again is a new try."""
+    return [verdict for verdict in read_verdicts(run_dir) if verdict.job_id == allocation.name]

@@ -28,8 +28,6 @@ class Queue(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """Result of `requeue_job`."""
-
     done: bool
     by_slurm: bool = False
     """Slurm had already requeued the job itself, as after preemption or a node failure."""
@@ -82,7 +80,7 @@ def _requeue(queue: Queue, job_id: str, restart: int) -> None:
 
 
 def _too_few_left(queue: Queue, info: JobInfo | None, excluded: list[str], num_nodes: int) -> str:
-    """Why these nodes cannot be excluded: with too few nodes left the job would wait for ever. Empty if they can."""
+    """Why these nodes cannot be excluded: with too few nodes left the job would never start. Empty if they can."""
     if info is None or not info.partition:
         return ""
     try:

@@ -1,8 +1,7 @@
-"""Finds the run a job works on: the same one at every restart of the job."""
+"""Finds the run of a job: the same one at every restart of the job."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from launcher.config.cluster_schema import Device
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import RunError, WorldError
-from launcher.files import write_json
+from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
 from launcher.plan.create import create_planned, plan_overrides
 from launcher.runs.run_dir import find_run
@@ -22,7 +21,7 @@ from launcher.slurm.job.allocation import Allocation
 logger = logging.getLogger(__name__)
 
 JOBS = ".jobs"
-"""Folder under runs/ that records which run a job created: CLUSTER-JOB.json."""
+"""Folder under runs/ that records which run a job created, in CLUSTER-JOB.json."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +34,14 @@ class Asked:
     conf_dir: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """The run that a job created, and the settings it was created from."""
+
+    run_dir: Path
+    overrides: tuple[str, ...]
+
+
 def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     """The run directory, absolute. Settings are composed at the first start of a job only; a restart finds its run.
 
@@ -44,53 +51,41 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     if asked.run is not None:
         return find_run(asked.run).resolve()
     if asked.sweep is not None:
-        return _sweep_member(asked.sweep, allocation)
-    note = _note_of(asked, allocation)
-    if allocation.restart and (made := _made_before(note, asked)) is not None:
-        return made
+        if allocation.array_task is None:
+            raise RunError(f"--sweep {asked.sweep} is for a job array, but SLURM_ARRAY_TASK_ID is not set")
+        return find_run(str(member_dir(asked.sweep, allocation.array_task))).resolve()
+    note = _note_file(asked, allocation)
+    if allocation.restart and (run_dir := _made_before(note, asked)) is not None:
+        return run_dir
     note.unlink(missing_ok=True)  # of another job: a reinstalled cluster reuses job ids
     planned = plan_overrides([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
     # Before the run is created: none is left behind if the ranks do not fit.
     check_world(planned.config, planned.derived, allocation)
     run_dir = create_planned(planned).resolve()
-    _write_note(note, asked, run_dir)
+    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_json(note, _Note(run_dir, asked.overrides))
     logger.info("run directory: %s", run_dir)
     return run_dir
 
 
-def _sweep_member(sweep: Path, allocation: Allocation) -> Path:
-    if allocation.array_task is None:
-        raise RunError(f"--sweep {sweep} is for a job array, but SLURM_ARRAY_TASK_ID is not set")
-    return find_run(str(member_dir(sweep, allocation.array_task))).resolve()
-
-
-def _note_of(asked: Asked, allocation: Allocation) -> Path:
+def _note_file(asked: Asked, allocation: Allocation) -> Path:
     """Derived from the overrides without composing, so that a restart finds the same file."""
     typed = dict(override.partition("=")[::2] for override in asked.overrides)
     runs_dir = Path(typed.get("runs_dir", "").strip("'\"") or "runs")
     return runs_dir / JOBS / f"{allocation.cluster or 'slurm'}-{allocation.job_id}.json"
 
 
-def _made_before(note: Path, asked: Asked) -> Path | None:
+def _made_before(file: Path, asked: Asked) -> Path | None:
     """The run that an earlier start of this job created, if any."""
-    try:
-        found = json.loads(note.read_text("utf-8"))
-        run_dir, overrides = Path(found["run_dir"]), tuple(found["overrides"])
-    except (OSError, ValueError, KeyError, TypeError):
+    note = find_record(_Note, file)
+    if note is None or note.overrides != asked.overrides:
         return None
-    if overrides != asked.overrides:
-        return None
-    if not RunPaths(run_dir).config.is_file():
+    if not RunPaths(note.run_dir).config.is_file():
         raise RunError(
-            f"{run_dir}, the run this job created at its first start, is gone; a restart never trains from scratch. "
-            "Submit anew for a new run"
+            f"{note.run_dir}, which this job created at its first start, is gone. A restart never trains from scratch: "
+            "submit a new run"
         )
-    return run_dir
-
-
-def _write_note(note: Path, asked: Asked, run_dir: Path) -> None:
-    note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(note, {"run_dir": str(run_dir), "overrides": asked.overrides})
+    return note.run_dir
 
 
 def adopted(asked: Asked, allocation: Allocation) -> list[str]:

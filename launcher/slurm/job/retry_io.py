@@ -10,31 +10,28 @@ from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
-PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
-"""Errors of a file system that may be temporary."""
-WAIT_S = 120.0
-_PAUSE_S = 1.0
+TEMPORARY = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+"""Errors of a file system that may go away."""
 
 T = TypeVar("T")
 
 
-def patiently(act: Callable[[], T], what: str, *, wait_s: float = WAIT_S, pause_s: float = _PAUSE_S) -> T:
-    """The result of `act`, retried while it fails with one of the PASSING errors.
+def patiently(act: Callable[[], T], what: str, *, wait_s: float = 120.0, pause_s: float = 1.0) -> T:
+    """The result of `act`, called again while it fails with one of the TEMPORARY errors.
 
     Args:
-        act: called again from the start at each retry.
         what: for the log message, such as "the verdict".
     Raises:
         OSError: any other error, or no success within `wait_s` seconds.
     """
-    give_up_at, said = time.monotonic() + wait_s, False
+    deadline, is_logged = time.monotonic() + wait_s, False
     while True:
         try:
             return act()
         except OSError as error:
-            if error.errno not in PASSING or time.monotonic() >= give_up_at:
+            if error.errno not in TEMPORARY or time.monotonic() >= deadline:
                 raise
-            if not said:
-                said = True
+            if not is_logged:
                 logger.warning("%s cannot be written: %s; retrying for %.0f s", what, error, wait_s)
+                is_logged = True
             time.sleep(pause_s)

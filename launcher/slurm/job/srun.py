@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.config.cluster_schema import ClusterConfig
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ConfigErrors, RunError
 from launcher.paths import RunPaths
@@ -17,21 +18,11 @@ EARLY_EXIT_WAIT_S = 60
 """How long other ranks may run after the first has exited: rank 0 still uploads to W&B."""
 
 # srun reads these as options; we pass them on its command line, or (cores per GPU) they contradict it.
-_SRUN_SETTINGS = (
-    "SLURM_CPUS_PER_GPU",
-    "SLURM_CPUS_PER_TASK",
-    "SLURM_TRES_PER_TASK",
-    "SLURM_NTASKS",
-    "SLURM_NPROCS",
-    "SLURM_NTASKS_PER_NODE",
-    "SLURM_NTASKS_PER_GPU",
-    "SLURM_NTASKS_PER_SOCKET",
-    "SLURM_NTASKS_PER_CORE",
-    "SLURM_DISTRIBUTION",
-    "SLURM_EXPORT_ENV",
-    "SLURM_UMASK",
-    "SLURM_JWT",
-)
+_SRUN_SETTINGS = {
+    "SLURM_CPUS_PER_GPU", "SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS", "SLURM_NPROCS",
+    "SLURM_NTASKS_PER_NODE", "SLURM_NTASKS_PER_GPU", "SLURM_NTASKS_PER_SOCKET", "SLURM_NTASKS_PER_CORE",
+    "SLURM_DISTRIBUTION", "SLURM_EXPORT_ENV", "SLURM_UMASK", "SLURM_JWT",
+}  # fmt: skip
 
 
 def srun_argv(
@@ -58,7 +49,6 @@ def srun_argv(
     words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
     gpus = derived.device == "cuda"
     task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=gpus, python=python)
-    log = RunPaths(run_dir).attempt(attempt) / "rank-%4t.log"
     return [
         "srun",
         f"--nodes={derived.world_size // derived.devices_per_node}",
@@ -75,7 +65,7 @@ def srun_argv(
         "--input=none",
         "--unbuffered",
         "--export=ALL",
-        f"--output={_pattern(RunPaths(run_dir).attempt(attempt))}/{log.name}",
+        f"--output={_pattern(RunPaths(run_dir).attempt(attempt))}/rank-%4t.log",
         "--open-mode=append",
         *task.options,
         *config.cluster.srun_args,
@@ -157,34 +147,7 @@ def stage_environment(environ: Mapping[str, str], config: RunConfig, *, cpus: in
     }
 
 
-def ranks_environment(
-    environ: Mapping[str, str],
-    config: RunConfig,
-    derived: Derived,
-    *,
-    master_address: str,
-    master_port: int,
-    cpus_per_task: int,
-    end_time_s: float | None,
-    interface: str = "",
-    nodes: Sequence[str] = (),
-) -> dict[str, str]:
-    """The environment of all ranks; srun tells each its rank.
-
-    Args:
-        end_time_s: when Slurm ends the job, in unix seconds; None without a limit.
-        interface: network interface for the ranks, if they must be given one.
-        nodes: of the job, in rank order, so that ranks can name the node of a missing rank.
-    """
-    told = RankEnvironment(
-        master_address=master_address,
-        master_port=master_port,
-        threads=config.cluster.threads_per_process or cpus_per_task,
-        device=derived.device,
-        ranks_per_node=derived.devices_per_node,
-        nodes=nodes,
-        interface=interface,
-        end_time_s=end_time_s,
-    )
+def ranks_environment(environ: Mapping[str, str], cluster: ClusterConfig, told: RankEnvironment) -> dict[str, str]:
+    """The environment of all ranks; srun tells each its rank."""
     inherited = {"GOMP_SPINCOUNT": "1000", **step_environment(environ)}
-    return told.variables(inherited, settings=config.cluster.environment)
+    return told.variables(inherited, settings=cluster.environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import subprocess
@@ -32,21 +33,17 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
         UserError: the run has not finished training. ConfigErrors, RunError: as srun.stage_argv.
     """
     if stage == "prepare":
-        return _prepare(run_dir)
+        complete_run(run_dir)
+        logger.info("%s is prepared and can train", run_dir)
+        return ExitCode.DONE
     if last_state(RunPaths(run_dir).events) != "succeeded":
         raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
     return _run_alone(stage_words(stage, run_dir, further), run_dir, allocation)
 
 
-def _prepare(run_dir: Path) -> int:
-    complete_run(run_dir)
-    logger.info("%s is prepared and may train", run_dir)
-    return ExitCode.DONE
-
-
 def stage_words(stage: str, run_dir: Path, further: list[str]) -> list[str]:
-    """The command of a stage. Pure. export goes to export/hf of the run unless told otherwise with --to."""
-    if stage == "export" and not any(word == "--to" or word.startswith("--to=") for word in further):
+    """The command of a stage. Pure. Without --to an export goes to export/hf in the run directory."""
+    if stage == "export" and _target(further) is None:
         further = ["--to", str(RunPaths(run_dir).export / "hf"), *further]
     return [stage, str(run_dir), *further]
 
@@ -68,28 +65,27 @@ def _run_alone(words: list[str], run_dir: Path, allocation: Allocation) -> int:
 
 
 def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: Derived) -> list[Path]:
-    """What a stage in a container must see of the node's files: what ranks see, and what export or eval adds.
+    """The folders a stage needs in a container: those of the ranks, and what export or eval adds.
 
     Raises:
-        RunError: --to names a folder that cannot be shown.
+        RunError: --to names a folder that cannot be mounted.
     """
     folders = run_folders(run_dir, derived)
     if words[0] == "eval":
         return [*folders, *example_files(data)]
-    target = _target(words)
+    target = Path(_target(words) or "").expanduser().resolve()
     if any(target.is_relative_to(folder.resolve()) for folder in folders):
         return folders
-    # The folder itself is made by the export, beside a hidden one that it is renamed from.
+    # The export creates the folder itself, by renaming a hidden one next to it.
     above = next(folder for folder in target.parents if folder.is_dir())
     if above == Path("/"):
-        raise RunError(f"--to {target}: a container cannot be shown all of /; make {target.parent} first")
+        raise RunError(f"--to {target}: all of / cannot be mounted in a container; make {target.parent} first")
     return [*folders, above]
 
 
-def _target(words: list[str]) -> Path:
-    """The folder behind --to; the last one counts."""
-    target = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == "--to" or word.startswith("--to="):
-            target = following if word == "--to" else word.removeprefix("--to=")
-    return Path(target).expanduser().resolve()
+def _target(words: list[str]) -> str | None:
+    """The value of --to; the last one counts."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--to")
+    target: str | None = parser.parse_known_args(words)[0].to
+    return target

@@ -6,19 +6,20 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.conclude import conclude
 from launcher.diagnose.evidence import JobEnd, StarterReport
+from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.verdict import ACTIONS, Action, Verdict, write_verdict
 from launcher.errors import ExitCode, SlurmError, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import last_state, write_event
-from launcher.runs.rank_environment import write_names
+from launcher.runs.rank_environment import RankEnvironment, write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
 from launcher.runs.status import set_state
 from launcher.runs.stop_requests import StopRequests
@@ -36,26 +37,26 @@ from launcher.slurm.job.srun_step import StepEnd, run_step
 logger = logging.getLogger(__name__)
 
 _ASK_S = 15.0
-"""How long to wait for an answer that only makes the record better."""
+"""How long to wait for an answer that only improves the record."""
 _REQUEUE_S = 900.0
 """How long to try to get back into the queue while the controller is away."""
 
 
 def supervise(run_dir: Path, allocation: Allocation) -> int:
-    """Makes one attempt of the run in this job, and has the job queued again where the run is to go on.
+    """Makes one attempt of the run in this job, and requeues the job if the run is to continue.
 
     Args:
         run_dir: absolute, and the same on all nodes.
     Returns: the exit code of the job.
     Raises:
-        LauncherError: the run cannot be started by this job; nothing was changed then.
+        LauncherError: this job cannot start the run; nothing was changed then.
     """
     paths = RunPaths(run_dir)
     if last_state(paths.events) == "succeeded":
         logger.info("%s has finished; there is nothing left to do", run_dir)
         return ExitCode.DONE
     if paths.cancel.exists():
-        logger.warning("%s was cancelled; to go on with it: launcher resume %s", run_dir, run_dir.name)
+        logger.warning("%s was cancelled; to continue it: launcher resume %s", run_dir, run_dir.name)
         set_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
         return ExitCode.INTERRUPTED
     config, derived = load_prepared(paths.config)
@@ -63,19 +64,21 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
     slurm = Slurm(retry_s=_ASK_S)
     attempt_records.refuse_beside_other_job(run_dir, allocation, slurm)
     patiently(lambda: attempt_records.judge_lost_attempts(run_dir, allocation), "the verdict of an earlier attempt")
-    earlier = attempt_records.decide_for_job(run_dir, allocation) if allocation.restart else None
-    if earlier is not None and earlier.action is Action.stop:
-        write_verdict(run_dir, earlier)
-        return _stop(paths, earlier, _code_of(earlier))
+    earlier = attempt_records.verdicts_of_job(run_dir, allocation)
+    if allocation.restart and earlier:
+        verdict = decide(config.fault, earlier)
+        if verdict.action is Action.stop:
+            write_verdict(run_dir, verdict)
+            return _stop(paths, verdict, _code_of(verdict))
     with StopRequests() as stop:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
-            return _attempt(paths, attempt, config, derived, allocation, slurm, stop)
+            return _Attempt(paths, attempt, config, derived, allocation, slurm, stop).run()
 
 
 @contextmanager
 def _also_into(log: Path) -> Iterator[None]:
-    """What the job says goes into the attempt's job.log, too."""
+    """Copies the job's log messages into the attempt's job.log."""
     handler = patiently(lambda: logging.FileHandler(log, encoding="utf-8"), "job.log")
     root = logging.getLogger("launcher")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
@@ -87,162 +90,159 @@ def _also_into(log: Path) -> Iterator[None]:
         handler.close()
 
 
-def _attempt(
-    paths: RunPaths,
-    attempt: int,
-    config: RunConfig,
-    derived: Derived,
-    allocation: Allocation,
-    slurm: Slurm,
-    stop: StopRequests,
-) -> int:
-    run_dir = paths.root
-    per_node = derived.devices_per_node
-    cores, crowded = cores_per_rank(
-        asked=config.cluster.cpus_per_task,
-        given=allocation.cpus_per_task,
-        on_node=allocation.cpus_per_node,
-        ranks=per_node,
-    )
-    # Before the attempt is recorded: a container that cannot be shown a folder is found here.
-    words = srun_argv(config, derived, run_dir=run_dir, attempt=attempt, cpus_per_task=cores, is_crowded=crowded)
-    info = _ask(slurm, allocation)
-    record = patiently(
-        lambda: attempt_records.begin_attempt(run_dir, attempt, derived, allocation, info), "the record of the attempt"
-    )
-    if crowded:
-        logger.warning("%d ranks share %d cores on each node; ask for more", per_node, allocation.cpus_per_node)
-    environment = ranks_environment(
-        os.environ,
-        config,
-        derived,
-        master_address=allocation.nodes[0],
-        master_port=free_meeting_port(allocation.job_id, allocation.restart, attempt),
-        cpus_per_task=cores,
-        end_time_s=_end_time_s(info),
-        interface=rank_interface(allocation.nodes),
-        nodes=allocation.nodes,
-    )
-    patiently(lambda: write_names(paths.attempt(attempt) / "env.json", environment), "env.json")
-    logger.info(
-        "attempt %d of %s: job %s, restart %d, %d ranks on %s",
-        *(attempt, run_dir.name, allocation.name, allocation.restart, derived.world_size, ",".join(allocation.nodes)),
-    )
-    end = run_step(
-        words,
-        environment,
-        paths=paths,
-        attempt=attempt,
-        world_size=derived.world_size,
-        job_id=allocation.name,
-        stop=stop,
-    )
-    return _conclude(paths, record, end, allocation, slurm, stop)
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt, from its record to the exit code of the job."""
+
+    paths: RunPaths
+    number: int
+    config: RunConfig
+    derived: Derived
+    allocation: Allocation
+    slurm: Slurm
+    stop: StopRequests
+
+    def run(self) -> int:
+        run_dir, derived, allocation = self.paths.root, self.derived, self.allocation
+        cores, crowded = cores_per_rank(
+            asked=self.config.cluster.cpus_per_task,
+            given=allocation.cpus_per_task,
+            on_node=allocation.cpus_per_node,
+            ranks=derived.devices_per_node,
+        )
+        # Before the attempt is recorded: a folder that cannot be mounted in the container is found here.
+        argv = srun_argv(
+            self.config, derived, run_dir=run_dir, attempt=self.number, cpus_per_task=cores, is_crowded=crowded
+        )
+        info = self._job_info()
+        record = patiently(
+            lambda: attempt_records.record_start(run_dir, self.number, derived, allocation, info),
+            "the record of the attempt",
+        )
+        if crowded:
+            logger.warning(
+                "%d ranks share %d cores on each node; request more", derived.devices_per_node, allocation.cpus_per_node
+            )
+        environment = self._environment(cores, info)
+        patiently(lambda: write_names(self.paths.attempt(self.number) / "env.json", environment), "env.json")
+        nodes = ",".join(allocation.nodes)
+        where = f"job {allocation.name}, restart {allocation.restart}, {derived.world_size} ranks on {nodes}"
+        logger.info("attempt %d of %s: %s", self.number, run_dir.name, where)
+        end = run_step(
+            argv,
+            environment,
+            paths=self.paths,
+            attempt=self.number,
+            world_size=derived.world_size,
+            job_id=allocation.name,
+            stop=self.stop,
+        )
+        return self._conclude(record, end)
+
+    def _environment(self, cores: int, info: JobInfo | None) -> dict[str, str]:
+        """The environment of all ranks; srun tells each its rank."""
+        allocation = self.allocation
+        end = info.ended if info is not None and info.time_limit_s is not None else None
+        told = RankEnvironment(
+            master_address=allocation.nodes[0],
+            master_port=free_meeting_port(allocation.job_id, allocation.restart, self.number),
+            threads=self.config.cluster.threads_per_process or cores,
+            device=self.derived.device,
+            ranks_per_node=self.derived.devices_per_node,
+            nodes=allocation.nodes,
+            interface=rank_interface(allocation.nodes),
+            end_time_s=end.timestamp() if end is not None else None,
+        )
+        return ranks_environment(os.environ, self.config.cluster, told)
+
+    def _job_info(self) -> JobInfo | None:
+        try:
+            return self.slurm.job(self.allocation.name)
+        except SlurmError as error:
+            logger.warning("Slurm cannot be asked about this job: %s", error)
+            return None
+
+    def _conclude(self, record: AttemptRecord, end: StepEnd) -> int:
+        """Judges and records the attempt, and does what follows. Returns: the exit code of the job."""
+        newest = last_attempt(self.paths.root)
+        if newest > self.number:
+            # This node was suspended or cut off and the run continued elsewhere, where this attempt was judged.
+            logger.error("attempt %d ended, superseded by attempt %d", self.number, newest)
+            return ExitCode.SUPERSEDED
+        code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
+        info = self._job_info() if code != ExitCode.DONE else None
+        job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > self.allocation.restart)
+        conclusion = conclude(
+            self.paths,
+            record,
+            StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job),
+            decide=self._decide,
+            keep=patiently,
+        )
+        verdict = conclusion.verdict
+        log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
+        log("attempt %d ended: %s: %s", self.number, verdict.verdict_class.value, verdict.summary)
+        match verdict.action:
+            case Action.none:
+                patiently(lambda: set_state(self.paths, self.number, "succeeded", ""), "the state of the run")
+                return ExitCode.DONE
+            case Action.stop:
+                # GAVE_UP: only a limit stops it. Otherwise no further attempt could succeed.
+                return _stop(self.paths, verdict, code if conclusion.action_alone is Action.stop else ExitCode.GAVE_UP)
+            case _:
+                return self._continue(verdict, code)
+
+    def _decide(self, judged: Verdict) -> Verdict:
+        """The restart policy, applied to all attempts of this job; the verdict of this one may not be on disk yet."""
+        verdicts = attempt_records.verdicts_of_job(self.paths.root, self.allocation)
+        return decide(self.config.fault, [*(one for one in verdicts if one.attempt < self.number), judged])
+
+    def _continue(self, verdict: Verdict, code: int) -> int:
+        without = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
+        requeued = requeue_job(
+            Slurm(retry_s=_REQUEUE_S),
+            self.allocation.name,
+            restart=self.allocation.restart,
+            without=without,
+            num_nodes=len(self.allocation.nodes),
+        )
+        # The job is in the queue already: if the disk stays full, only the record of it is lost.
+        with suppress(OSError):
+            patiently(lambda: self._record_requeue(verdict, requeued), "events.jsonl", wait_s=20.0)
+        if requeued.done:
+            return ExitCode.PREEMPTED
+        # 75 would say that the job comes again.
+        return code if code not in (ExitCode.DONE, ExitCode.PREEMPTED) else ExitCode.UNAVAILABLE
+
+    def _record_requeue(self, verdict: Verdict, requeued: Requeued) -> None:
+        paths, attempt, job_id = self.paths, self.number, self.allocation.name
+        if not requeued.done:
+            write_event(paths.events, attempt, "requeue_failed", job_id=job_id, problem=requeued.problem)
+            reason = f"{verdict.summary}; job {job_id} could not be queued again: {requeued.problem}"
+            set_state(paths, attempt, "failed", reason)
+            logger.error("%s. Continue with: launcher resume %s", reason, paths.root.name)
+            return
+        requeue = {"job_id": job_id, "by_slurm": requeued.by_slurm, "without": list(requeued.excluded)}
+        write_event(paths.events, attempt, "requeue", **requeue, reason=verdict.summary)
+        # Rank 0 may have recorded a final failure; the run continues.
+        set_state(paths, attempt, "running", "queued again")
+        if requeued.problem:
+            logger.warning("%s", requeued.problem)
+        logger.warning("job %s is queued again and continues from the newest checkpoint", job_id)
 
 
-def _ask(slurm: Slurm, allocation: Allocation) -> JobInfo | None:
-    try:
-        return slurm.job(allocation.name)
-    except SlurmError as error:
-        logger.warning("Slurm cannot be asked about this job: %s", error)
-        return None
-
-
-def _end_time_s(info: JobInfo | None) -> float | None:
-    """When Slurm ends the job; None without a limit."""
-    end: datetime | None = info.ended if info is not None and info.time_limit_s is not None else None
-    return None if end is None else end.timestamp()
-
-
-def _conclude(
-    paths: RunPaths, record: AttemptRecord, end: StepEnd, allocation: Allocation, slurm: Slurm, stop: StopRequests
-) -> int:
-    """Judges and records the attempt, and does what follows. Returns: the exit code of the job."""
-    newest = last_attempt(paths.root)
-    if newest > record.attempt:
-        # This node was suspended or cut off and the run went on elsewhere, where this attempt was judged.
-        logger.error("attempt %d ended, superseded by attempt %d", record.attempt, newest)
-        return ExitCode.SUPERSEDED
-    code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
-    info = _ask(slurm, allocation) if code != ExitCode.DONE else None
-    job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > allocation.restart)
-    conclusion = conclude(
-        paths,
-        record,
-        StarterReport(exit_code=code, stopped_by=stop.first, stall=end.stall, job=job),
-        decide=lambda judged: attempt_records.decide_for_job(paths.root, allocation, judged),
-        keep=patiently,
-    )
-    verdict = conclusion.verdict
-    log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
-    log("attempt %d ended: %s: %s", record.attempt, verdict.verdict_class.value, verdict.summary)
-    match verdict.action:
-        case Action.none:
-            patiently(lambda: set_state(paths, record.attempt, "succeeded", ""), "the state of the run")
-            return ExitCode.DONE
-        case Action.stop:
-            # A run that only a limit stops is told apart from one that no further attempt could mend.
-            return _stop(paths, verdict, code if conclusion.action_alone is Action.stop else ExitCode.GAVE_UP)
-        case _:
-            return _go_on(paths, verdict, allocation, code)
-
-
-def _code_of(earlier: Verdict) -> int:
-    """Exit code of a job that another one's verdict stops before it begins."""
-    if ACTIONS[earlier.verdict_class] is not Action.stop:
+def _code_of(verdict: Verdict) -> int:
+    """Exit code of a job that the verdict of an earlier attempt stops before it begins."""
+    if ACTIONS[verdict.verdict_class] is not Action.stop:
         return ExitCode.GAVE_UP
-    return max(earlier.exit_code or 0, 0) or ExitCode.BUG
+    return max(verdict.exit_code or 0, 0) or ExitCode.BUG
 
 
 def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
-    """The run ends here, until somebody has looked. Returns: the exit code of the job, never 75: nobody goes on."""
+    """Ends the run until the user acts. Returns: the exit code of the job, never 75: it does not come again."""
     is_cancelled = verdict.verdict_class is VerdictClass.cancelled
-    if is_cancelled:
-        code = ExitCode.INTERRUPTED
     set_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
     logger.error("%s stops: %s", paths.root.name, verdict.summary)
     if verdict.hint:
         logger.error("what to do: %s", verdict.hint)
-    return code or ExitCode.BUG
-
-
-def _go_on(paths: RunPaths, verdict: Verdict, allocation: Allocation, code: int) -> int:
-    without = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
-    requeued = requeue_job(
-        Slurm(retry_s=_REQUEUE_S),
-        allocation.name,
-        restart=allocation.restart,
-        without=without,
-        num_nodes=len(allocation.nodes),
-    )
-    # In the queue it is already: a disk that stays full takes only the note of it.
-    with suppress(OSError):
-        patiently(lambda: _record_requeue(paths, verdict, requeued, allocation), "events.jsonl", wait_s=20.0)
-    if requeued.done:
-        return ExitCode.PREEMPTED
-    # 75 would say that the job comes again.
-    return code if code not in (ExitCode.DONE, ExitCode.PREEMPTED) else ExitCode.UNAVAILABLE
-
-
-def _record_requeue(paths: RunPaths, verdict: Verdict, requeued: Requeued, allocation: Allocation) -> None:
-    attempt = verdict.attempt
-    if not requeued.done:
-        write_event(paths.events, attempt, "requeue_failed", job_id=allocation.name, problem=requeued.problem)
-        reason = f"{verdict.summary}; job {allocation.name} could not be queued again: {requeued.problem}"
-        set_state(paths, attempt, "failed", reason)
-        logger.error("%s. Go on with: launcher resume %s", reason, paths.root.name)
-        return
-    write_event(
-        paths.events,
-        attempt,
-        "requeue",
-        job_id=allocation.name,
-        by_slurm=requeued.by_slurm,
-        without=list(requeued.excluded),
-        reason=verdict.summary,
-    )
-    # Rank 0 may have called a failure final; the run goes on.
-    set_state(paths, attempt, "running", "queued again")
-    if requeued.problem:
-        logger.warning("%s", requeued.problem)
-    logger.warning("job %s is queued again and goes on from the newest checkpoint", allocation.name)
+    return ExitCode.INTERRUPTED if is_cancelled else code or ExitCode.BUG

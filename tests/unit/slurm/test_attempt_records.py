@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.cluster_schema import FaultConfig
+from launcher.diagnose.restart_policy import decide
 from launcher.diagnose.verdict import Action, Verdict, read_verdict, write_verdict
 from launcher.errors import RunError, SlurmUnavailable, VerdictClass
 from launcher.paths import RunPaths
@@ -99,11 +101,12 @@ def test_only_attempts_of_the_same_job_count_against_the_budget(make_run: MakeRu
     run_dir = make_run(world_size=2, nodes=2)
     for job_id in ("5", "5", "5", "7"):
         write_verdict(run_dir, crashed(new_attempt(run_dir), job_id))
-    found = attempt_records.decide_for_job(run_dir, HERE)
-    assert found is not None and found.action is Action.requeue
-    other = attempt_records.decide_for_job(run_dir, dataclasses.replace(HERE, job_id="5"))
-    assert other is not None and other.action is Action.stop
-    assert attempt_records.decide_for_job(run_dir, dataclasses.replace(HERE, job_id="9")) is None
+    found = {
+        job_id: attempt_records.verdicts_of_job(run_dir, dataclasses.replace(HERE, job_id=job_id)) for job_id in "579"
+    }
+    assert [verdict.attempt for verdict in found["7"]] == [4] and found["9"] == []
+    assert decide(FaultConfig(), found["7"]).action is Action.requeue
+    assert decide(FaultConfig(), found["5"]).action is Action.stop
 
 
 def test_a_state_is_written_once(make_run: MakeRun) -> None:

@@ -9,6 +9,7 @@ import pytest
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ConfigErrors, RunError
+from launcher.runs.rank_environment import RankEnvironment
 from launcher.slurm.job.srun import (
     cores_per_rank,
     ranks_environment,
@@ -45,9 +46,8 @@ def stage(cluster: ClusterConfig, *, gpus: bool = False) -> list[str]:
 
 
 def environment(config: RunConfig | None = None, environ: dict[str, str] | None = None, **given: Any) -> dict[str, str]:
-    world = given.pop("world", derived())
-    words = {"master_address": "n1", "master_port": 12345, "cpus_per_task": 5, "end_time_s": None, **given}
-    return ranks_environment(environ or {}, config or RunConfig(), world, **words)
+    world = {"master_address": "n1", "master_port": 12345, "threads": 5, "device": "cuda", "ranks_per_node": 4, **given}
+    return ranks_environment(environ or {}, (config or RunConfig()).cluster, RankEnvironment(**world))
 
 
 def test_there_is_one_task_for_each_rank_and_a_failed_one_ends_the_others() -> None:
@@ -194,7 +194,7 @@ def test_the_users_settings_beat_defaults_and_the_runs_beat_the_users() -> None:
 
 
 def test_a_run_on_the_cpu_sees_no_gpu() -> None:
-    found = environment(environ={"CUDA_VISIBLE_DEVICES": "0,1"}, world=derived(device="cpu"))
+    found = environment(environ={"CUDA_VISIBLE_DEVICES": "0,1"}, device="cpu")
     assert (found["CUDA_VISIBLE_DEVICES"], found["DS_ACCELERATOR"]) == ("", "cpu")
 
 
