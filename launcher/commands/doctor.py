@@ -19,6 +19,7 @@ from launcher.doctor.findings import CheckResult, has_failed, of_problem, ok
 from launcher.doctor.machine import machine_findings
 from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
 from launcher.errors import ExitCode, Problem, UserError
+from launcher.files import as_json
 from launcher.slurm.client.query import Slurm
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     findings = _look(args, config, mine)
     if args.json:
         failed = sum(finding.level.value == "FAIL" for finding in findings)
-        print(json.dumps({"failed": failed, "findings": [finding.as_dict() for finding in findings]}, indent=2))
+        print(json.dumps({"failed": failed, "findings": as_json(findings)}, indent=2))
     else:
         _show(findings)
     return ExitCode.USER if any(finding.level.value == "FAIL" for finding in findings) else ExitCode.DONE

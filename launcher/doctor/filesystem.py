@@ -1,4 +1,4 @@
-"""Whether a folder behaves as run directories need it; some network mounts lack a part of that."""
+"""Checks that a folder behaves as run directories need it; some network mounts do not."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok, warn
+from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok, warn, warn_if
+from launcher.files import fsync
 
 SLOW_FSYNC_S = 2.0
 MAX_SKEW_S = 2.0
 LITTLE_GIB, NO_GIB = 20.0, 1.0
 FEW_INODES = 10_000
 
-_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"})
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"}
 
 
 def folder_findings(runs_dir: Path) -> list[CheckResult]:
-    """Tries everything in a folder of its own beside the runs, and leaves nothing behind."""
+    """Tries everything in a temporary folder next to the runs, and leaves nothing behind."""
     folder = existing_parent(runs_dir)
     found: list[CheckResult] = []
     try:
         with tempfile.TemporaryDirectory(prefix=".launcher-doctor-", dir=folder) as scratch:
-            found += list(semantics(Path(scratch)))
+            found += semantics(Path(scratch))
     except OSError as error:
         return [*found, fail("runs_dir", f"{folder} cannot be written to: {error}", "Choose another runs_dir")]
     return [*found, *room(folder)]
 
 
 def existing_parent(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """The folder itself, or the nearest parent that exists."""
     absolute = path.expanduser().absolute()
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
 def semantics(scratch: Path) -> Iterator[CheckResult]:
-    """One finding for each thing the record of a run stands on."""
+    """One finding for each property that runs rely on."""
     tries: list[tuple[str, Callable[[Path], str], str]] = [
         ("a rename replaces a file at once", _replace, "Checkpoints and status files need it: choose another runs_dir"),
         ("a folder is renamed whole", _rename_folder, "Checkpoints are published so: choose another runs_dir"),
@@ -78,30 +81,18 @@ def _rename_folder(scratch: Path) -> str:
 
 
 def _exclusive(scratch: Path) -> str:
-    (scratch / "folder").mkdir()
-    os.close(os.open(scratch / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    try:
-        os.close(os.open(scratch / "file", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        return "a file was made twice"
-    except FileExistsError:
-        pass
-    try:
-        (scratch / "folder").mkdir()
-        return "a folder was made twice"
-    except FileExistsError:
-        return ""
+    for what, make in (("file", partial(Path.touch, exist_ok=False)), ("folder", Path.mkdir)):
+        make(scratch / what)
+        with suppress(FileExistsError):
+            make(scratch / what)
+            return f"a {what} was made twice"
+    return ""
 
 
 def _fsync(scratch: Path) -> str:
-    with (scratch / "synced").open("w") as file:
-        file.write("x")
-        file.flush()
-        os.fsync(file.fileno())
-    descriptor = os.open(scratch, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    (scratch / "synced").write_text("x")
+    fsync(scratch / "synced")
+    fsync(scratch)
     return ""
 
 
@@ -131,44 +122,38 @@ def _speed(scratch: Path) -> CheckResult:
     started = time.monotonic()
     _fsync(scratch)
     took_s = time.monotonic() - started
-    text = f"a small file is on disk after {1000 * took_s:.0f} ms"
-    if took_s > SLOW_FSYNC_S:
-        return warn("runs_dir", text, "Saving will be slow: the file system is overloaded, or not made for this")
-    return ok("runs_dir", text)
+    hint = "Saving will be slow: the file system is overloaded, or not made for this"
+    return warn_if(took_s > SLOW_FSYNC_S, "runs_dir", f"a small file is on disk after {1000 * took_s:.0f} ms", hint)
 
 
 def _skew(scratch: Path) -> CheckResult:
-    """A file's time is the file server's; a folder on this machine's own disk has none of its own."""
+    """A file's time comes from the file server; on a local disk there is no second clock."""
     before = time.time()
     (scratch / "clock").write_text("x")
     after = time.time()
     stamp = (scratch / "clock").stat().st_mtime
     # Kernels stamp files with a clock that ticks a few times in a hundredth of a second.
     skew_s = max(before - stamp, stamp - after, 0.0)
-    text = f"its clock and this machine's differ by {skew_s:.1f} s"
-    if skew_s > MAX_SKEW_S:
-        return warn("runs_dir", text, "Times in logs will not fit together: have both clocks set by NTP")
-    return ok("runs_dir", text)
+    text = f"its clock and this host's differ by {skew_s:.1f} s"
+    return warn_if(skew_s > MAX_SKEW_S, "runs_dir", text, "Times in logs will not match: synchronise both clocks (NTP)")
 
 
 def room(folder: Path) -> Iterator[CheckResult]:
-    """Free space and file numbers."""
+    """Free space and inodes."""
     free_gib = shutil.disk_usage(folder).free / 2**30
     text = f"{free_gib:,.1f} GiB free in {folder}"
-    hint = "launcher check tells what a run needs; quotas of your own may be lower than this"
     if free_gib < NO_GIB:
         yield fail("disk", text, "Free some space, or choose another runs_dir")
     else:
-        yield warn("disk", text, hint) if free_gib < LITTLE_GIB else ok("disk", text)
-    figures = os.statvfs(folder)
-    if figures.f_files and figures.f_favail < FEW_INODES:
-        yield warn(
-            "disk", f"room for {figures.f_favail:,} more files in {folder}", "Remove small files you do not need"
-        )
+        hint = "launcher check shows what a run needs; your quota may be lower than this"
+        yield warn_if(free_gib < LITTLE_GIB, "disk", text, hint)
+    inodes = os.statvfs(folder)
+    if inodes.f_files and inodes.f_favail < FEW_INODES:
+        yield warn("disk", f"room for {inodes.f_favail:,} more files in {folder}", "Remove small files you do not need")
 
 
 def shared_finding(runs_dir: Path, seen: list[CheckResult]) -> CheckResult:
-    """What file system the runs are on; a local disk is odd for a cluster, unless all nodes were seen to share it.
+    """The file system of the runs. A local disk is wrong for a cluster, unless all nodes were seen to share it.
 
     Args:
         seen: what the job on the nodes found, if there was one.
@@ -176,12 +161,7 @@ def shared_finding(runs_dir: Path, seen: list[CheckResult]) -> CheckResult:
     folder = existing_parent(runs_dir)
     mounts = [mount for mount in psutil.disk_partitions(all=True) if folder.is_relative_to(mount.mountpoint)]
     mount = max(mounts, key=lambda one: len(one.mountpoint), default=None)
-    kind = mount.fstype if mount is not None else "unknown"
-    text = f"{folder} lies on {kind} ({mount.mountpoint if mount is not None else '?'})"
-    if kind in _LOCAL and not any(
-        finding.check == "shared folder" and finding.level is CheckLevel.ok for finding in seen
-    ):
-        return warn(
-            "runs_dir", text, "That is a disk of this machine; the nodes must see the same folder (see the job below)"
-        )
-    return ok("runs_dir", text)
+    kind, where = (mount.fstype, mount.mountpoint) if mount is not None else ("unknown", "?")
+    is_shared = any(finding.check == "shared folder" and finding.level is CheckLevel.ok for finding in seen)
+    hint = "That is a local disk; the nodes must see the same folder (see the job below)"
+    return warn_if(kind in _LOCAL and not is_shared, "runs_dir", f"{folder} is on {kind} ({where})", hint)

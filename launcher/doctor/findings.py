@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import cast
 
 from launcher.errors import Problem
-from launcher.files import as_json
 
 
 class CheckLevel(Enum):
@@ -19,15 +17,12 @@ class CheckLevel(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
     level: CheckLevel
     text: str
     hint: str = field(default="", metadata={"json": "todo"})
-
-    def as_dict(self) -> dict[str, str]:
-        return cast("dict[str, str]", as_json(self))
 
 
 def ok(check: str, text: str) -> CheckResult:
@@ -42,8 +37,11 @@ def fail(check: str, text: str, hint: str = "") -> CheckResult:
     return CheckResult(check, CheckLevel.fail, text, hint)
 
 
+def warn_if(condition: bool, check: str, text: str, hint: str) -> CheckResult:
+    return warn(check, text, hint) if condition else ok(check, text)
+
+
 def of_problem(check: str, problem: Problem) -> CheckResult:
-    """A problem of the settings."""
     return fail(check, f"{problem.key} = {problem.value!r}: {problem.why}", problem.hint)
 
 

@@ -1,4 +1,4 @@
-"""One node of a doctor's job: says what it is and has, and measures the way to every other node. No torch.
+"""One node of a doctor's job: reports its hardware and software, and measures the links to all other nodes. No torch.
 
 python -m launcher.doctor.probe FOLDER TOKEN    one task on each node, started by launcher.doctor.job
 
@@ -18,13 +18,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
+from launcher.doctor.reports import Link, NodeReport
+from launcher.files import as_json
 from launcher.runs.run_dir import versions
 from launcher.slurm.client.parse import hostnames
 from launcher.slurm.job.rendezvous import meeting_ports
@@ -32,7 +32,7 @@ from launcher.slurm.job.rendezvous import meeting_ports
 START_S = 30.0
 """How long a node may take to start after another one."""
 REACH_S = 8.0
-"""How long a node that does not answer at all is tried."""
+"""How long to try a node that does not answer at all."""
 _PORTS_TRIED = 3
 _CALL_S = 4.0
 _PINGS = 20
@@ -41,66 +41,48 @@ _PAYLOADS = 16
 _CLOCK = struct.Struct("!d")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """The way from this node to another."""
-
-    peer: str
-    error: str = ""
-    port: int = 0
-    round_trip_ms: float = 0.0
-    clock_ahead_s: float = 0.0
-    """How far the other node's clock is ahead of this one's."""
-    mib_per_s: float = 0.0
-
-
 def main(argv: list[str]) -> int:
-    """Exit code 0 even where something is wrong: judging is for whoever reads the report."""
+    """Exit code 0 even if something is wrong: the reader of the report judges it."""
     folder, token = Path(argv[0]), argv[1]
     nodes = hostnames(os.environ["SLURM_JOB_NODELIST"])
     me = os.environ.get("SLURMD_NODENAME") or nodes[int(os.environ.get("SLURM_NODEID", "0"))]
-    ports = _ports(os.environ)
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    candidates = meeting_ports(os.environ["SLURM_JOB_ID"], int(restart) if restart.isdigit() else 0, 0)
+    ports = list(islice(candidates, _PORTS_TRIED))
     server = _Server(ports, token, expected=len(nodes) - 1)
-    report: dict[str, object] = {"node": me, "port": server.port, **facts(folder, token)}
-    peers = [node for node in nodes if node != me]
-    links = [measure(peer, ports, token) for peer in peers]
-    reached = sum(not link.error for link in links)
-    server.wait(reached, timeout_s=START_S)
-    report["links"] = [asdict(link) for link in links]
-    report["sees"] = sorted(path.name.removeprefix("seen-") for path in folder.glob("seen-*"))
-    print(json.dumps(report), flush=True)
-    # Threads of the server may still hang on a connection that leads nowhere.
+    report = node_report(me, folder, token)
+    report.port = server.port
+    report.links = [measure(peer, ports, token) for peer in nodes if peer != me]
+    server.wait(sum(not link.error for link in report.links), timeout_s=START_S)
+    report.sees = sorted(path.name.removeprefix("seen-") for path in folder.glob("seen-*"))
+    print(json.dumps(as_json(report)), flush=True)
+    # Threads of the server may still be blocked on a dead connection.
     os._exit(0)
 
 
-def _ports(environ: Mapping[str, str]) -> list[int]:
-    restart = environ.get("SLURM_RESTART_COUNT", "0")
-    return list(
-        islice(meeting_ports(environ["SLURM_JOB_ID"], int(restart) if restart.isdigit() else 0, 0), _PORTS_TRIED)
-    )
-
-
-def facts(folder: Path, token: str) -> dict[str, object]:
-    """What this node is and has; leaves its mark in the shared folder."""
+def node_report(node: str, folder: Path, token: str) -> NodeReport:
+    """This node without its links; leaves its mark in the shared folder."""
+    host = socket.gethostname()
     try:
         seen = (folder / "token").read_text("utf-8") == token
-        (folder / f"seen-{socket.gethostname()}").touch()
+        (folder / f"seen-{host}").touch()
         folder_error = "" if seen else "the folder holds something else"
     except OSError as error:
         seen, folder_error = False, str(error)
-    return {
-        "host": socket.gethostname(),
-        "sees_folder": seen,
-        "folder_error": folder_error,
-        "python": platform.python_version(),
-        "versions": versions(),
-        "driver": _driver(),
-        "gpus": [gpu.name for gpu in visible_gpus()],
-        "cores": usable_cores(),
-        "memory_gib": round(host_memory_gib(), 1),
-        "shm_gib": _free_gib("/dev/shm"),
-        "tmp_gib": _free_gib("/tmp"),
-    }
+    return NodeReport(
+        node=node,
+        host=host,
+        sees_folder=seen,
+        folder_error=folder_error,
+        python=platform.python_version(),
+        versions=versions(),
+        driver=_driver(),
+        gpus=[gpu.name for gpu in visible_gpus()],
+        cores=usable_cores(),
+        memory_gib=round(host_memory_gib(), 1),
+        shm_gib=_free_gib("/dev/shm"),
+        tmp_gib=_free_gib("/tmp"),
+    )
 
 
 def _driver() -> str:
@@ -123,7 +105,7 @@ def _free_gib(folder: str) -> float | None:
 
 
 class _Server:
-    """Answers the other nodes: says who it is, tells its clock, and takes what they send to measure the wire."""
+    """Answers the other nodes: greets them, sends its clock, and receives the data they measure the network with."""
 
     def __init__(self, ports: list[int], token: str, *, expected: int) -> None:
         self._greeting = f"launcher-doctor {token}\n".encode()
@@ -133,7 +115,7 @@ class _Server:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def wait(self, count: int, *, timeout_s: float) -> None:
-        """Until so many of the others have measured what they wanted."""
+        """Waits until so many of the others have finished measuring."""
         deadline = time.monotonic() + timeout_s
         for _ in range(count):
             if not self._done.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -147,7 +129,7 @@ class _Server:
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile("rb") as incoming:
             connection.sendall(self._greeting)
-            if incoming.readline() != self._greeting:  # somebody else's connection to this port
+            if incoming.readline() != self._greeting:  # a stranger's connection to this port
                 return
             while command := incoming.read(1):
                 if command == b"t":
@@ -175,7 +157,7 @@ def _listen(ports: list[int], *, backlog: int) -> socket.socket:
 
 
 def measure(peer: str, ports: list[int], token: str) -> Link:
-    """The way to another node, or why there is none."""
+    """The link to another node, or why there is none."""
     started = time.monotonic()
     last = ""
     while True:

@@ -1,8 +1,7 @@
-"""`launcher doctor` on a cluster: its tools, its settings, and a small job that looks at nodes and network."""
+"""`launcher doctor` on a cluster: its tools, its settings, and a small job that checks nodes and network."""
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import sys
@@ -14,13 +13,15 @@ from pathlib import Path
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.schema import RunConfig
 from launcher.config.shipped_files import share_dir
-from launcher.config.topology import resolve_topology
+from launcher.config.topology import Topology, resolve_topology
 from launcher.doctor.findings import CheckResult, fail, has_failed, of_problem, ok, warn
-from launcher.doctor.job import write_site
-from launcher.doctor.judge import Report, judge_nodes, judge_sum
+from launcher.doctor.job import SITE
+from launcher.doctor.judge import judge_nodes, judge_sum
+from launcher.doctor.reports import JobReport, NodeReport, SumReport, read_reports
 from launcher.errors import Problem, SlurmError, SlurmMissing
+from launcher.files import find_record, write_json
 from launcher.runs.run_dir import versions
-from launcher.slurm.client.parse import JobInfo, Partition
+from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm, run_tool
 from launcher.slurm.client.sbatch import (
     JobRequest,
@@ -37,15 +38,15 @@ WALLTIME_MIN = 10
 _OUT = ("down", "drain", "drng", "fail", "maint", "unk", "inval", "pow")
 _POLL_S = 1.0
 _LATE_FILES_S = 20.0
-"""How long what the job wrote may take to be seen here: network file systems remember that a file was not there."""
+"""How long the job's files may take to appear here: network file systems cache that a file does not exist."""
 _TAIL_LINES = 15
 
 
 def tool_findings(slurm: Slurm, *, needed: bool) -> list[CheckResult]:
-    """Slurm's tools and whether they answer. Without any, nothing is wrong unless a cluster is `needed`."""
+    """Slurm's tools and whether they answer. A host without any is fine unless a cluster is `needed`."""
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if len(missing) == len(TOOLS):
-        text = "no Slurm tools on this machine"
+        text = "no Slurm tools on this host"
         hint = "Run launcher doctor on a login node of the cluster"
         return [fail("slurm", text, hint) if needed else ok("slurm", f"{text}: runs here are local")]
     found = [fail("slurm", f"{tool} is missing", "Install the Slurm client package") for tool in missing]
@@ -53,10 +54,10 @@ def tool_findings(slurm: Slurm, *, needed: bool) -> list[CheckResult]:
         version = run_tool(["sinfo", "--version"], timeout_s=slurm.timeout_s).strip()
         partitions = slurm.partitions()
     except SlurmError as error:
-        # A machine that merely has the package is no login node.
+        # A host that merely has the package is not a login node.
         if isinstance(error, SlurmMissing) and not needed:
             return [*found, ok("slurm", f"tools are installed, but there is no cluster: {error}".replace("\n", "; "))]
-        return [*found, fail("slurm", str(error), "Is this a machine of the cluster, and is slurmctld up?")]
+        return [*found, fail("slurm", str(error), "Is this a host of the cluster, and is slurmctld up?")]
     nodes = ", ".join(f"{one.name} ({one.nodes} nodes{', default' if one.is_default else ''})" for one in partitions)
     found.append(ok("slurm", f"{version}; partitions: {nodes or 'none'}"))
     return [*found, _accounting(slurm), *_nodes_out(slurm)]
@@ -66,13 +67,13 @@ def _accounting(slurm: Slurm) -> CheckResult:
     try:
         run_tool(["sacct", "--noheader", "--allocations", "--starttime=now"], timeout_s=slurm.timeout_s)
     except SlurmError as error:
-        words = str(error).splitlines()[-1]
-        return ok("slurm", f"no accounting ({words}): verdicts stand on squeue, scontrol and our own record")
+        reason = str(error).splitlines()[-1]
+        return ok("slurm", f"no accounting ({reason}): verdicts rest on squeue, scontrol and our own record")
     return ok("slurm", "accounting answers (sacct)")
 
 
 def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
-    """Nodes that take no jobs, or that the controller has not heard of for a while (a * in Slurm's own words)."""
+    """Nodes that take no jobs, or do not answer the controller (marked * by Slurm)."""
     try:
         lines = run_tool(["sinfo", "--all", "--noheader", "--format=%N|%t|%E"], timeout_s=slurm.timeout_s)
     except SlurmError:
@@ -86,26 +87,26 @@ def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
 
 
 def site_findings(config: RunConfig, config_problems: list[Problem], slurm: Slurm) -> list[CheckResult]:
-    """The settings of the site against what sbatch takes and the cluster has."""
+    """Compares the site's settings with what sbatch takes and the cluster has."""
     found = [of_problem("settings", problem) for problem in [*config_problems, *sbatch_problems(config)]]
     try:
-        partitions: list[Partition] = slurm.partitions()
+        partitions = slurm.partitions()
     except SlurmError as error:
         return [*found, fail("settings", f"not compared with the cluster: {error}")]
     found += [of_problem("settings", problem) for problem in site_problems(config, partitions)]
     found += [warn("settings", text) for text in site_warnings(config, partitions)]
-    found += list(_files_named(config.cluster))
+    found += _missing_paths(config.cluster)
     return found or [ok("settings", "sbatch takes them, and the cluster has what they ask for")]
 
 
-def _files_named(cluster: ClusterConfig) -> Iterator[CheckResult]:
+def _missing_paths(cluster: ClusterConfig) -> Iterator[CheckResult]:
     image = cluster.container_image
     if image is not None and image.startswith("/") and not Path(image).exists():
         yield fail("settings", f"cluster.container_image = {image!r} does not exist", "Build it, or give its path")
     for mount in cluster.container_mounts:
         source = mount.partition(":")[0]
         if not Path(source).exists():
-            yield warn("settings", f"cluster.container_mounts: {source} is not seen here", "It must be on the nodes")
+            yield warn("settings", f"cluster.container_mounts: {source} does not exist here", "It must on the nodes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +118,12 @@ class DoctorJob:
     argv: list[str]
     environment: dict[str, str]
     comment: str
-    device: str
-    devices_per_node: int
-    nodes: int
+    world: Topology
     cluster: ClusterConfig
 
 
 def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
-    """Pure but for random names: nothing is created. Raises: ConfigErrors for settings sbatch would not take."""
+    """Creates nothing. Raises: ConfigErrors for settings sbatch would not take."""
     token = secrets.token_hex(8)
     folder = Path(config.runs_dir).expanduser().absolute() / f".doctor-{token}"
     world = resolve_topology(config, [])
@@ -145,25 +144,22 @@ def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
         argv=sbatch_argv(replace(config, cluster=cluster), request),
         environment=sbatch_environment(environ, variables),
         comment=comment(request.key, request.stage),
-        device=world.device,
-        devices_per_node=world.devices_per_node,
-        nodes=world.nodes,
+        world=world,
         cluster=cluster,
     )
 
 
 def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[CheckResult]:
-    """Queues the job, waits for it and judges what it says. Its folder stays only if something is wrong."""
+    """Queues the job, waits for it and judges its reports. Its folder stays only if something is wrong."""
     job.folder.mkdir(mode=0o700, parents=True)
     (job.folder / "token").write_text(job.token, encoding="utf-8")
-    write_site(job.folder, job.cluster)
+    write_json(job.folder / SITE, job.cluster)
     try:
         job_id = slurm.submit(job.argv, job.environment, comment=job.comment)
     except SlurmError as error:
         shutil.rmtree(job.folder, ignore_errors=True)
-        return [
-            fail("job", f"sbatch: {error}", "Fix the setting it names; launcher doctor --dry-run shows the command")
-        ]
+        hint = "Fix the setting it names; launcher doctor --dry-run shows the command"
+        return [fail("job", f"sbatch: {error}", hint)]
     try:
         info = _wait(job_id, slurm, wait_s)
     except BaseException:
@@ -173,7 +169,7 @@ def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[CheckResult]
         slurm.cancel(job_id)
         found = [_never_ran(job_id, info, wait_s), *_nodes_out(slurm)]
     else:
-        found = _judge(job, info, _read_when_there(job, info))
+        found = _judge(job, info)
     if has_failed(found):
         return [*found, *_output(job, job_id)]
     shutil.rmtree(job.folder, ignore_errors=True)
@@ -181,7 +177,7 @@ def run_job(job: DoctorJob, slurm: Slurm, *, wait_s: float) -> list[CheckResult]
 
 
 def _wait(job_id: str, slurm: Slurm, wait_s: float) -> JobInfo | None:
-    """The job as it ended, or as it is after so long."""
+    """The job after it ended, or after `wait_s`."""
     deadline = time.monotonic() + wait_s
     while True:
         info = slurm.job(job_id)
@@ -202,62 +198,52 @@ def _never_ran(job_id: str, info: JobInfo | None, wait_s: float) -> CheckResult:
     return fail("job", text, "Wait longer (--wait), or look at its output below")
 
 
-def _read_when_there(job: DoctorJob, info: JobInfo) -> Report:
-    """What the job said of itself; empty when it cannot be seen here."""
+def _job_report(job: DoctorJob, info: JobInfo) -> JobReport | None:
+    """None if it cannot be seen here."""
     deadline = time.monotonic() + (_LATE_FILES_S if info.state == "COMPLETED" else 0.0)
     while True:
-        found = _read_json(job.folder / "job.json")
-        if found.get("ended") or time.monotonic() > deadline:
-            return found
+        report = find_record(JobReport, job.folder / "job.json")
+        if (report is not None and report.ended) or time.monotonic() > deadline:
+            return report
         list(job.folder.iterdir())  # makes a network file system look again
         time.sleep(0.2)
 
 
-def _judge(job: DoctorJob, info: JobInfo, said: Report) -> list[CheckResult]:
-    nodes = info.nodes or list(said.get("nodes", []))
-    if not said:
+def _judge(job: DoctorJob, info: JobInfo) -> list[CheckResult]:
+    report, world = _job_report(job, info), job.world
+    nodes = info.nodes or (report.nodes if report is not None else [])
+    where, ended_as = ", ".join(nodes), f"job {info.job_id} ended as {info.state} ({info.exit_code})"
+    if report is None:
         if info.state != "COMPLETED":
-            return [fail("job", f"job {info.job_id} ended as {info.state} ({info.exit_code}) on {', '.join(nodes)}")]
-        text = f"job {info.job_id} ran on {', '.join(nodes)}, but what it wrote to {job.folder} is not seen here"
-        return [fail("shared folder", text, "runs_dir must be on a file system that all nodes and this machine see")]
-    found = []
-    if not said.get("ended"):
-        found.append(fail("job", f"job {info.job_id} ended as {info.state} ({info.exit_code}) before it was through"))
-    elif said["probe_exit"] != 0:
-        found.append(fail("job", f"srun ended with {said['probe_exit']} on {', '.join(nodes)}", "See its words below"))
-    queued_s = (info.started - info.submitted).total_seconds() if info.started and info.submitted else 0.0
-    if not found:
-        found.append(ok("job", f"job {info.job_id} started after {queued_s:.0f} s on {', '.join(nodes)}"))
-    probes = [report for path in sorted(job.folder.glob("probe-*.json")) if (report := _read_json(path))]
+            return [fail("job", f"{ended_as} on {where}")]
+        text = f"job {info.job_id} ran on {where}, but its files in {job.folder} cannot be seen here"
+        return [fail("shared folder", text, "runs_dir must be on a file system that all nodes and this host see")]
+    if not report.ended:
+        found = [fail("job", f"{ended_as} before it was finished")]
+    elif report.probe_exit != 0:
+        found = [fail("job", f"srun ended with {report.probe_exit} on {where}", "See its output below")]
+    else:
+        queued_s = (info.started - info.submitted).total_seconds() if info.started and info.submitted else 0.0
+        found = [ok("job", f"job {info.job_id} started after {queued_s:.0f} s on {where}")]
+    here = versions()
     found += judge_nodes(
-        probes, nodes, device=job.device, devices_per_node=job.devices_per_node, here=_versions_here(job)
+        read_reports(NodeReport, job.folder, "probe-*.json"),
+        nodes,
+        device=world.device,
+        devices_per_node=world.devices_per_node,
+        # An image has packages of its own; only the launcher must be the same.
+        here=here if job.cluster.container is ContainerRuntime.none else {"launcher": here["launcher"]},
     )
-    if said.get("sum_exit") is not None:
-        sums = [report for path in sorted(job.folder.glob("link-*.json")) if (report := _read_json(path))]
-        found += judge_sum(sums, job.nodes * job.devices_per_node)
+    if report.sum_exit is not None:
+        sums = read_reports(SumReport, job.folder, "link-*.json")
+        found += judge_sum(sums, world.nodes * world.devices_per_node)
     elif not has_failed(found):
         found.append(ok("collective", "not tried: one rank, or no torch on the nodes"))
     return found
 
 
-def _versions_here(job: DoctorJob) -> dict[str, str | None]:
-    """What the nodes are compared with. An image has packages of its own; only the launcher must be the same one."""
-    here = versions()
-    return here if job.cluster.container is ContainerRuntime.none else {"launcher": here["launcher"]}
-
-
-def _read_json(path: Path) -> Report:
-    """The last line of a file as an object; empty where it is none."""
-    try:
-        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
-        found = json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _output(job: DoctorJob, job_id: str) -> list[CheckResult]:
-    """The end of what the job and srun said, for whoever must find out."""
+    """The last lines of the job's output."""
     path = job.folder / f"slurm-{job_id}.out"
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()[-_TAIL_LINES:]

@@ -11,7 +11,7 @@ from launcher.config.schema import Derived, RunConfig
 from launcher.errors import ConfigErrors, RunError
 from launcher.paths import RunPaths
 from launcher.runs.rank_environment import RankEnvironment, job_environment
-from launcher.slurm.client.container import contained, container_problems, run_folders, site_options
+from launcher.slurm.client.container import SrunTask, contained, container_problems, run_folders, site_options
 from launcher.slurm.client.option_validation import srun_word_problems
 
 EARLY_EXIT_WAIT_S = 60
@@ -49,28 +49,19 @@ def srun_argv(
     words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
     gpus = derived.device == "cuda"
     task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=gpus, python=python)
-    return [
-        "srun",
-        f"--nodes={derived.world_size // derived.devices_per_node}",
-        f"--ntasks={derived.world_size}",
-        f"--ntasks-per-node={derived.devices_per_node}",
+    options = [
         f"--cpus-per-task={cpus_per_task}",
         *(["--overcommit"] if is_crowded else []),
         "--distribution=block",
-        # Ranks do their own rendezvous; a site's default MPI plug-in is only one more thing that can fail.
-        "--mpi=none",
         # A rank that fails ends the others at once, so that they do not hold their GPUs waiting for it.
         "--kill-on-bad-exit=1",
         f"--wait={EARLY_EXIT_WAIT_S}",
-        "--input=none",
         "--unbuffered",
-        "--export=ALL",
         f"--output={_pattern(RunPaths(run_dir).attempt(attempt))}/rank-%4t.log",
         "--open-mode=append",
-        *task.options,
-        *config.cluster.srun_args,
-        *task.command,
     ]
+    nodes = derived.world_size // derived.devices_per_node
+    return step_argv(task, config.cluster.srun_args, options, nodes=nodes, tasks_per_node=derived.devices_per_node)
 
 
 def stage_argv(
@@ -91,17 +82,26 @@ def stage_argv(
     """
     _refuse_unfit(config)
     task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus, python=python)
+    options = [f"--cpus-per-task={cpus_per_task}", "--unbuffered"]
+    return step_argv(task, site_options(config.cluster), options, nodes=1, tasks_per_node=1)
+
+
+def step_argv(
+    task: SrunTask, site_args: Sequence[str], options: Sequence[str], *, nodes: int, tasks_per_node: int
+) -> list[str]:
+    """srun for a task on every node of the job; the site's options come last and so win."""
     return [
         "srun",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--cpus-per-task={cpus_per_task}",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes * tasks_per_node}",
+        f"--ntasks-per-node={tasks_per_node}",
+        # Ranks do their own rendezvous; a site's default MPI plug-in is only one more thing that can fail.
         "--mpi=none",
         "--input=none",
-        "--unbuffered",
         "--export=ALL",
+        *options,
         *task.options,
-        *site_options(config.cluster),
+        *site_args,
         *task.command,
     ]
 

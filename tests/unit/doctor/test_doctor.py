@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,41 @@ import pytest
 from packaging.requirements import Requirement
 
 from launcher.cli import main
-from launcher.config.cluster_schema import ContainerRuntime
+from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime
 from launcher.config.compose import compose_with_problems
 from launcher.doctor import probe
 from launcher.doctor.filesystem import folder_findings, semantics, shared_finding
 from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok
-from launcher.doctor.job import read_site, step_argv, write_site
+from launcher.doctor.job import SITE as SITE_FILE
+from launcher.doctor.job import task_argv
 from launcher.doctor.judge import judge_nodes, judge_sum
 from launcher.doctor.machine import compare_packages
+from launcher.doctor.reports import Link, NodeReport, SumReport
 from launcher.doctor.site import plan_job, tool_findings
+from launcher.files import read_record, write_json
 from launcher.slurm.client.query import Slurm
-from tests.made import make_allocation
 from tests.unit.slurm.recipes import job_config
 
 HERE = {"launcher": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
 
 
-def report(node: str, *peers: str, **changes: Any) -> dict[str, Any]:
+def report(node: str, *peers: str, **changes: Any) -> NodeReport:
     """What a healthy node says."""
-    links = [
-        {"peer": peer, "error": "", "round_trip_ms": 0.1, "clock_ahead_s": 0.001, "mib_per_s": 900.0} for peer in peers
-    ]
-    healthy = {
-        "node": node, "host": node, "sees_folder": True, "folder_error": "", "versions": dict(HERE), "driver": "550.1",
+    links = [Link(peer=peer, round_trip_ms=0.1, clock_ahead_s=0.001, mib_per_s=900.0) for peer in peers]
+    healthy: dict[str, Any] = {
+        "node": node, "host": node, "sees_folder": True, "versions": dict(HERE), "driver": "550.1",
         "gpus": ["H100"] * 8, "cores": 64, "memory_gib": 500.0, "shm_gib": 250.0, "links": links,
         "sees": ["n1", "n2", "n3"],
     }  # fmt: skip
-    return {**healthy, **changes}
+    return NodeReport(**{**healthy, **changes})
 
 
-def three(**of_n2: Any) -> list[dict[str, Any]]:
+def three(**of_n2: Any) -> list[NodeReport]:
     """Three nodes; the second differs."""
     return [report("n1", "n2", "n3"), report("n2", "n1", "n3", **of_n2), report("n3", "n1", "n2")]
 
 
-def judged(reports: list[dict[str, Any]], device: str = "cuda", per_node: int = 8) -> list[CheckResult]:
+def judged(reports: list[NodeReport], device: str = "cuda", per_node: int = 8) -> list[CheckResult]:
     return judge_nodes(reports, ["n1", "n2", "n3"], device=device, devices_per_node=per_node, here=dict(HERE))
 
 
@@ -72,7 +73,7 @@ def test_healthy_nodes_give_no_complaint() -> None:
         ({"sees": ["n2"]}, ["WARN shared folder: n2 does not see what n1, n3 wrote"]),
         ({"versions": {**HERE, "torch": "2.6.0"}}, ["FAIL versions: torch differs: n1 2.13.0, n2 2.6.0, n3 2.13.0"]),
         ({"versions": {**HERE, "torch": None}}, ["FAIL versions: torch differs: n1 2.13.0, n2 None, n3 2.13.0"]),
-        ({"driver": ""}, ["WARN versions: GPU drivers differ: n1 550.1, n2 none, n3 550.1"]),
+        ({"driver": ""}, ["WARN versions: GPU driver differs: n1 550.1, n2 none, n3 550.1"]),
         ({"gpus": ["H100"] * 7}, ["FAIL gpu: n2 shows 7 GPUs, cluster.devices_per_node = 8"]),
         ({"gpus": ["A100"] * 8}, ["WARN gpu: nodes have GPUs of different kinds; the slowest sets the pace"]),
         ({"shm_gib": 0.1}, ["WARN memory: n2 has 0.1 GiB free in /dev/shm"]),
@@ -87,21 +88,20 @@ def test_a_node_that_says_nothing_is_named() -> None:
 
 
 def test_packages_here_that_the_nodes_do_not_have_are_told() -> None:
-    nodes = [{**one, "versions": {**HERE, "launcher": "0.0.9"}} for one in three()]
+    nodes = [replace(one, versions={**HERE, "launcher": "0.0.9"}) for one in three()]
     assert bad(judged(nodes)) == ["WARN versions: launcher 0.1.0 here, 0.0.9 on the nodes"]
 
 
 def test_a_run_on_cpus_wants_no_gpus() -> None:
-    assert bad(judged([{**one, "gpus": [], "driver": ""} for one in three()], "cpu", 1)) == []
+    assert bad(judged([replace(one, gpus=[], driver="") for one in three()], "cpu", 1)) == []
 
 
-def with_links(**errors: tuple[str, ...]) -> list[dict[str, Any]]:
+def with_links(**errors: tuple[str, ...]) -> list[NodeReport]:
     """Three nodes; `n1=("n2",)` says that n1 does not reach n2."""
     nodes = three()
     for node in nodes:
-        for link in node["links"]:
-            if link["peer"] in errors.get(node["node"], ()):
-                link["error"] = "timed out"
+        broken = errors.get(node.node, ())
+        node.links = [replace(link, error="timed out") if link.peer in broken else link for link in node.links]
     return nodes
 
 
@@ -125,14 +125,14 @@ def test_the_node_in_every_broken_pair_is_blamed() -> None:
 )
 def test_a_slow_link_and_a_wrong_clock_are_warnings(figure: str, value: float, expected: str) -> None:
     nodes = three()
-    nodes[1]["links"][0][figure] = value
+    nodes[1].links[0] = replace(nodes[1].links[0], **{figure: value})
     assert bad(judged(nodes)) == [expected]
 
 
 def test_ranks_that_fail_or_say_nothing_in_the_sum_are_counted() -> None:
-    good = {"rank": 0, "host": "n1", "error": "", "backend": "gloo", "mib": 16, "seconds": 0.1, "gib_per_s": 0.2}
-    assert bad(judge_sum([good, {**good, "rank": 1}], 2)) == []
-    found = bad(judge_sum([{**good, "error": "Timeout"}], 2))
+    good = SumReport(rank=0, host="n1", backend="gloo", mib=16, seconds=0.1, gib_per_s=0.2)
+    assert bad(judge_sum([good, replace(good, rank=1)], 2)) == []
+    found = bad(judge_sum([replace(good, error="Timeout")], 2))
     assert found == ["FAIL collective: rank 0 on n1: Timeout", "FAIL collective: 1 of 2 ranks did not report"]
 
 
@@ -172,7 +172,7 @@ def test_without_slurm_tools_a_machine_is_well_and_a_site_is_not(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert bad(tool_findings(Slurm(retry_s=0), needed=False)) == []
-    assert bad(tool_findings(Slurm(retry_s=0), needed=True)) == ["FAIL slurm: no Slurm tools on this machine"]
+    assert bad(tool_findings(Slurm(retry_s=0), needed=True)) == ["FAIL slurm: no Slurm tools on this host"]
 
 
 SITE = ["cluster=slurm", "cluster.nodes=2", "cluster.devices_per_node=4", "cluster.partition=gpu"]
@@ -197,11 +197,10 @@ def test_the_probe_starts_where_ranks_would_with_the_variables_they_get(
         container_mounts=["/a:/b"],
         environment={"NCCL_DEBUG": "INFO"},
     )
-    write_site(tmp_path, plan_job(config, {"PATH": "/bin"}).cluster)
-    cluster = read_site(tmp_path)
+    write_json(tmp_path / SITE_FILE, plan_job(config, {"PATH": "/bin"}).cluster)
+    cluster = read_record(ClusterConfig, tmp_path / SITE_FILE)
     assert cluster.environment == {"NCCL_DEBUG": "INFO"}
-    allocation = make_allocation(2)
-    words = step_argv(cluster, allocation, 1, ["x.probe", "y"], folder=tmp_path, output="probe-%n.json", gpus=True)
+    words = task_argv(cluster, 2, 1, ["x.probe", "y"], folder=tmp_path, output="probe-%n.json", device="cuda")
     assert {"--nodes=2", "--ntasks=2", f"--output={tmp_path}/probe-%n.json"} <= set(words)
     inside = words[words.index("apptainer") :]
     bound = [inside[place + 1] for place, word in enumerate(inside) if word == "--bind"]
@@ -211,9 +210,7 @@ def test_the_probe_starts_where_ranks_would_with_the_variables_they_get(
 
 def test_without_a_container_the_probe_has_the_python_of_the_job(tmp_path: Path) -> None:
     config, _ = compose_with_problems([*SITE, "runs_dir=runs"])
-    write_site(tmp_path, config.cluster)
-    allocation = make_allocation()
-    words = step_argv(read_site(tmp_path), allocation, 4, ["x.y"], folder=tmp_path, output="o", gpus=True)
+    words = task_argv(config.cluster, 1, 4, ["x.y"], folder=tmp_path, output="o", device="cuda")
     assert words[-3:] == [sys.executable, "-m", "x.y"] and "--ntasks=4" in words
 
 

@@ -12,8 +12,8 @@ from launcher.config.cluster_schema import ContainerRuntime
 from launcher.config.frozen import save_config
 from launcher.config.schema import FrozenRun
 from launcher.doctor import job
-from launcher.doctor.job import write_site
 from launcher.errors import ConfigErrors
+from launcher.files import write_json
 from launcher.paths import RunPaths
 from launcher.runs.run_dir import write_state
 from launcher.slurm.job.stages import run_stage
@@ -29,7 +29,7 @@ output = next((word[9:] for word in sys.argv if word.startswith("--output=")), "
 if "launcher.doctor.probe" in sys.argv:
     with open(output.replace("%n", "0"), "w") as report:
         print("WARNING: the container speaks first", file=report)
-        print(json.dumps({{"versions": {{"torch": {torch!r}}}, "links": []}}), file=report)
+        print(json.dumps({{"node": "n1", "versions": {{"torch": {torch!r}}}, "links": []}}), file=report)
 sys.exit({code})
 """
 
@@ -101,7 +101,7 @@ def test_a_stage_with_options_that_become_a_program_is_not_started(
 def run_doctor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
-    write_site(folder, job_config(**SITE).cluster)
+    write_json(folder / job.SITE, job_config(**SITE).cluster)
     assert job.main([str(folder), "word", "cuda", "2"]) == 0
     found = json.loads((folder / "job.json").read_text())
     assert isinstance(found, dict)
