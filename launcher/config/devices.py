@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +40,19 @@ def visible_gpus() -> list[Gpu]:
 
 def _installed_gpus() -> list[Gpu]:
     """nvidia-smi first: inside a container it lists only what the container may use, unlike /proc."""
-    program = shutil.which("nvidia-smi")
-    if program is not None:
-        query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-        except (OSError, subprocess.SubprocessError):
-            answer = ""
-        gpus = [_parse_gpu(line) for line in answer.splitlines() if "," in line]
-        if gpus:
-            return gpus
+    if gpus := [_parse_gpu(line) for line in query_gpus("name,memory.total") if "," in line]:
+        return gpus
     return [Gpu(path.name, None) for path in sorted(_DRIVER.iterdir())] if _DRIVER.is_dir() else []
+
+
+def query_gpus(fields: str) -> list[str]:
+    """The answer of nvidia-smi, one line for each GPU; empty without it."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return answer.stdout.splitlines()
 
 
 def _parse_gpu(line: str) -> Gpu:

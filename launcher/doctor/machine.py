@@ -1,4 +1,4 @@
-"""What `launcher doctor` looks at on this machine: Python, packages, GPUs."""
+"""What `launcher doctor` checks on this host: Python, packages, GPUs."""
 
 from __future__ import annotations
 
@@ -15,46 +15,38 @@ from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
 from launcher.doctor.findings import CheckResult, fail, ok, warn
 
 _PROJECT = "tunelaunch"
-_OLDEST_PYTHON = (3, 11)
 _TORCH_SEES = "import torch; print(torch.cuda.device_count(), torch.version.cuda)"
 
 
 def machine_findings() -> list[CheckResult]:
-    """Everything about this machine that a run here, or the submission of one, stands on."""
-    found = [_python(), *_packages(), *_gpus()]
-    found.append(ok("machine", f"{usable_cores()} cores, {host_memory_gib():.1f} GiB of memory"))
-    return found
-
-
-def _python() -> CheckResult:
-    text = f"Python {platform.python_version()}, launcher {__version__} ({sys.executable})"
-    if sys.version_info[:2] < _OLDEST_PYTHON:
-        return fail("python", text, f"Use Python {_OLDEST_PYTHON[0]}.{_OLDEST_PYTHON[1]} or newer")
-    return ok("python", text)
+    """What a run on this host, or the submission of one, relies on."""
+    return [
+        ok("python", f"Python {platform.python_version()}, launcher {__version__} ({sys.executable})"),
+        *_packages(),
+        *_gpus(),
+        ok("machine", f"{usable_cores()} cores, {host_memory_gib():.1f} GiB of memory"),
+    ]
 
 
 def _packages() -> Iterator[CheckResult]:
     try:
         wanted = [Requirement(text) for text in metadata.requires(_PROJECT) or []]
     except metadata.PackageNotFoundError:
-        yield warn(
-            "packages", f"{_PROJECT} is not installed as a package, so versions were not compared", "pip install ."
-        )
+        text = f"{_PROJECT} is not installed as a package, so versions were not compared"
+        yield warn("packages", text, "pip install .")
         return
     core = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    train = [
-        one for one in wanted if one not in core and one.marker is not None and one.marker.evaluate({"extra": "train"})
-    ]
+    train = [one for one in wanted if one not in core and one.marker and one.marker.evaluate({"extra": "train"})]
     yield from compare_packages("packages", core, "", f"pip install {_PROJECT}")
     if _version("torch") is None:
-        text = "torch is not installed here: enough to check and submit; ranks need it where they run"
+        text = "torch is not installed here: enough to check and submit, but ranks need it where they run"
         yield ok("training packages", text)
-        return
-    yield from compare_packages("training packages", train, " for training", f'pip install "{_PROJECT}[train]"')
+    else:
+        yield from compare_packages("training packages", train, " for training", f'pip install "{_PROJECT}[train]"')
 
 
 def compare_packages(check: str, wanted: list[Requirement], why: str, hint: str) -> Iterator[CheckResult]:
-    """Installed versions against those the project asks for; one line if all is well."""
+    """Compares installed versions with the required ones; one line if all is well."""
     wrong = []
     for requirement in wanted:
         version = _version(requirement.name)
@@ -77,23 +69,22 @@ def _version(package: str) -> str | None:
 def _gpus() -> Iterator[CheckResult]:
     gpus = visible_gpus()
     if not gpus:
-        yield ok("gpu", "no GPU is visible here; runs on this machine use the CPU")
+        yield ok("gpu", "no GPU is visible here; runs on this host use the CPU")
         return
-    names = ", ".join(sorted({gpu.name for gpu in gpus}))
+    shown = f"{len(gpus)} x {', '.join(sorted({gpu.name for gpu in gpus}))}"
     if _version("torch") is None:
-        yield ok("gpu", f"{len(gpus)} x {names}")
+        yield ok("gpu", shown)
         return
-    # In a process of its own: torch takes seconds to load, and a broken driver may end the process that asks.
+    # In a process of its own: torch takes seconds to load, and a broken driver may end the process.
+    command = [sys.executable, "-c", _TORCH_SEES]
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _TORCH_SEES], capture_output=True, text=True, timeout=180, check=True
-        )
-        count, _, cuda = done.stdout.strip().partition(" ")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        yield fail("gpu", f"{len(gpus)} x {names}, but torch could not look: {error}", "Try: python -c 'import torch'")
+        yield fail("gpu", f"{shown}, but torch could not look: {error}", "Try: python -c 'import torch'")
         return
-    if not count.isdigit() or int(count) < len(gpus):
-        text = f"{len(gpus)} x {names}, but torch (CUDA {cuda}) sees {count}"
-        yield fail("gpu", text, "Install a torch that fits the driver (nvidia-smi shows the newest CUDA it takes)")
+    count, _, cuda = done.stdout.strip().partition(" ")
+    if count.isdigit() and int(count) >= len(gpus):
+        yield ok("gpu", f"{shown}, all seen by torch (CUDA {cuda})")
     else:
-        yield ok("gpu", f"{len(gpus)} x {names}, all seen by torch (CUDA {cuda})")
+        hint = "Install a torch that fits the driver (nvidia-smi shows the newest CUDA it takes)"
+        yield fail("gpu", f"{shown}, but torch (CUDA {cuda}) sees {count}", hint)

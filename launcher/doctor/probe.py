@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +20,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
+from launcher.config.devices import host_memory_gib, query_gpus, usable_cores, visible_gpus
 from launcher.doctor.reports import Link, NodeReport
 from launcher.files import as_json
 from launcher.runs.run_dir import versions
@@ -51,7 +49,6 @@ def main(argv: list[str]) -> int:
     ports = list(islice(candidates, _PORTS_TRIED))
     server = _Server(ports, token, expected=len(nodes) - 1)
     report = node_report(me, folder, token)
-    report.port = server.port
     report.links = [measure(peer, ports, token) for peer in nodes if peer != me]
     server.wait(sum(not link.error for link in report.links), timeout_s=START_S)
     report.sees = sorted(path.name.removeprefix("seen-") for path in folder.glob("seen-*"))
@@ -74,34 +71,19 @@ def node_report(node: str, folder: Path, token: str) -> NodeReport:
         host=host,
         sees_folder=seen,
         folder_error=folder_error,
-        python=platform.python_version(),
         versions=versions(),
-        driver=_driver(),
+        driver=next(iter(query_gpus("driver_version")), ""),
         gpus=[gpu.name for gpu in visible_gpus()],
         cores=usable_cores(),
         memory_gib=round(host_memory_gib(), 1),
-        shm_gib=_free_gib("/dev/shm"),
-        tmp_gib=_free_gib("/tmp"),
+        shm_gib=_free_shm_gib(),
     )
 
 
-def _driver() -> str:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip().partition("\n")[0]
-
-
-def _free_gib(folder: str) -> float | None:
-    try:
-        return round(shutil.disk_usage(folder).free / 2**30, 1)
-    except OSError:
-        return None
+def _free_shm_gib() -> float | None:
+    with suppress(OSError):
+        return round(shutil.disk_usage("/dev/shm").free / 2**30, 1)
+    return None
 
 
 class _Server:
@@ -111,7 +93,6 @@ class _Server:
         self._greeting = f"launcher-doctor {token}\n".encode()
         self._done = threading.Semaphore(0)
         self._socket = _listen(ports, backlog=max(8, expected))
-        self.port = int(self._socket.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
     def wait(self, count: int, *, timeout_s: float) -> None:
@@ -144,15 +125,8 @@ class _Server:
 
 def _listen(ports: list[int], *, backlog: int) -> socket.socket:
     for port in ports:
-        listening = socket.socket()
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(("", port))
-        except OSError:
-            listening.close()
-            continue
-        listening.listen(backlog)
-        return listening
+        with suppress(OSError):
+            return socket.create_server(("", port), backlog=backlog)
     sys.exit(f"ports {', '.join(map(str, ports))} are all in use on {socket.gethostname()}")
 
 

@@ -47,10 +47,8 @@ class NodeReport:
     node: str
     """Its name in Slurm."""
     host: str = ""
-    port: int = 0
     sees_folder: bool = False
     folder_error: str = ""
-    python: str = ""
     versions: dict[str, str | None] = field(default_factory=dict)
     driver: str = ""
     gpus: list[str] = field(default_factory=list)
@@ -58,7 +56,6 @@ class NodeReport:
     memory_gib: float = 0.0
     shm_gib: float | None = None
     """Free in /dev/shm."""
-    tmp_gib: float | None = None
     links: list[Link] = field(default_factory=list)
     sees: list[str] = field(default_factory=list)
     """Hosts whose marks it sees in the shared folder."""

@@ -32,11 +32,6 @@ class Allocation:
     array_task: int | None = None
 
     @property
-    def ranks_per_node(self) -> int:
-        """One rank per GPU; without GPUs --ntasks-per-node, or one."""
-        return self.gpus_per_node or self.tasks_per_node or 1
-
-    @property
     def name(self) -> str:
         """The job id as Slurm shows it: ARRAY_TASK for an array member."""
         return self.job_id if self.array_task is None else f"{self.array_job_id}_{self.array_task}"

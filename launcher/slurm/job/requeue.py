@@ -5,25 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
 from launcher.errors import SlurmError, SlurmUnavailable
 from launcher.runs.states import SLURM_WAITING_STATES
-from launcher.slurm.client.parse import JobInfo, Partition
+from launcher.slurm.client.parse import JobInfo
+from launcher.slurm.client.query import Slurm
 
 logger = logging.getLogger(__name__)
 
 _EXCLUDE_PAUSE_S = 0.5
 _EXCLUDE_TRIES = 20
-
-
-class Queue(Protocol):
-    """The part of `query.Slurm` used here."""
-
-    def job(self, job_id: str) -> JobInfo | None: ...
-    def requeue(self, job_id: str) -> None: ...
-    def exclude(self, job_id: str, nodes: list[str]) -> None: ...
-    def partitions(self) -> list[Partition]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +28,28 @@ class Requeued:
     """Why it was not requeued, or may still get an excluded node."""
 
 
-def requeue_job(queue: Queue, job_id: str, *, restart: int, without: list[str], num_nodes: int = 1) -> Requeued:
+def requeue_job(slurm: Slurm, job_id: str, *, restart: int, without: list[str], num_nodes: int = 1) -> Requeued:
     """Requeues the job that this process runs in.
 
     A call without an answer may have been carried out, so the job's state is read before every call.
 
     Args:
-        queue: retries by itself while the controller does not answer.
         restart: how often the job had been restarted when this attempt began.
         without: nodes to exclude, in addition to those excluded already.
         num_nodes: how many it needs; if too few would be left, none is excluded.
     """
     try:
-        info = queue.job(job_id)
+        info = slurm.job(job_id)
         by_slurm = info is not None and _is_back(info, restart)
         if not by_slurm:
-            _requeue(queue, job_id, restart)
+            _requeue(slurm, job_id, restart)
     except SlurmError as error:
         return Requeued(done=False, problem=str(error))
     if not without:
         return Requeued(done=True, by_slurm=by_slurm)
     avoided = info.excluded if info is not None else []
     nodes = list(dict.fromkeys([*avoided, *without]))
-    problem = _too_few_left(queue, info, nodes, num_nodes) or _exclude(queue, job_id, nodes)
+    problem = _too_few_left(slurm, info, nodes, num_nodes) or _exclude(slurm, job_id, nodes)
     return Requeued(done=True, by_slurm=by_slurm, excluded=() if problem else tuple(nodes), problem=problem)
 
 
@@ -67,24 +57,24 @@ def _is_back(info: JobInfo, restart: int) -> bool:
     return info.state in SLURM_WAITING_STATES or info.restarts > restart
 
 
-def _requeue(queue: Queue, job_id: str, restart: int) -> None:
+def _requeue(slurm: Slurm, job_id: str, restart: int) -> None:
     try:
-        queue.requeue(job_id)
+        slurm.requeue(job_id)
     except SlurmUnavailable:
         raise
     except SlurmError:
         # An earlier call without an answer may have been carried out.
-        info = queue.job(job_id)
+        info = slurm.job(job_id)
         if info is None or not _is_back(info, restart):
             raise
 
 
-def _too_few_left(queue: Queue, info: JobInfo | None, excluded: list[str], num_nodes: int) -> str:
+def _too_few_left(slurm: Slurm, info: JobInfo | None, excluded: list[str], num_nodes: int) -> str:
     """Why these nodes cannot be excluded: with too few nodes left the job would never start. Empty if they can."""
     if info is None or not info.partition:
         return ""
     try:
-        found = [partition for partition in queue.partitions() if partition.name in info.partition.split(",")]
+        found = [partition for partition in slurm.partitions() if partition.name in info.partition.split(",")]
     except SlurmError as error:
         return f"{', '.join(excluded)} is not excluded: {error}"
     usable = max((partition.working_nodes for partition in found), default=0)
@@ -94,12 +84,12 @@ def _too_few_left(queue: Queue, info: JobInfo | None, excluded: list[str], num_n
     return f"{', '.join(excluded)} is not excluded: {why}"
 
 
-def _exclude(queue: Queue, job_id: str, nodes: list[str]) -> str:
+def _exclude(slurm: Slurm, job_id: str, nodes: list[str]) -> str:
     """Why it failed; empty on success. Slurm refuses for a moment while the job is completing."""
     problem = ""
     for _ in range(_EXCLUDE_TRIES):
         try:
-            queue.exclude(job_id, nodes)
+            slurm.exclude(job_id, nodes)
             return ""
         except SlurmError as error:
             problem = str(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.config.cluster_schema import Device
 from launcher.config.compose import compose_with_problems
-from launcher.config.schema import Derived, RunConfig
+from launcher.config.schema import Derived
 from launcher.errors import RunError, WorldError
 from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
@@ -60,7 +60,7 @@ def find_or_make_run(asked: Asked, allocation: Allocation) -> Path:
     note.unlink(missing_ok=True)  # of another job: a reinstalled cluster reuses job ids
     planned = plan_overrides([*asked.overrides, *adopted(asked, allocation)], conf_dir=asked.conf_dir)
     # Before the run is created: none is left behind if the ranks do not fit.
-    check_world(planned.config, planned.derived, allocation)
+    check_world(planned.derived, allocation)
     run_dir = create_planned(planned).resolve()
     note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_json(note, _Note(run_dir, asked.overrides))
@@ -114,7 +114,7 @@ def adopted(asked: Asked, allocation: Allocation) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items() if key not in typed]
 
 
-def check_world(config: RunConfig, derived: Derived, allocation: Allocation) -> None:
+def check_world(derived: Derived, allocation: Allocation) -> None:
     """Compares the planned ranks with the job's nodes before any rank starts.
 
     Raises:
@@ -132,8 +132,7 @@ def check_world(config: RunConfig, derived: Derived, allocation: Allocation) -> 
         if 0 < allocation.gpus_per_node < per_node:
             raise WorldError(f"{planned}, but the job has {allocation.gpus_per_node} GPUs on a node. {remedy}")
         if allocation.gpus_per_node > per_node:
-            logger.warning(
-                "%d of %d GPUs on each node stay idle", allocation.gpus_per_node - per_node, allocation.gpus_per_node
-            )
+            idle = allocation.gpus_per_node - per_node
+            logger.warning("%d of %d GPUs on each node stay idle", idle, allocation.gpus_per_node)
     elif allocation.tasks_per_node not in (None, per_node):
         raise WorldError(f"{planned}, but the job asks for --ntasks-per-node={allocation.tasks_per_node}. {remedy}")

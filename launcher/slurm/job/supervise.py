@@ -60,7 +60,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         set_state(paths, last_attempt(run_dir), "cancelled", "stopped by the user")
         return ExitCode.INTERRUPTED
     config, derived = load_prepared(paths.config)
-    check_world(config, derived, allocation)
+    check_world(derived, allocation)
     slurm = Slurm(retry_s=_ASK_S)
     attempt_records.refuse_beside_other_job(run_dir, allocation, slurm)
     patiently(lambda: attempt_records.judge_lost_attempts(run_dir, allocation), "the verdict of an earlier attempt")

@@ -12,18 +12,6 @@ def test_nodes_come_in_the_order_of_ranks() -> None:
     assert read_allocation(JOB).nodes == ("n1", "n2", "n07")
 
 
-@pytest.mark.parametrize(
-    ("environ", "ranks"),
-    [
-        pytest.param({"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS_PER_NODE": "2"}, 8, id="one for each GPU"),
-        pytest.param({"SLURM_NTASKS_PER_NODE": "2"}, 2, id="as asked for"),
-        pytest.param({}, 1, id="one"),
-    ],
-)
-def test_ranks_of_a_node(environ: dict[str, str], ranks: int) -> None:
-    assert read_allocation({**JOB, **environ}).ranks_per_node == ranks
-
-
 def test_a_member_of_an_array_is_called_by_its_place() -> None:
     environ = {**JOB, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "2"}
     allocation = read_allocation(environ)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from launcher.config.frozen import load_config
-from launcher.config.schema import RunConfig
 from launcher.errors import ConfigErrors, RunError, WorldError
 from launcher.paths import RunPaths
 from launcher.slurm.job.allocation import Allocation
@@ -90,16 +89,16 @@ def test_what_was_typed_is_not_adopted_from_the_job(settings: tuple[str, ...]) -
 )
 def test_a_plan_that_the_job_cannot_hold_is_refused(world: dict[str, Any], job: dict[str, Any], why: str) -> None:
     with pytest.raises(WorldError, match=why):
-        check_world(RunConfig(), derived(**world), allocation(**job))
+        check_world(derived(**world), allocation(**job))
 
 
 def test_idle_gpus_are_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="launcher"):
-        check_world(RunConfig(), derived(), allocation(gpus_per_node=4))
+        check_world(derived(), allocation(gpus_per_node=4))
         assert not caplog.records
-        check_world(RunConfig(), derived(), allocation(gpus_per_node=8))
+        check_world(derived(), allocation(gpus_per_node=8))
     assert "4 of 8 GPUs on each node stay idle" in caplog.text
 
 
 def test_a_site_that_does_not_count_gpus_is_believed() -> None:
-    check_world(RunConfig(), derived(), allocation(gpus_per_node=0))
+    check_world(derived(), allocation(gpus_per_node=0))
