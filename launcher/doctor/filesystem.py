@@ -48,11 +48,15 @@ def semantics(scratch: Path) -> Iterator[CheckResult]:
     """One finding for each property that runs rely on."""
     tries: list[tuple[str, Callable[[Path], str], str]] = [
         ("a rename replaces a file at once", _replace, "Checkpoints and status files need it: choose another runs_dir"),
-        ("a folder is renamed whole", _rename_folder, "Checkpoints are published so: choose another runs_dir"),
-        ("only one of two makes a file or a folder", _exclusive, "Attempts are numbered so: choose another runs_dir"),
-        ("fsync of files and folders", _fsync, "What was saved could be lost with the power: ask the administrator"),
+        ("a folder is renamed whole", _rename_folder, "Checkpoints are published this way: choose another runs_dir"),
+        (
+            "only one of two makes a file or a folder",
+            _exclusive,
+            "Attempts are numbered by it: choose another runs_dir",
+        ),
+        ("fsync of files and folders", _fsync, "A power failure could lose saved files: ask the administrator"),
         ("locks (flock)", _locks, "Mount with flock (Lustre: -o flock), or choose another runs_dir"),
-        ("links", _links, "The run leads to its data by a link: choose another runs_dir"),
+        ("links", _links, "A run links to its data: choose another runs_dir"),
         ("private folders (mode 0700)", _private, "Others may read your runs here: choose another runs_dir"),
     ]
     for what, attempt, hint in tries:

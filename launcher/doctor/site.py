@@ -59,17 +59,14 @@ def tool_findings(slurm: Slurm, *, needed: bool) -> list[CheckResult]:
             return [*found, ok("slurm", f"tools are installed, but there is no cluster: {error}".replace("\n", "; "))]
         return [*found, fail("slurm", str(error), "Is this a host of the cluster, and is slurmctld up?")]
     nodes = ", ".join(f"{one.name} ({one.nodes} nodes{', default' if one.is_default else ''})" for one in partitions)
-    found.append(ok("slurm", f"{version}; partitions: {nodes or 'none'}"))
-    return [*found, _accounting(slurm), *_nodes_out(slurm)]
-
-
-def _accounting(slurm: Slurm) -> CheckResult:
+    accounting = "accounting answers (sacct)"
     try:
         run_tool(["sacct", "--noheader", "--allocations", "--starttime=now"], timeout_s=slurm.timeout_s)
     except SlurmError as error:
         reason = str(error).splitlines()[-1]
-        return ok("slurm", f"no accounting ({reason}): verdicts rest on squeue, scontrol and our own record")
-    return ok("slurm", "accounting answers (sacct)")
+        accounting = f"no accounting ({reason}): verdicts rest on squeue, scontrol and our own record"
+    found += [ok("slurm", f"{version}; partitions: {nodes or 'none'}"), ok("slurm", accounting)]
+    return [*found, *_nodes_out(slurm)]
 
 
 def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
@@ -79,7 +76,7 @@ def _nodes_out(slurm: Slurm) -> Iterator[CheckResult]:
     except SlurmError:
         return
     for line in sorted(set(lines.splitlines())):
-        nodes, state, reason = ([*line.split("|", 2), "", ""])[:3]
+        nodes, state, reason = [*line.split("|", 2), "", ""][:3]
         if state.endswith("*") or state.startswith(_OUT):
             why = "does not answer the controller" if reason in ("none", "", "Not responding") else reason
             hint = f"If it works again: scontrol update nodename={nodes} state=resume"

@@ -148,35 +148,36 @@ def _on_cpus(config: RunConfig, stage: str) -> bool:
 
 
 def _resources(config: RunConfig, stage: str) -> list[str]:
-    cluster = config.cluster
+    cluster, trains = config.cluster, stage == "train"
+    tasks_per_node = (cluster.devices_per_node or 1) if trains else 1
     # Nodes of another partition: what is required of the training nodes does not apply to them.
     elsewhere = stage in ("prepare", "export") and cluster.cpu_partition is not None
-    wanted: list[tuple[str, object]] = [
-        ("partition", cluster.cpu_partition if elsewhere else cluster.partition),
-        ("account", cluster.account),
-        ("qos", cluster.qos),
-        ("time", cluster.walltime_min if stage == "train" else cluster.stage_walltime_min),
-        ("nodes", cluster.nodes if stage == "train" else 1),
-        ("ntasks-per-node", cluster.devices_per_node or 1 if stage == "train" else 1),
-        ("cpus-per-task", cores_per_task(config, stage)),
-    ]
+    wanted: dict[str, object] = {
+        "partition": cluster.cpu_partition if elsewhere else cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "time": cluster.walltime_min if trains else cluster.stage_walltime_min,
+        "nodes": cluster.nodes if trains else 1,
+        "ntasks-per-node": tasks_per_node,
+        "cpus-per-task": cores_per_task(config, stage),
+        "mail-user": cluster.mail_user,
+        "mail-type": cluster.mail_type,
+    }
     if not elsewhere:
-        wanted += [
-            ("constraint", cluster.constraint),
-            ("reservation", cluster.reservation),
-            ("nodelist", cluster.nodelist if stage == "train" else None),
-            ("exclude", cluster.exclude),
-            ("mem", _memory(config, stage)),
-        ]
+        wanted |= {"constraint": cluster.constraint, "reservation": cluster.reservation, "exclude": cluster.exclude}
+        wanted["mem"] = _memory(config, stage)
     if not _on_cpus(config, stage):
-        wanted.append(_gpus(cluster, cluster.devices_per_node or 1 if stage == "train" else 1))
-    if stage == "train":
-        wanted.append(("licenses", cluster.licenses))
-    wanted += [("mail-user", cluster.mail_user), ("mail-type", cluster.mail_type)]
-    options = [f"--{name}={value}" for name, value in wanted if value is not None]
-    if stage == "train":
-        options += [f"--signal=USR2@{cluster.signal_lead_s}", *(["--exclusive"] if cluster.exclusive else [])]
-        options += cluster.sbatch_args
+        gpus = f"{cluster.gpu_type}:{tasks_per_node}" if cluster.gpu_type is not None else tasks_per_node
+        if cluster.gpu_request is GpuRequest.gpus_per_node:
+            wanted["gpus-per-node"] = gpus
+        elif cluster.gpu_request is GpuRequest.gres:
+            wanted["gres"] = f"gpu:{gpus}"
+    if trains:
+        wanted |= {"nodelist": cluster.nodelist, "licenses": cluster.licenses}
+        wanted["signal"] = f"USR2@{cluster.signal_lead_s}"
+    options = [f"--{name}={value}" for name, value in wanted.items() if value is not None]
+    if trains:
+        options += [*(["--exclusive"] if cluster.exclusive else []), *cluster.sbatch_args]
     return options
 
 
@@ -219,10 +220,3 @@ def _weights_gib(config: RunConfig) -> float:
         return 0.0
     per_parameter = 8 if config.method.kind is MethodKind.full else 4
     return per_parameter * count_parameters(architecture) / 2**30
-
-
-def _gpus(cluster: ClusterConfig, count: int) -> tuple[str, str | None]:
-    kind = f"{cluster.gpu_type}:" if cluster.gpu_type is not None else ""
-    if cluster.gpu_request is GpuRequest.gres:
-        return "gres", f"gpu:{kind}{count}"
-    return "gpus-per-node", f"{kind}{count}" if cluster.gpu_request is GpuRequest.gpus_per_node else None

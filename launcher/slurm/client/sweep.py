@@ -1,10 +1,10 @@
-"""Sweeps: several runs that differ in a few settings, submitted as one job array. sweep.json lists them."""
+"""Sweeps: runs that differ in a few settings, submitted as one job array. sweep.json lists them."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -27,14 +27,14 @@ class Member:
     run: str
     """Its folder inside the sweep's."""
     overrides: list[str]
-    """What was typed for it, in full."""
+    """All overrides it was composed from."""
     differs: dict[str, str]
     """The settings in which members differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """What sweep.json holds."""
+    """The content of sweep.json."""
 
     key: str
     """In the comment of the job array (`launcher:KEY`)."""
@@ -53,7 +53,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(folder: Path) -> Sweep | None:
-    """None where there is no sweep."""
+    """None if there is no sweep."""
     return find_record(Sweep, folder / SWEEP_FILE)
 
 
@@ -73,15 +73,15 @@ def member_dir(folder: Path, index: int) -> Path:
 
 
 def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
-    """The members of a sweep: for each, the overrides that make it. One member: no sweep.
+    """The overrides of each member of a sweep; one member means no sweep.
 
-    Comma lists multiply, the last one runs fastest; so do the settings of a file that maps each to its values. A file
-    that lists lists of settings gives its members one by one. A comma inside brackets or quotes makes no list.
+    Comma lists multiply, the last one varies fastest; so do the settings of a file that maps each to its values. A file
+    that holds lists of settings gives its members one by one. A comma inside brackets or quotes does not make a list.
 
     Raises:
-        UserError: the file cannot be used, or there are more members than a person means.
+        UserError: the file cannot be used, or there are too many members.
     """
-    combined = _product([_choices(word) for word in overrides])
+    combined = _product([_choices(override) for override in overrides])
     if file is not None:
         combined = [[*common, *own] for common in combined for own in _from_file(file)]
     if len(combined) > MAX_MEMBERS:
@@ -91,28 +91,29 @@ def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
 
 def varying_settings(members: list[list[str]]) -> list[dict[str, str]]:
     """For each member the settings that are not the same in all of them."""
-    settings = [{key: value for key, _, value in (word.partition("=") for word in member)} for member in members]
+    settings = [dict(override.partition("=")[::2] for override in member) for member in members]
     keys = dict.fromkeys(key for member in settings for key in member)
     varied = [key for key in keys if len({member.get(key) for member in settings}) > 1]
     return [{key: member[key] for key in varied if key in member} for member in settings]
 
 
 def member_problems(found: list[list[Problem]], differs: list[dict[str, str]]) -> list[Problem]:
-    """Problems of all members at once: those of every member as they are, others with the member they belong to."""
+    """The problems of all members: those that all have as they are, others with their member."""
     common = [problem for problem in found[0] if all(problem in one for one in found)]
     own = []
     for index, problems in enumerate(found):
         label = ", ".join(f"{key}={value}" for key, value in differs[index].items())
         for problem in problems:
             if problem not in common:
-                where = f"[{index:02d}: {label}] {problem.key}"
-                own.append(Problem(where, problem.value, problem.why, problem.hint))
+                own.append(replace(problem, key=f"[{index:02d}: {label}] {problem.key}"))
     return common + own
 
 
 def idle_apart(found: list[list[Problem]], idle: list[list[Problem]]) -> tuple[list[list[Problem]], list[str]]:
-    """The problems of each member without those in `idle`, which come as warnings: a setting that does nothing in one
-    member is there for another. It stays a problem where it does nothing in any."""
+    """Turns problems in `idle` into warnings: a setting without effect in one member is meant for another one.
+
+    It stays a problem if it has no effect in any member.
+    """
     everywhere = set.intersection(*({problem.key for problem in problems} for problems in idle))
     kept, warnings = [], []
     for problems, own in zip(found, idle, strict=True):
@@ -122,9 +123,9 @@ def idle_apart(found: list[list[Problem]], idle: list[list[Problem]]) -> tuple[l
     return kept, list(dict.fromkeys(warnings))
 
 
-def _choices(word: str) -> list[str]:
-    key, equals, text = word.partition("=")
-    return [f"{key}={value}" for value in split_list(text)] if equals else [word]
+def _choices(override: str) -> list[str]:
+    key, equals, text = override.partition("=")
+    return [f"{key}={value}" for value in split_list(text)] if equals else [override]
 
 
 def split_list(text: str) -> list[str]:
@@ -149,7 +150,7 @@ def _product(choices: list[list[str]]) -> list[list[str]]:
     count = math.prod(map(len, choices))
     if count > MAX_MEMBERS:
         raise _too_many(count)
-    return [list(words) for words in product(*choices)]
+    return [list(overrides) for overrides in product(*choices)]
 
 
 def _too_many(count: int) -> UserError:
@@ -172,14 +173,14 @@ def _from_file(file: Path) -> list[list[str]]:
 
 
 def _member(file: Path, entry: object) -> list[str]:
-    words = [entry] if isinstance(entry, str) else entry
-    if not isinstance(words, list) or not all(isinstance(word, str) and "=" in word for word in words):
+    overrides = [entry] if isinstance(entry, str) else entry
+    if not isinstance(overrides, list) or not all(isinstance(item, str) and "=" in item for item in overrides):
         raise UserError(f"--sweep {file}: {entry!r} is not a list of settings such as [optim.lr=1e-4, seed=1]")
-    return words
+    return overrides
 
 
 def _as_typed(value: object) -> str:
-    """A YAML value as one would type it after `key=`."""
+    """A YAML value as typed after `key=`."""
     if value is None:
         return "null"
     if isinstance(value, str) and len(split_list(value)) > 1 and not set("'\\") & set(value):
