@@ -1,6 +1,6 @@
 """One rank of a run under any starter: launcher train, accelerate launch, torchrun or srun.
 
-python -m launcher.train --run RUN [--attempt N]     the run is there; launcher train has made the attempt
+python -m launcher.train --run RUN [--attempt N]     an existing run; launcher train has made the attempt
 python -m launcher.train experiment=NAME ...         rank 0 plans and makes the run, the others wait for its name
 """
 
@@ -36,84 +36,102 @@ _LONGEST_MESSAGE = 4000
 
 
 @dataclass(slots=True)
-class _Part:
-    """What this process is in: known at once under our own starters, else when the ranks have agreed."""
+class _Rank:
+    """This rank, and the attempt it takes part in once that is known."""
 
-    rank: int
-    run_dir: Path | None = None
+    number: int
+    paths: RunPaths | None = None
     attempt: int = 0
 
-    def take(self, run_dir: Path, attempt: int) -> None:
-        """From here on this rank shows signs of life, and leaves a last word."""
-        self.run_dir, self.attempt = run_dir, attempt
-        WATCHDOG.begin(
-            RunPaths(run_dir), attempt, rank=self.rank, fault=load_config(RunPaths(run_dir).config).config.fault
-        )
-        record_collectives(RunPaths(run_dir).attempt(attempt).resolve(), os.environ)
+    def join(self, run_dir: Path, attempt: int) -> None:
+        """From here on this rank sends heartbeats, and records its end."""
+        self.paths, self.attempt = RunPaths(run_dir), attempt
+        frozen = load_config(self.paths.config)
+        WATCHDOG.begin(self.paths, attempt, rank=self.number, fault=frozen.config.fault)
+        record_collectives(self.paths.attempt(attempt).resolve(), os.environ)
+        if frozen.derived is not None and frozen.derived.device == "cpu":
+            # DeepSpeed picks its device when it is imported, by the GPUs it sees.
+            os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
-    def end(self, code: int, error: BaseException | None) -> None:
-        """The last word."""
-        if self.run_dir is None or not self.attempt:
+    def record_end(self, code: int, error: BaseException | None) -> None:
+        if self.paths is None:
             return
         message = "" if error is None else redacted_text(str(error), os.environ)[:_LONGEST_MESSAGE]
-        end = end_of(self.rank, host=socket.gethostname(), exit_code=code, error=error, message=message)
+        end = end_of(self.number, host=socket.gethostname(), exit_code=code, error=error, message=message)
         with suppress(OSError):
-            write_rank_end(RunPaths(self.run_dir).rank_end(self.attempt, self.rank), end)
+            write_rank_end(self.paths.rank_end(self.attempt, self.number), end)
 
 
 def main(argv: list[str]) -> int:
-    """Runs this rank to its end. Does not return when it is a worker process: see `_leave`."""
+    """Runs this rank to its end; does not return.
+
+    The process ends without destructors: one of gloo's can wait forever (see train/world.py).
+    """
     args = _parser().parse_args(argv)
     if (args.run is None) == (not args.overrides):
         _parser().error("give either --run RUN or settings (experiment=NAME, section.key=VALUE), and not both")
-    part = _Part(rank_numbers(os.environ).rank)
-    code, error = _guarded(lambda: _work(args, part))
-    part.end(code, error)
-    return _leave(code)
+    rank = _Rank(rank_numbers(os.environ).rank)
+    code, error = _guarded(lambda: _work(args, rank))
+    rank.record_end(code, error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.train", description="one rank of a training run")
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help="settings of a new run")
     parser.add_argument("--run", type=Path, metavar="RUN", help="run directory, or its name under runs/")
-    parser.add_argument("--attempt", type=int, metavar="N", help="attempt made by whoever starts the ranks")
+    parser.add_argument("--attempt", type=int, metavar="N", help="attempt made by the starter of the ranks")
     parser.add_argument("--conf-dir", type=Path, metavar="DIR", help="folder with more options, laid out like conf/")
     return parser
 
 
-def _work(args: argparse.Namespace, part: _Part) -> ExitCode:
+def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
+    """The exit code of `work`, and its error, already shown to the user."""
+    try:
+        return work(), None
+    except Preempted as stop:
+        logger.warning("%s", stop)
+        return stop.exit_code, stop
+    except LauncherError as error:
+        if not isinstance(error, ErrorOnMain):
+            show_error(error)
+        return error.exit_code, error
+    except BaseException as error:
+        traceback.print_exc()
+        if STOP.requested and not WATCHDOG.has_trained:
+            # The signal also went to helpers of this process, such as a compiler; their failure is not a bug.
+            logger.warning("stopped by %s before the first step; nothing is lost", STOP.reason)
+            return ExitCode.PREEMPTED, error
+        return ExitCode.BUG, error
+
+
+def _work(args: argparse.Namespace, rank: _Rank) -> ExitCode:
     _forget_accelerate_settings()
-    setup_logging(rank=part.rank)
+    setup_logging(rank=rank.number)
     with ExitStack() as held:
         if args.run is not None and args.attempt is not None:
             run_dir, attempt = args.run, args.attempt
         else:
             run_dir, attempt = _agree_on_run(args, held)
-        if attempt:
-            part.take(run_dir, attempt)
         if attempt == 0:
             logger.info("%s has finished; there is nothing left to do", run_dir)
             return ExitCode.DONE
-        _hide_gpus_from_cpu_run(run_dir)
+        rank.join(run_dir, attempt)
         from launcher.train.main import train
 
         return train(run_dir, attempt)
 
 
 def _forget_accelerate_settings() -> None:
-    """accelerate launch hands its own settings down in the environment, where they beat what the run was frozen with.
+    """Removes what accelerate launch puts into the environment, where it overrides the frozen configuration.
 
-    One of them, ACCELERATE_USE_CPU, makes Accelerate train without DeepSpeed and not say so.
+    One of these settings, ACCELERATE_USE_CPU, makes Accelerate silently train without DeepSpeed.
     """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         del os.environ[name]
-
-
-def _hide_gpus_from_cpu_run(run_dir: Path) -> None:
-    """DeepSpeed picks its device when it is imported, by what it sees."""
-    derived = load_config(RunPaths(run_dir).config).derived
-    if derived is not None and derived.device == "cpu":
-        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
 
 
 def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]:
@@ -135,12 +153,12 @@ def _agree_on_run(args: argparse.Namespace, held: ExitStack) -> tuple[Path, int]
 
 
 def _make_run(args: argparse.Namespace, world_size: int) -> Path:
-    """Plans and creates a run for the ranks that are here. Ranks: 0."""
+    """Plans and creates a run for the ranks that were started. Ranks: 0."""
     from launcher.plan.create import create_planned, plan_overrides
 
     per_node = ranks_per_node(os.environ, world_size)
     cluster = [f"cluster.devices_per_node={per_node}", f"cluster.nodes={world_size // per_node}"]
-    adopted = [] if _plans_a_place(args) else cluster
+    adopted = [] if _chooses_ranks(args) else cluster
     planned = plan_overrides([*args.overrides, *adopted], conf_dir=args.conf_dir)
     if planned.derived.world_size != world_size:
         raise UserError(
@@ -152,8 +170,8 @@ def _make_run(args: argparse.Namespace, world_size: int) -> Path:
     return run_dir
 
 
-def _plans_a_place(args: argparse.Namespace) -> bool:
-    """Whether the user, or an experiment or cluster chosen, says how many ranks; else what the starter did stands."""
+def _chooses_ranks(args: argparse.Namespace) -> bool:
+    """Whether the settings say how many ranks the run has; otherwise it has those that were started."""
     from launcher.config.compose import compose_with_problems
 
     typed = {override.partition("=")[0] for override in args.overrides}
@@ -161,31 +179,3 @@ def _plans_a_place(args: argparse.Namespace) -> bool:
         return True
     config, _ = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
     return config.cluster.devices_per_node is not None or config.cluster.nodes > 1
-
-
-def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
-    """The exit code of `work`, and its error, shown in the way users see errors."""
-    try:
-        return work(), None
-    except Preempted as stop:
-        logger.warning("%s", stop)
-        return stop.exit_code, stop
-    except LauncherError as error:
-        if not isinstance(error, ErrorOnMain):
-            show_error(error)
-        return error.exit_code, error
-    except BaseException as error:
-        traceback.print_exc()
-        if STOP.requested and not WATCHDOG.has_trained:
-            # The signal went to helpers of this process, too, such as a compiler; what they left undone is no bug.
-            logger.warning("stopped by %s before the first step; nothing is lost", STOP.reason)
-            return ExitCode.PREEMPTED, error
-        return ExitCode.BUG, error
-
-
-def _leave(code: int) -> int:
-    """Ends the process without destructors: one of gloo's can wait for ever (see train/world.py)."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -1,17 +1,17 @@
-"""The commit protocol: a checkpoint appears whole, by one rename, or not at all. Pure file work, no torch.
+"""The commit protocol: a checkpoint appears whole, by one rename, or not at all. Files only, no torch.
 
     staging folder -> every rank writes, fsyncs and describes its files -> rank 0 writes the manifest -> fsync
     -> the manifest's hash goes into the journal -> one rename -> fsync of the parent -> LATEST (a hint) -> prune
 
-A crash at any point leaves the old checkpoints as they were; what it leaves besides is a dotted folder that is never
-read and that the next save removes.
+A crash at any point leaves the old checkpoints as they were. Whatever else it leaves has a dotted name, is never read,
+and is removed by the next save. Folders are renamed here and not by launcher/files.py, which replaces single files: a
+folder cannot replace another in one step, so a checkpoint never replaces one that is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Container, Iterable
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from launcher.checkpoint.manifest import MANIFEST, Manifest, damage, read_manifest
 from launcher.errors import CheckpointError, SupersededError
+from launcher.files import fsync, write_atomically
 from launcher.paths import RunPaths
 
 logger = logging.getLogger(__name__)
@@ -45,17 +46,8 @@ def step_dir(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:06d}"
 
 
-def fsync_dir(path: Path) -> None:
-    """Makes the names inside a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def begin(run: RunPaths, step: int, attempt: int) -> Path:
-    """An empty staging folder; leftovers of earlier, unfinished saves are removed first. Ranks: 0.
+    """Makes an empty staging folder, after removing what unfinished saves left. Ranks: 0.
 
     Raises: SupersededError.
     """
@@ -67,10 +59,10 @@ def begin(run: RunPaths, step: int, attempt: int) -> Path:
 
 
 def fence(run: RunPaths, attempt: int) -> None:
-    """From here on no older attempt can publish, at whatever moment it was stopped and goes on. Ranks: 0.
+    """Keeps older attempts from publishing from here on, wherever they were stopped and continue. Ranks: 0.
 
-    What it had staged is taken away in one step, so that a rename it was about to make finds nothing; what it stages
-    from now on it is refused to publish. What a newer attempt stages is left alone.
+    Their staging folders are taken away in one step, so that a rename they were about to make finds nothing; what they
+    stage later they may not publish. The staging folders of newer attempts are left alone.
 
     Raises: SupersededError.
     """
@@ -78,28 +70,28 @@ def fence(run: RunPaths, attempt: int) -> None:
     for leftover in run.checkpoints.glob(".*"):
         staged = _STAGING_NAME.fullmatch(leftover.name)
         if staged is not None and int(staged[1]) <= attempt:
-            trash = run.checkpoints / f".trash-{leftover.name[1:]}"
-            shutil.rmtree(trash, ignore_errors=True)
-            with suppress(FileNotFoundError):
-                leftover.rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
+            _discard(leftover)
         elif leftover.name.startswith(".trash-"):
             shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover.name.startswith(".LATEST."):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _discard(folder: Path) -> None:
+    """Deletes a folder, renamed first: half deleted, it must not look like a checkpoint."""
+    trash = folder.with_name(f".trash-{folder.name.removeprefix('.')}")
+    shutil.rmtree(trash, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def refuse_if_superseded(run: RunPaths, attempt: int) -> None:
-    """Fence: an attempt that is no longer the newest may not publish.
-
-    Raises: SupersededError.
-    """
+    """Raises: SupersededError when a newer attempt of the run exists."""
     newest = run.newest_attempt()
     if newest > attempt:
         raise SupersededError(f"attempt {attempt} was superseded by attempt {newest} and may not publish a checkpoint")
-
-
-def is_superseded(run: RunPaths, attempt: int) -> bool:
-    """Whether a newer attempt of the run exists."""
-    return run.newest_attempt() > attempt
 
 
 def publish(
@@ -113,38 +105,38 @@ def publish(
     """Turns a full staging folder into a checkpoint. Ranks: 0, after it has gathered every rank's entries.
 
     Args:
-        journal: told the manifest's sha256 before the rename, so that a reader can tell this run's from planted ones.
-        trusted: as in `verify`: what stands in the way of this step and could not be loaded is replaced.
+        journal: gets the manifest's sha256 before the rename, so that readers can tell this run's from planted ones.
+        trusted: as in `verify`. A checkpoint of the same step that could not be loaded is replaced.
     Raises: SupersededError.
     """
-    text = manifest.to_json().encode()
-    with (staging / MANIFEST).open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in {(staging / entry.name).parent for entry in manifest.files} | {staging}:
-        fsync_dir(folder)
+    content = manifest.to_json().encode()
+    for folder in {(staging / entry.name).parent for entry in manifest.files}:
+        fsync(folder)
+    write_atomically(staging / MANIFEST, content)
     refuse_if_superseded(run, manifest.attempt)
-    journal(hashlib.sha256(text).hexdigest())
+    journal(hashlib.sha256(content).hexdigest())
     final = step_dir(run.checkpoints, manifest.step)
     trash = run.checkpoints / f".trash-{final.name}-{manifest.attempt:04d}"
     if final.exists():
-        # This step was committed before. Whole: it stays, because swapping two folders is not one atomic act.
-        # Damaged or planted, and so the reason why the run fell back behind it: it goes.
+        # This step was committed before. A whole checkpoint stays, because swapping two folders is not atomic. One
+        # that is damaged or planted, which is why the run fell back behind it, goes.
         existing = next((c for c in committed(run) if c.path == final), None)
         if existing is not None and not verify(existing, run_id=manifest.run_id, trusted=trusted):
             shutil.rmtree(staging)
             return existing
         _set_aside(final, trash, manifest.attempt)
     staging.rename(final)
-    fsync_dir(run.checkpoints)
+    fsync(run.checkpoints)
     shutil.rmtree(trash, ignore_errors=True)
-    _point_latest(run.checkpoints, final.name)
+    try:
+        write_atomically(run.checkpoints / "LATEST", f"{final.name}\n", durable=False)
+    except OSError as error:  # the checkpoint is committed by now, and LATEST only a hint for people
+        logger.warning("LATEST could not be written: %s", error)
     return Checkpoint(path=final, manifest=manifest)
 
 
 def _set_aside(final: Path, trash: Path, attempt: int) -> None:
-    """Takes a checkpoint away that could not be loaded, unless a newer attempt has put a better one there meanwhile.
+    """Moves a checkpoint that could not be loaded out of the way, unless a newer attempt has replaced it meanwhile.
 
     Raises: SupersededError.
     """
@@ -158,18 +150,8 @@ def _set_aside(final: Path, trash: Path, attempt: int) -> None:
         raise SupersededError(f"{final} was published by a newer attempt than {attempt}, which may not replace it")
 
 
-def _point_latest(checkpoints: Path, name: str) -> None:
-    temporary = checkpoints / ".LATEST.new"
-    try:
-        temporary.write_text(name + "\n", encoding="utf-8")
-        temporary.replace(checkpoints / "LATEST")
-    except OSError as error:
-        # The checkpoint is committed by now; a hint that cannot be written must not call it failed.
-        logger.warning("LATEST could not be written: %s", error)
-
-
 def committed(run: RunPaths) -> list[Checkpoint]:
-    """Checkpoints with a readable manifest, newest first. LATEST is not asked: it is only a hint for people."""
+    """Checkpoints with a readable manifest, newest first."""
     found: list[Checkpoint] = []
     for path in sorted(run.checkpoints.glob("step-*")):
         match = _STEP_NAME.fullmatch(path.name)
@@ -188,11 +170,11 @@ def committed(run: RunPaths) -> list[Checkpoint]:
 
 
 def verify(checkpoint: Checkpoint, *, run_id: str | None = None, trusted: Container[str] | None = None) -> list[str]:
-    """Everything that speaks against loading this checkpoint; empty when it may be loaded.
+    """Every reason not to load this checkpoint; empty when it may be loaded.
 
     Args:
         run_id: the run it must belong to.
-        trusted: sha256 of manifests this run wrote (from its journal); None asks for no journal.
+        trusted: sha256 of the manifests this run wrote (from its journal); None skips that check.
     """
     if run_id is not None and checkpoint.manifest.run_id != run_id:
         return [f"it belongs to run {checkpoint.manifest.run_id}, not to {run_id}"]
@@ -209,7 +191,7 @@ def newest_verified(
     """The newest checkpoint whose every byte is as it was written; damaged ones are named in the log and passed over.
 
     Args:
-        step: only this step; then a missing or damaged one is an error, never a fall-back.
+        step: only this step; if it is missing or damaged, that is an error, and no other is taken.
     Returns: None when the run has no checkpoint at all.
     Raises: CheckpointError when there are checkpoints but none can be trusted. Ranks: 0.
     """
@@ -244,9 +226,6 @@ def prune(run: RunPaths, keep_steps: Iterable[int], *, attempt: int | None = Non
     for checkpoint in committed(run):
         if checkpoint.step in keep or (attempt is not None and checkpoint.manifest.attempt > attempt):
             continue
-        trash = run.checkpoints / f".trash-{checkpoint.path.name}"
-        # Renamed first: a half-deleted folder must not look like a checkpoint.
-        checkpoint.path.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _discard(checkpoint.path)
         deleted.append(checkpoint.step)
     return deleted

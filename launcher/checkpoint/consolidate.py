@@ -18,7 +18,7 @@ def full_state(checkpoint_dir: Path) -> dict[str, Tensor]:
     """The trained tensors under their Hugging Face names: the whole model, or an adapter as peft saves it.
 
     Trained weights come back in fp32 (ZeRO keeps an fp32 master of each). Buffers and frozen weights are left out.
-    Raises: CheckpointError if a file is not as the manifest says; nothing is unpickled then.
+    Raises: CheckpointError if a file does not match the manifest; nothing is unpickled then.
     """
     manifest = read_manifest(checkpoint_dir)
     problems = damage(checkpoint_dir, manifest)
@@ -30,7 +30,7 @@ def full_state(checkpoint_dir: Path) -> dict[str, Tensor]:
 
 
 def _zero_state(checkpoint_dir: Path) -> dict[str, Tensor]:
-    # It prints to stdout, where a verb writes its JSON document, and draws bars that say nothing in a log.
+    # DeepSpeed prints to stdout, where a verb writes its JSON document, and draws progress bars.
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -44,6 +44,6 @@ def hugging_face_name(name: str) -> str:
     """A parameter's name in the saved model: without the wrappers of training and peft's adapter name."""
     for wrapper in ("module.", "_orig_mod."):
         name = name.removeprefix(wrapper)
-    # The magnitude of DoRA is a module in training and a bare tensor in the saved adapter.
+    # The magnitude of DoRA is a module in training, but a tensor in the saved adapter.
     name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
     return name.replace(".default.weight", ".weight")

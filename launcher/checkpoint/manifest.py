@@ -1,18 +1,18 @@
-"""What a checkpoint holds, by name, size and sha256. It exists when its manifest does and every file matches it."""
+"""The list of a checkpoint's files with size and sha256; a checkpoint exists when its manifest does and all match."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, RecordError
+from launcher.files import as_json, read_record
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_HASH_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What the loop needs besides tensors. The position is the number of steps done."""
+    """The state of the loop besides tensors. The position is the number of steps done."""
 
     step: int
     total_tokens: int = 0
@@ -49,7 +49,7 @@ class Manifest:
     method: str
     config_hash: str
     state: TrainState
-    files: list[FileEntry] = field(default_factory=list)
+    files: list[FileEntry]
     time: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -59,7 +59,7 @@ class Manifest:
 
     @property
     def eval_loss(self) -> float | None:
-        """Held-out loss of exactly these weights, if it was measured."""
+        """Validation loss of exactly these weights, if it was measured."""
         return self.state.last_eval_loss if self.state.last_eval_step == self.state.step else None
 
     @property
@@ -67,37 +67,20 @@ class Manifest:
         return sum(entry.size_bytes for entry in self.files)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        return json.dumps(as_json(self), indent=1, sort_keys=True) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Raises: CheckpointError when the text is not a manifest this version reads."""
-        try:
-            raw = json.loads(text)
-            version = raw["format_version"]
-            if version != FORMAT_VERSION:
-                raise CheckpointError(
-                    f"checkpoint format {version}, this launcher reads {FORMAT_VERSION}; use the version that wrote it"
-                )
-            files = [FileEntry(**entry) for entry in raw.pop("files")]
-            manifest = cls(**{**raw, "state": TrainState(**raw["state"]), "files": files})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"not a manifest: {type(error).__name__}: {error}") from error
-        for entry in manifest.files:
-            if not isinstance(entry.name, str):
-                raise CheckpointError(f"not a manifest: {entry.name!r} is no file name")
-        if not isinstance(manifest.step, int):
-            raise CheckpointError(f"not a manifest: {manifest.step!r} is no step")
-        return manifest
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """The part of a manifest that every version has."""
+
+    format_version: object
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Hex digest of a file."""
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal_file(root: Path, path: Path) -> FileEntry:
@@ -108,18 +91,21 @@ def seal_file(root: Path, path: Path) -> FileEntry:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises: CheckpointError when it is missing or damaged."""
+    """Raises: CheckpointError when it is missing, damaged, or of a format that this version does not read."""
     path = folder / MANIFEST
     try:
-        return Manifest.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        version = read_record(_Format, path).format_version
+        if version == FORMAT_VERSION:
+            return read_record(Manifest, path)
+    except (OSError, RecordError) as error:
+        raise CheckpointError(str(error)) from error
+    raise CheckpointError(
+        f"{path}: checkpoint format {version}, this launcher reads {FORMAT_VERSION}; use the version that wrote it"
+    )
 
 
 def damage(folder: Path, manifest: Manifest) -> list[str]:
-    """Every way in which the files differ from the manifest; empty when all is whole. Reads all bytes once."""
+    """Every difference between the files and the manifest; empty when all match. Reads all bytes once."""
     found: list[str] = []
     for entry in manifest.files:
         relative = PurePosixPath(entry.name)
@@ -133,7 +119,7 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
         if problem is not None:
             found.append(f"{entry.name}: {problem}")
     listed = {entry.name for entry in manifest.files} | {MANIFEST}
-    # A link to a folder counts as a file: what lies behind it is neither listed here nor seen by rglob.
+    # A link to a folder counts as a file, because rglob does not follow it.
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     found.extend(f"{name}: not in the manifest" for name in sorted(present - listed))
     return found

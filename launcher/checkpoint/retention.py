@@ -1,4 +1,4 @@
-"""When to save and what to keep: pure decisions."""
+"""Decides when to save and which checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def save_due(config: CheckpointConfig, *, steps_done: int, total_steps: int, end
 
 
 def steps_to_keep(config: CheckpointConfig, committed_steps: Collection[int], *, best_step: int | None) -> set[int]:
-    """The newest `keep_last` checkpoints, and the best one where asked for. Never empty once something is committed."""
+    """The newest `keep_last` checkpoints, and the best one if configured. Never empty once something is committed."""
     keep = set(sorted(committed_steps, reverse=True)[: max(config.keep_last, 1)])
     if config.keep_best and best_step in committed_steps and best_step is not None:
         keep.add(best_step)

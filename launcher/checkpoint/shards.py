@@ -1,8 +1,8 @@
-"""The files of a checkpoint: what each rank writes, and how it is read back. Called only on verified checkpoints.
+"""Writes and reads the files of a checkpoint; reads only verified ones.
 
-Replicated strategies (single, ddp) write safetensors, each rank an equal share of the trained tensors and their
-optimizer state.
-ZeRO writes DeepSpeed's own files, through an engine that records and fsyncs each one. Generator states are per rank.
+Replicated strategies (single, ddp) write safetensors: each rank an equal share of the trained tensors and their
+optimizer state. ZeRO writes DeepSpeed's own files, through a file writer that records each one. Generator states are
+per rank.
 """
 
 from __future__ import annotations
@@ -41,12 +41,7 @@ def write_replicated(
     rank: int,
     world_size: int,
 ) -> list[Path]:
-    """Writes this rank's share of trained tensors and optimizer state.
-
-    Args:
-        named: trained parameters, the same on all ranks.
-    Ranks: all. Returns: the files this rank wrote.
-    """
+    """Writes this rank's share of trained tensors and optimizer state; returns the files. Ranks: all."""
     mine = _share(named, rank, world_size)
     if not mine:
         return []
@@ -61,7 +56,7 @@ def write_replicated(
         save_file(weights, paths[0])
         save_file(states, paths[1])
     except SafetensorError as error:
-        raise OSError(f"{paths[0].parent}: {error}") from error
+        raise OSError(f"{folder}: {error}") from error
     return paths
 
 
@@ -115,16 +110,8 @@ def read_rng(folder: Path, rank: int) -> None:
     """Restores the generators of this rank."""
     tensors = load_file(folder / f"rng-rank{rank:05d}.safetensors")
     torch.set_rng_state(tensors["torch"])
-    numpy_state = tensors["numpy"].numpy()
-    np.random.set_state(
-        (
-            "MT19937",
-            numpy_state[:-2].astype(np.uint32),
-            int(numpy_state[-2]),
-            int(numpy_state[-1]),
-            float(tensors["numpy_gauss"]),
-        )
-    )
+    *keys, position, has_gauss = tensors["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_gauss, float(tensors["numpy_gauss"])))
     version, *internal = tensors["python"].tolist()
     gauss = float(tensors["python_gauss"])
     random.setstate((version, tuple(internal), None if gauss != gauss else gauss))

@@ -13,10 +13,10 @@ from launcher.errors import Problem
 
 _UNTESTED = "older versions are not tested"
 FLOORS = {
-    "torch": ("2.6", _UNTESTED),
-    "transformers": ("4.56", _UNTESTED),
-    "accelerate": ("1.10", _UNTESTED),
-    "peft": ("0.17", _UNTESTED),
+    "torch": ("2.13", _UNTESTED),
+    "transformers": ("5.23", _UNTESTED),
+    "accelerate": ("1.15", _UNTESTED),
+    "peft": ("0.21", _UNTESTED),
     "deepspeed": (
         "0.19.6",
         "older versions can drop gradients or average them wrongly without an error: with CPU offload, with "

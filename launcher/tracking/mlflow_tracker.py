@@ -1,4 +1,4 @@
-"""MLflow: the server of MLFLOW_TRACKING_URI, or else a SQLite file in the run directory."""
+"""MLflow: the server of MLFLOW_TRACKING_URI, otherwise a SQLite file in the run directory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MlflowTracker(Tracker):
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
         uri = environment.get("MLFLOW_TRACKING_URI")
-        # A digest, because an address may hold a login and is no file name.
+        # A digest, because an address may contain a login and slashes.
         return hashlib.sha256(uri.encode()).hexdigest()[:8] if uri else "local"
 
     @property
@@ -61,7 +61,7 @@ class MlflowTracker(Tracker):
         metrics = []
         for record in records:
             moment_ms = int(parse_time(record.time).timestamp() * 1000)
-            # The loss last, because `recover` looks for it: a file store takes values one by one.
+            # The loss last, because `recover` looks for it, and a file store takes values one by one.
             values = sorted(values_of(record).items(), key=lambda item: item[0].endswith("/loss"))
             metrics += [Metric(name, float(value), moment_ms, record.step) for name, value in values]
         self._client.log_batch(self._run_id, metrics=metrics, synchronous=True)

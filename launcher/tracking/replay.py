@@ -1,15 +1,14 @@
-"""Sends a run to its trackers from processes of their own, so that nothing a tracker does can slow or stop a step."""
+"""Sends a run to its trackers from separate processes, so that no tracker can slow or stop a training step."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,72 +22,67 @@ from launcher.tracking.tracker import chosen_trackers, load_tracker
 
 logger = logging.getLogger(__name__)
 
-# Reports about the user's work to third parties that nobody agreed to.
+# Without these, the packages report to their makers.
 NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Child:
-    """The process of one tracker."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    pipe_fd: int
-
-
 class Replay:
-    """The running children of one attempt, or of a sync (attempt 0)."""
+    """The processes that send a run to its trackers: one attempt, or all of it for `launcher sync` (attempt 0)."""
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
         self._run_dir = run_dir
         self._attempt = attempt
-        self._children: list[_Child] = []
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def add(self, name: str, destination: str) -> None:
-        """Starts the child of one tracker; a failure becomes a `warning` event."""
+        """Starts the process of one tracker; a failure becomes a `warning` event."""
         try:
-            self._children.append(_spawn(self._run_dir.absolute(), name, destination, self._attempt))
+            self._children[name] = _spawn(self._run_dir.absolute(), name, destination, self._attempt)
         except OSError as error:
-            why = f"{load_tracker(name).title} did not start: {error}"
-            _record(self._run_dir, self._attempt, name, f"{why}; `launcher sync {self._run_dir.name}` sends the run")
+            self._warn(name, f"did not start: {error}")
 
     def finish(self, timeout_s: float = 10.0) -> bool:
-        """Whether the trackers have everything. Returns within the time-out, which all share, and never raises; what a
-        tracker lacks stays in metrics.jsonl for `launcher sync RUN`. May be called twice."""
-        children, self._children = self._children, []
+        """Ends the processes, within a time-out that all share. True if the trackers have everything.
+
+        Never raises. What a tracker lacks stays in metrics.jsonl for `launcher sync RUN`. May be called twice.
+        """
+        children, self._children = self._children, {}
         deadline = time.monotonic() + timeout_s
-        for child in children:
-            # A child that is gone already has said why in events.jsonl.
-            with contextlib.suppress(OSError):
-                os.write(child.pipe_fd, b"finish\n")
-        complete = [self._end(child, deadline, timeout_s) for child in children]
-        # `launcher sync` says itself how it went.
-        if not all(complete) and self._attempt:
-            self._report_incomplete([child.name for child, ok in zip(children, complete, strict=True) if not ok])
-        return all(complete)
+        for child in children.values():
+            assert child.stdin is not None
+            with suppress(OSError):  # a child that has ended has recorded why
+                child.stdin.write(b"finish\n")
+        incomplete = [name for name, child in children.items() if not self._end(name, child, deadline, timeout_s)]
+        if incomplete and self._attempt:  # `launcher sync` reports the result itself
+            try:
+                reasons = tracker_warnings(read_events(RunPaths(self._run_dir).events), attempt=self._attempt)
+            except OSError:
+                reasons = {}
+            for name in incomplete:
+                logger.warning("%s", incomplete_note(self._run_dir.name, name, reasons.get(name, "")))
+        return not incomplete
 
-    def _report_incomplete(self, names: list[str]) -> None:
+    def _end(self, name: str, child: subprocess.Popen[bytes], deadline: float, timeout_s: float) -> bool:
         try:
-            whys = tracker_warnings(read_events(RunPaths(self._run_dir).events), attempt=self._attempt)
-        except OSError:
-            whys = {}
-        for name in names:
-            logger.warning("%s", incomplete_note(self._run_dir.name, name, whys.get(name, "")))
-
-    def _end(self, child: _Child, deadline: float, timeout_s: float) -> bool:
-        try:
-            return child.process.wait(max(0.0, deadline - time.monotonic())) == 0
+            return child.wait(max(0.0, deadline - time.monotonic())) == 0
         except subprocess.TimeoutExpired:
-            _kill_tree(child.process)
-            why = f"{load_tracker(child.name).title} took longer than {timeout_s:g} s to end"
-            _record(
-                self._run_dir, self._attempt, child.name, f"{why}; `launcher sync {self._run_dir.name}` sends the rest"
-            )
+            _kill_tree(child)
+            self._warn(name, f"took longer than {timeout_s:g} s to end")
         except Exception:
-            logger.warning("%s could not be ended", child.name, exc_info=True)
+            logger.warning("%s could not be ended", name, exc_info=True)
         finally:
-            os.close(child.pipe_fd)
+            assert child.stdin is not None
+            child.stdin.close()
         return False
+
+    def _warn(self, name: str, why: str) -> None:
+        message = f"{load_tracker(name).title} {why}; `launcher sync {self._run_dir.name}` sends the rest"
+        try:
+            writer = EventWriter(RunPaths(self._run_dir).events, self._attempt, rank=0)
+            writer.write("warning", source=name, message=message)
+            writer.close()
+        except OSError:
+            logger.warning("the event could not be written", exc_info=True)
 
 
 def start(run_dir: Path, track: TrackConfig, *, attempt: int) -> Replay:
@@ -104,50 +98,42 @@ def start(run_dir: Path, track: TrackConfig, *, attempt: int) -> Replay:
     return replay
 
 
-def _spawn(run_dir: Path, name: str, destination: str, attempt: int) -> _Child:
-    # A plain process and not multiprocessing: that would import the training script, and torch, into the child.
+def _spawn(run_dir: Path, name: str, destination: str, attempt: int) -> subprocess.Popen[bytes]:
+    # A plain process, because multiprocessing would import the training script, and torch, into the child.
     folder = RunPaths(run_dir).tracker(name)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES} | NO_TELEMETRY
     package_root = str(Path(launcher.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    read_fd, write_fd = os.pipe()
-    argv = [sys.executable, "-m", "launcher.tracking.replay_process"]
-    try:
-        with (folder / "replay.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*argv, str(run_dir), name, destination, str(attempt), str(read_fd)],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(read_fd,),
-                # Its own session: Ctrl-C at the terminal is meant for training.
-                start_new_session=True,
-            )
-    except BaseException:
-        os.close(write_fd)
-        raise
-    finally:
-        os.close(read_fd)
-    return _Child(name, process, write_fd)
+    arguments = [str(run_dir), name, destination, str(attempt)]
+    with (folder / "replay.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launcher.tracking.replay_process", *arguments],
+            bufsize=0,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Its own session: Ctrl-C at the terminal is meant for training.
+            start_new_session=True,
+        )
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ends the child and the services below it: W&B's runs in a session of its own."""
+    """Ends the child and its services: that of W&B runs in a session of its own."""
     try:
         below = psutil.Process(process.pid).children(recursive=True)
     except psutil.Error:
         below = []
     process.kill()
     for service in below:
-        with contextlib.suppress(psutil.Error):
+        with suppress(psutil.Error):
             service.kill()
     process.wait()
 
 
 def tracker_warnings(events: Sequence[Event], *, attempt: int | None = None) -> dict[str, str]:
-    """For each incomplete tracker its newest warning; one that was complete after that is left out."""
+    """The newest warning of each tracker that has not been complete since."""
     names = {name.value for name in TrackerName}
     warnings: dict[str, str] = {}
     for event in events:
@@ -162,14 +148,5 @@ def tracker_warnings(events: Sequence[Event], *, attempt: int | None = None) -> 
 
 
 def incomplete_note(run_name: str, tracker: str, why: str) -> str:
-    """One line for the person watching."""
+    """One line for the terminal."""
     return f"{load_tracker(tracker).title} incomplete: launcher sync {run_name}{f' ({why})' if why else ''}"
-
-
-def _record(run_dir: Path, attempt: int, source: str, message: str) -> None:
-    try:
-        writer = EventWriter(RunPaths(run_dir).events, attempt, rank=0)
-        writer.write("warning", source=source, message=message)
-        writer.close()
-    except OSError:
-        logger.warning("the event could not be written", exc_info=True)

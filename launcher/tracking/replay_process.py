@@ -1,15 +1,14 @@
 """The process that sends a run to one tracker.
 
-`python -m launcher.tracking.replay_process RUN_DIR TRACKER DESTINATION ATTEMPT PIPE`
+`python -m launcher.tracking.replay_process RUN_DIR TRACKER DESTINATION ATTEMPT`, with a pipe from its parent as stdin
 
-It shares nothing with training but files. Training may be killed, and a tracker may hang, each without the other
-noticing. Every record of metrics.jsonl is sent once, over any number of attempts. Records are identified by optimizer
-step, not by position in the file, so the steps that an attempt repeats after a rewind are sent once.
+It shares only files with training: training may be killed, or a tracker may hang, without affecting the other. Every
+record of metrics.jsonl is sent once, over any number of attempts. Records are identified by optimizer step, not by
+position in the file, so steps that an attempt repeats after a rewind are sent once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import select
@@ -18,19 +17,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from launcher.config.frozen import load_prepared
 from launcher.errors import RunError
-from launcher.files import as_json, write_json
+from launcher.files import as_json, find_record, write_json
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
-from launcher.runs.events import EventWriter, read_events, valid_events
-from launcher.runs.metrics import EvalRecord, History, Record, StepRecord, parse_record
+from launcher.runs.events import EventWriter, last_state
+from launcher.runs.metrics import EvalRecord, History, Record, parse_record
 from launcher.runs.redact import redacted, redacted_text
-from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, load_tracker
+from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, group_of, load_tracker
 
 POLL_S = 1.0
 RETRY_S = 60.0
@@ -45,24 +45,22 @@ logger = logging.getLogger(__name__)
 
 
 class Parent:
-    """Watches the process that started this one: it asks for the end through a pipe, or dies."""
+    """Watches the process that started this one: it asks for the end through the pipe, or dies."""
 
-    def __init__(self, pipe_fd: int) -> None:
+    def __init__(self) -> None:
         self.pid = os.getppid()
         self.wants_end = threading.Event()
-        self._pipe_fd = pipe_fd
+        self._pipe = os.dup(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # trackers, and processes they start, must not read from it
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while os.getppid() == self.pid:
-            readable, _, _ = select.select([self._pipe_fd], [], [], POLL_S)
-            if not readable:
-                continue
-            if os.read(self._pipe_fd, 64):
-                # From here the parent waits, and kills us when it has waited long enough.
+            if select.select([self._pipe], [], [], POLL_S)[0]:
+                if not os.read(self._pipe, 64):
+                    break
+                # From here on the parent waits, and kills this process after a while.
                 self.wants_end.set()
-                continue
-            break
         self.wants_end.set()
         time.sleep(ORPHAN_GRACE_S)
         os._exit(1)
@@ -72,7 +70,7 @@ class Sender:
     """One open run of a tracker, and how far metrics.jsonl has been sent to it."""
 
     def __init__(self, run_dir: Path, name: str, destination: str, training_pid: int | None = None) -> None:
-        """Raises: ImportError without the package, RunError without config.yaml, and whatever the tracker raises."""
+        """Raises: ImportError without the package, RunError without config.yaml, and any error of the tracker."""
         self._paths = RunPaths(run_dir)
         self._offset = 0
         self._attempt = 0
@@ -104,18 +102,16 @@ class Sender:
         for first in range(0, len(records), RECORDS_AT_ONCE):
             chunk = records[first : first + RECORDS_AT_ONCE]
             self.tracker.log(chunk)
-            for record in chunk:
-                if isinstance(record, StepRecord):
-                    self._cursor.train_step = record.step
-                else:
-                    self._cursor.eval_step = record.step
+            newest = {group_of(record): record.step for record in chunk}
+            self._cursor.train_step = newest.get("train", self._cursor.train_step)
+            self._cursor.eval_step = newest.get("eval", self._cursor.eval_step)
             self.rows += len(chunk)
             self._note(closed=False)
 
     def close(self, *, failed: bool = False) -> None:
-        """Sends the rest and waits until the tracker has it; only then can the cursor be trusted."""
+        """Sends the rest and waits until the tracker has it; only then the cursor can be trusted."""
         self.push()
-        self.tracker.close(scores(self._paths), failed=failed)
+        self.tracker.close(evaluation_scores(self._paths), failed=failed)
         self._note(closed=True)
         self._lock.release()
 
@@ -126,7 +122,7 @@ class Sender:
 
     def _note(self, *, closed: bool) -> None:
         self._cursor.closed = closed
-        write_cursor(self._cursor_path, self._cursor)
+        write_json(self._cursor_path, self._cursor, indent=None)
 
     def _unsent(self, found: Iterable[Record | None]) -> list[Record]:
         """Records that the tracker lacks, by step; an evaluation after the step it followed."""
@@ -142,31 +138,27 @@ class Sender:
 
 
 def read_cursor(path: Path) -> Cursor | None:
-    """A cursor that can be trusted; None where there is none, it is damaged, or its sender did not end cleanly."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        cursor = Cursor(int(found["train_step"]), int(found["eval_step"]), found["closed"] is True)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return cursor if cursor.closed else None
+    """A cursor that can be trusted; None if there is none, it is damaged, or its sender did not end cleanly."""
+    cursor = find_record(Cursor, path)
+    return cursor if cursor is not None and cursor.closed else None
 
 
-def write_cursor(path: Path, cursor: Cursor) -> None:
-    write_json(path, cursor, indent=None)
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """The part of eval.json that trackers show."""
+
+    conditions: dict[str, dict[str, object]]
 
 
-def scores(paths: RunPaths) -> dict[str, float]:
+def evaluation_scores(paths: RunPaths) -> dict[str, float]:
     """Scores of eval.json; empty before `launcher eval`."""
-    try:
-        conditions = json.loads(paths.eval.read_text("utf-8"))["conditions"]
-        return {
-            f"scores/{condition}/{name}": float(values[name])
-            for condition, values in conditions.items()
-            for name in ("exact_match", "token_f1")
-            if isinstance(values.get(name), int | float)
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    evaluation = find_record(_Evaluation, paths.eval) or _Evaluation({})
+    return {
+        f"scores/{condition}/{name}": float(value)
+        for condition, values in evaluation.conditions.items()
+        for name in ("exact_match", "token_f1")
+        if isinstance(value := values.get(name), int | float)
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -174,11 +166,11 @@ def main(argv: list[str]) -> int:
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     run_dir, name, destination, attempt = Path(argv[0]), argv[1], argv[2], int(argv[3])
-    parent = Parent(int(argv[4]))
+    parent = Parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     os.nice(10)
     events = EventWriter(RunPaths(run_dir).events, attempt, rank=-1)
-    # Attempt 0 is `launcher sync`: there is no training whose load could be measured.
+    # Attempt 0 is `launcher sync`: no training, so no load to measure.
     sender = _open(run_dir, name, destination, parent, events, is_training=attempt > 0)
     if sender is None:
         return 1
@@ -186,7 +178,7 @@ def main(argv: list[str]) -> int:
     try:
         while not parent.wants_end.wait(POLL_S):
             sender.push()
-        sender.close(failed=_run_failed(run_dir))
+        sender.close(failed=last_state(RunPaths(run_dir).events) == "failed")
     except Exception as error:
         logger.exception("%s stopped", tracker.title)
         refusal = tracker.refusal(error)
@@ -200,7 +192,7 @@ def main(argv: list[str]) -> int:
 def _open(
     run_dir: Path, name: str, destination: str, parent: Parent, events: EventWriter, *, is_training: bool
 ) -> Sender | None:
-    """The open run; during training it is tried again until that ends, because a server may come back."""
+    """The open run; during training it keeps trying, because a server may come back."""
     tracker = load_tracker(name)
     is_warned = False
     while True:
@@ -214,7 +206,7 @@ def _open(
             logger.exception("%s did not open", tracker.title)
             refusal = tracker.refusal(error)
             if refusal:
-                # This process keeps the key it began with, so another try would be refused as well.
+                # This process keeps its key, so another try would be refused as well.
                 _warn(events, name, refusal, key_refused=True)
                 return None
             if not is_warned:
@@ -229,7 +221,7 @@ def _open(
 
 
 def _lock(path: Path, title: str) -> FileLock:
-    """Held until the process ends: two senders would send every record twice."""
+    """Held until the process ends, because two senders would send every record twice."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -237,14 +229,9 @@ def _lock(path: Path, title: str) -> FileLock:
     except Timeout:
         raise RunError(f"{path.parent.parent}: another process is sending this run to {title}") from None
     except (OSError, NotImplementedError):
-        # Some network file systems have no locks; go on without.
+        # Some network file systems have no locks.
         logger.warning("no lock at %s", path)
     return lock
-
-
-def _run_failed(run_dir: Path) -> bool:
-    states = valid_events(read_events(RunPaths(run_dir).events), "state")
-    return bool(states) and states[-1].fields.get("state") == "failed"
 
 
 def _warn(events: EventWriter, source: str, message: str, **fields: object) -> None:

@@ -1,4 +1,4 @@
-"""Sends a whole run to its trackers after the fact, from metrics.jsonl: what the live replay could not send, or all."""
+"""Sends a finished run to its trackers: everything in metrics.jsonl that they lack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Synced:
     tracker: str
     title: str
     rows: int
-    """Records sent now; the others were there."""
+    """Records sent now; the tracker had the others."""
     url: str | None
 
 
@@ -48,9 +48,11 @@ def sync(run_dir: Path, *, timeout_s: float) -> list[Synced]:
     events = [event for event in read_events(paths.events)[known:] if event.attempt == 0]
     done = []
     for name in started:
-        complete = [event for event in events if event.event == name and event.fields.get("complete") is True]
+        complete = [event.fields for event in events if event.event == name and event.fields.get("complete") is True]
         if complete:
-            done.append(_synced(name, complete[-1]))
+            rows, url = complete[-1].get("rows"), complete[-1].get("url")
+            rows = rows if isinstance(rows, int) else 0
+            done.append(Synced(name, load_tracker(name).title, rows, None if url is None else str(url)))
         else:
             failures.append(_failure(run_dir, name, events))
     if failures:
@@ -58,17 +60,11 @@ def sync(run_dir: Path, *, timeout_s: float) -> list[Synced]:
     return done
 
 
-def _synced(name: str, event: Event) -> Synced:
-    rows, url = event.fields.get("rows"), event.fields.get("url")
-    title = load_tracker(name).title
-    return Synced(name, title, rows if isinstance(rows, int) else 0, None if url is None else str(url))
-
-
 def _failure(run_dir: Path, name: str, events: list[Event]) -> str:
     warnings = [event.fields for event in events if event.fields.get("source") == name]
     why = str(warnings[-1].get("message")) if warnings else "The sending process died"
     check = ""
-    # A refusal says itself what to do.
+    # A refusal includes what to do.
     if name == "wandb" and not (warnings and warnings[-1].get("key_refused")):
         server = server_of(os.environ)
         check = (
@@ -76,6 +72,6 @@ def _failure(run_dir: Path, name: str, events: list[Event]) -> str:
         )
     return (
         f"{load_tracker(name).title} did not take the run. {why}.{check} "
-        f"Details are in {RunPaths(run_dir).tracker(name) / 'replay.log'}. A new `launcher sync {run_dir.name}` goes "
-        "on where this one stopped"
+        f"Details are in {RunPaths(run_dir).tracker(name) / 'replay.log'}. Run `launcher sync {run_dir.name}` again: "
+        "it continues where this one stopped"
     )

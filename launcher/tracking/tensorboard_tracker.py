@@ -50,7 +50,7 @@ class TensorboardTracker(Tracker):
     def recover(self) -> Cursor:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-        # A record that was cut short ends its file for the reader; this attempt writes to a file of its own.
+        # For the reader a truncated record ends its file, so this attempt writes to its own file.
         newest = {"train/loss": 0, "eval/loss": 0}
         for path in self._old_files:
             for event in EventFileLoader(str(path)).Load():

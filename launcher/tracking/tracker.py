@@ -1,4 +1,4 @@
-"""What a tracker has to do. One file each: `NAME_tracker.py`, for every `TrackerName` of the settings."""
+"""The interface of a tracker. Each has its own file, `NAME_tracker.py`, for every `TrackerName` of the settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cursor:
     train_step: int = 0
     eval_step: int = 0
     closed: bool = False
-    """True after a clean end only: a sender that was killed may have sent more or less than it noted."""
+    """True only after a clean end: a killed sender may have sent more or less than its cursor says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """One open run in a tracker: the same one for every attempt. Only the replay process makes one."""
+    """One open run in a tracker, the same for every attempt. Made only in the replay process."""
 
     title: ClassVar[str]
 
@@ -52,7 +52,7 @@ class Tracker(Protocol):
 
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
-        """Short name of where the run is sent, one cursor each; None sends nothing.
+        """Short name of the place the run is sent to, which has its own cursor; None sends nothing.
 
         Raises: UserError if `launcher sync` cannot reach it from here.
         """
@@ -60,7 +60,7 @@ class Tracker(Protocol):
 
     @classmethod
     def refusal(cls, error: Exception) -> str:
-        """How to fix an error for which another try is pointless; empty for any other error."""
+        """How to fix an error that another try would only repeat; empty for any other error."""
         return ""
 
     @property
@@ -70,15 +70,15 @@ class Tracker(Protocol):
 
     @property
     def is_new(self) -> bool:
-        """Whether it held nothing of this run when it was opened."""
+        """Whether the tracker held nothing of this run when it was opened."""
         ...
 
     def recover(self) -> Cursor:
-        """How far the tracker really got, asked when no cursor can be trusted. It may drop its files and start over."""
+        """How far the tracker really got, for lack of a trusted cursor. It may delete its files and start over."""
         ...
 
     def log(self, records: Sequence[Record]) -> None:
-        """Sends records, in order of steps; on return they survive the death of this process, or `recover` knows."""
+        """Sends records in order of steps. On return they survive a kill of this process, or `recover` reports less."""
         ...
 
     def close(self, scores: Mapping[str, float], *, failed: bool) -> None:
@@ -104,7 +104,7 @@ def group_of(record: Record) -> str:
 
 
 def values_of(record: Record) -> dict[str, float]:
-    """What trackers show of a record, as `train/loss` and so on."""
+    """The numbers of a record that trackers show, named `train/loss` and so on."""
     fields = asdict(record)
     fields = {**fields.pop("metrics", {}), **fields}
     return {f"{group_of(record)}/{name}": value for name, value in fields.items() if name not in _NOT_SHOWN}

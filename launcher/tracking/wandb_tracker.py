@@ -48,12 +48,12 @@ class WandbTracker(Tracker):
     def refusal(cls, error: Exception) -> str:
         text = str(error)
         server = server_of(os.environ)
-        own = "" if server != DEFAULT_SERVER else ", and for a server of your own set WANDB_BASE_URL"
+        own = ", and for your own server set WANDB_BASE_URL" if server == DEFAULT_SERVER else ""
         status = REFUSED.search(text)
         if status is not None and "403" in status.group():
             return (
                 f"W&B refused access (403): the key in WANDB_API_KEY may not write to this project at {server}. Check "
-                f"track.wandb_entity and track.wandb_project, or take a key that may ({login_page(server)}){own}"
+                f"track.wandb_entity and track.wandb_project, or use a key that may ({login_page(server)}){own}"
             )
         if status is not None or type(error).__name__ == "AuthenticationError" or "api_key not configured" in text:
             return (
@@ -68,13 +68,13 @@ class WandbTracker(Tracker):
 
     @property
     def is_new(self) -> bool:
-        # Offline, the cursor decides: the user may have removed files that were sent by hand.
+        # Offline, the cursor decides: the user may have sent files by hand and removed them.
         return self._is_online and not self._run.resumed
 
     def recover(self) -> Cursor:
         if self._is_online:
             return Cursor(_whole(self._run.summary.get(TRAIN_AXIS)), _whole(self._run.summary.get(EVAL_AXIS)))
-        # W&B's service writes offline files by itself and says nowhere how far it got. They are a view of
+        # W&B's service writes offline files on its own and does not say how far it got. They only repeat
         # metrics.jsonl, so they are made again.
         current = Path(self._run.dir).parent.name
         for folder in self._folder.glob("offline-run-*"):
@@ -106,25 +106,25 @@ def chosen_mode(mode: WandbMode, environment: Mapping[str, str]) -> WandbMode:
 
 
 def refuse_without_login(environment: Mapping[str, str]) -> None:
-    """UserError that says what is missing before anything is tried."""
+    """Raises: UserError that says what is missing."""
     if importlib.util.find_spec("wandb") is None:
         raise UserError("the wandb package is not installed; install it with: pip install 'tunelaunch[wandb]'")
     server = server_of(environment)
     if environment.get("WANDB_API_KEY") or _in_netrc(server, environment):
         return
     raise UserError(
-        f"WANDB_API_KEY is not set, so {server} does not know you. Copy your key from {login_page(server)} and run: "
+        f"WANDB_API_KEY is not set, so {server} cannot identify you. Copy your key from {login_page(server)} and run: "
         "export WANDB_API_KEY=..."
     )
 
 
 def server_of(environment: Mapping[str, str]) -> str:
-    """W&B's address: WANDB_BASE_URL for a server of one's own."""
+    """W&B's address; WANDB_BASE_URL sets another server."""
     return environment.get("WANDB_BASE_URL") or DEFAULT_SERVER
 
 
 def login_page(server: str) -> str:
-    """Where that server shows one's key."""
+    """The page of that server that shows the user's key."""
     return "https://wandb.ai/authorize" if server == DEFAULT_SERVER else f"{server.rstrip('/')}/authorize"
 
 

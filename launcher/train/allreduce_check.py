@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.runs.rank_environment import rank_numbers
-from launcher.train.world import gpu_of
+from launcher.train.world import use_device
 
 _LIMIT = timedelta(seconds=60)
 _MIB = {"cpu": 16, "cuda": 256}
@@ -33,15 +33,12 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
     print(json.dumps(report), flush=True)
-    # Destructors of process groups can wait for ever (train/world.py).
+    # Destructors of process groups can wait forever (train/world.py).
     os._exit(1 if report["error"] else 0)
 
 
 def _check(device_type: str, rank: int, local_rank: int, size: int) -> dict[str, object]:
-    device = torch.device("cpu")
-    if device_type == "cuda":
-        device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
-        torch.cuda.set_device(device)
+    device = use_device(device_type, rank, local_rank)
     backend = "nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=_LIMIT)
     mib = _MIB[device_type]
@@ -55,7 +52,7 @@ def _check(device_type: str, rank: int, local_rank: int, size: int) -> dict[str,
     if device_type == "cuda":
         torch.cuda.synchronize()
     seconds = (time.perf_counter() - started) / _ROUNDS
-    # What every rank sends and receives in a ring.
+    # The volume that every rank sends and receives in a ring.
     moved_gib = 2 * (size - 1) / size * mib / 1024
     return {"backend": backend, "mib": mib, "seconds": round(seconds, 4), "gib_per_s": round(moved_gib / seconds, 3)}
 

@@ -1,7 +1,7 @@
-"""Attention over a row of concatenated examples that never looks across an example boundary.
+"""Attention over a row of concatenated examples that never crosses an example boundary.
 
-Two kernels are registered with transformers under our own names; both read `cu_seq_lens_q`, the argument of
-flash-attention, which the loop passes through the model's forward. A model that does not hand it on fails here.
+Two kernels are registered with transformers under our own names. Both read `cu_seq_lens_q`, the argument of
+flash-attention, which the model's forward passes on. A model that does not pass it on fails here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ VARLEN = "launcher_varlen"
 
 
 def register_attention() -> None:
-    """Makes both kernels known to transformers. Ranks: all, before the model is loaded."""
-    # No mask function is registered with them, so transformers builds no T x T mask.
+    """Registers both kernels with transformers. Ranks: all, before the model is loaded."""
+    # Without a mask function of their own, so transformers builds no T x T mask.
     AttentionInterface.register(SEGMENTS, _segments)
     AttentionInterface.register(VARLEN, _varlen)
 
@@ -31,7 +31,8 @@ def implementation(name: str) -> str:
     return {"segments": SEGMENTS, "varlen": VARLEN}.get(name, name)
 
 
-def _refuse_unsupported(cu_seq_lens_q: Tensor | None, kwargs: dict[str, object]) -> Tensor:
+def _checked_bounds(cu_seq_lens_q: Tensor | None, kwargs: dict[str, object]) -> Tensor:
+    """Raises: ModelError when the model needs more than the kernels can do."""
     if cu_seq_lens_q is None:
         raise ModelError(
             "this model does not pass cu_seq_lens_q to its attention layers, so examples would see each other; "
@@ -48,9 +49,8 @@ def _refuse_unsupported(cu_seq_lens_q: Tensor | None, kwargs: dict[str, object])
 
 def _buckets(lengths: list[int]) -> list[list[int]]:
     """Segment indices grouped so that padding each group to its longest wastes at most a quarter of it."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if groups and lengths[i] * 4 >= lengths[groups[-1][0]] * 3:
             groups[-1].append(i)
         else:
@@ -71,7 +71,7 @@ def _segments(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention, segment by segment; short segments of like length share one padded call.
+    """Causal attention, segment by segment; segments of similar length share one padded call.
 
     Right padding needs no mask: under causal attention no real token sees a later pad, and pad rows are dropped.
 
@@ -80,7 +80,7 @@ def _segments(
         cu_seq_lens_q: [segments + 1] int32, cumulative lengths.
     Returns: [1, tokens, heads, head_dim].
     """
-    bounds = _refuse_unsupported(cu_seq_lens_q, kwargs).tolist()
+    bounds = _checked_bounds(cu_seq_lens_q, kwargs).tolist()
     lengths = [end - start for start, end in pairwise(bounds)]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head_dim]
     pieces: list[Tensor] = [q.new_empty(0)] * len(lengths)
@@ -111,8 +111,10 @@ def _segments(
 
 
 def _as_computed(x: Tensor) -> Tensor:
-    """In autocast's precision where it is on: fp32 weights give fp32 rotary factors and so fp32 queries and keys, and
-    autocast, which casts for PyTorch's own attention, does not know this kernel."""
+    """In the precision of autocast, if that is on: it casts for PyTorch's own attention, but does not know this kernel.
+
+    Weights in fp32 give rotary factors in fp32, and so queries and keys in fp32.
+    """
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
@@ -130,10 +132,10 @@ def _varlen(
     sliding_window: int | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
-    """The same through PyTorch's own variable-length flash kernel (CUDA, bf16 or fp16). Shapes as in `_segments`."""
+    """The same with PyTorch's own variable-length flash kernel (CUDA, bf16 or fp16). Shapes as in `_segments`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    bounds = _refuse_unsupported(cu_seq_lens_q, kwargs)
+    bounds = _checked_bounds(cu_seq_lens_q, kwargs)
     if dropout and module.training:
         raise ModelError("model.attention=varlen has no dropout; set model.attention=segments for this model")
     longest = max_length_q if max_length_q is not None else int(bounds.diff().max())

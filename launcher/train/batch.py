@@ -1,4 +1,4 @@
-"""One micro-batch: examples of some packs laid end to end in a single row, with labels only where the loss is taken."""
+"""One micro-batch: the examples of some packs end to end in a single row, and the labels of the supervised tokens."""
 
 from __future__ import annotations
 
@@ -48,11 +48,7 @@ class MicroBatch:
 
 
 def make_micro_batch(data: Prepared, packs: Sequence[int], *, stand_in: int, device: torch.device) -> MicroBatch:
-    """Builds the row of some packs.
-
-    Args:
-        packs: pack ids; empty gives a zero-weight row of pack `stand_in`.
-    """
+    """The row of some packs; without any, a zero-weight row of pack `stand_in`."""
     weight = 1.0 if packs else 0.0
     ids = [int(i) for pack in (packs or [stand_in]) for i in data.pack(pack)]
     tokens = [data.tokens(i) for i in ids]
@@ -63,7 +59,7 @@ def make_micro_batch(data: Prepared, packs: Sequence[int], *, stand_in: int, dev
     is_label[bounds[:-1]] = False
     targets = np.flatnonzero(is_label)
     if len(targets) == 0:
-        # The head must run on every rank, also where nothing is supervised; the row then counts for nothing.
+        # The head must run on every rank, even if nothing is supervised; the row then counts for nothing.
         weight, targets = 0.0, np.array([min(1, len(row) - 1)])
     return MicroBatch(
         input_ids=torch.from_numpy(row).to(device)[None],

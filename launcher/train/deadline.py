@@ -1,4 +1,4 @@
-"""When to stop and save because the job's time runs out: from the time this run's own steps and saves take."""
+"""When to stop and save because the job's time runs out, judged by how long this run's own steps and saves take."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _RECENT = 20
 
 
 class Deadline:
-    """What rank 0 knows of the time that is left. Without a limit nothing is ever near.
+    """The time that is left to the job, and how long recent steps, saves and evaluations took.
 
     Args:
         end_s: unix seconds; None without a limit.
-        margin_s: added to what the work itself takes.
-        saves_s, evaluations_s: how long the latest ones took, in earlier attempts too.
+        margin_s: added to the time that the work takes.
+        saves_s, evaluations_s: durations in earlier attempts.
     """
 
     def __init__(
@@ -30,34 +30,25 @@ class Deadline:
         self._end_s = end_s
         self._margin_s = margin_s
         self._clock = clock
-        self._steps_s: deque[float] = deque(maxlen=_RECENT)
-        self._saves_s: deque[float] = deque(saves_s, maxlen=_RECENT)
-        self._evaluations_s: deque[float] = deque(evaluations_s, maxlen=_RECENT)
-
-    def stepped(self, seconds: float) -> None:
-        self._steps_s.append(seconds)
-
-    def saved(self, seconds: float) -> None:
-        self._saves_s.append(seconds)
-
-    def evaluated(self, seconds: float) -> None:
-        self._evaluations_s.append(seconds)
+        self.steps_s: deque[float] = deque(maxlen=_RECENT)
+        self.saves_s: deque[float] = deque(saves_s, maxlen=_RECENT)
+        self.evaluations_s: deque[float] = deque(evaluations_s, maxlen=_RECENT)
 
     def leaves_no_step(self, *, step_s: float, evaluates: bool, saves: bool) -> bool:
-        """Asked near the end of a step: whether what comes, another step and its save do not fit any more.
+        """Near the end of a step: whether the time is too short for all that is due, another step and its save.
 
         Args:
-            step_s: how long the step under way took so far.
-            evaluates, saves: what is due right after it.
+            step_s: duration of the current step so far.
+            evaluates, saves: whether an evaluation or a save is due right after it.
         """
-        step = max(step_s, *self._steps_s, 0.0)
-        save = max(self._saves_s, default=step)
-        evaluation = max(self._evaluations_s, default=step) if evaluates else 0.0
+        step = max(step_s, *self.steps_s, 0.0)
+        save = max(self.saves_s, default=step)
+        evaluation = max(self.evaluations_s, default=step) if evaluates else 0.0
         return self._left_s < evaluation + step + save * (2 if saves else 1) + self._margin_s
 
     def leaves_only_a_save(self) -> bool:
-        """Asked during an evaluation, which can be done again: whether it has to make way for the save."""
-        return self._left_s < max(self._saves_s, default=0.0) + self._margin_s
+        """During an evaluation, which can be repeated: whether it must end now to leave time for the save."""
+        return self._left_s < max(self.saves_s, default=0.0) + self._margin_s
 
     @property
     def _left_s(self) -> float:

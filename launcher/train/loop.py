@@ -31,7 +31,7 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
     WATCHDOG.enter(Phase.step, step=state.step)
     total_steps = run.derived.total_steps
     skips_in_a_row = 0
-    if run.evaluation_due(state):  # stopped between a step and its evaluation
+    if run.evaluation_due(state):  # the attempt before stopped between this step and its evaluation
         state = evaluate(run, state)
     while state.step < total_steps and not state.stopped_early:
         started = time.perf_counter()
@@ -48,23 +48,21 @@ def train_loop(run: Run, state: TrainState) -> TrainState:
         if not stop and run.evaluation_due(state):
             try:
                 state = evaluate(run, state)
-            except Preempted:  # the next attempt evaluates; this one has a step to save
+            except Preempted:  # this step must be saved first; the next attempt evaluates
                 stop = True
-        last = state.step == total_steps or state.stopped_early
-        if stop or last or run.save_due(state.step):
-            save_or_warn(run, state, required=stop or last)
-        if stop and not last:
+        is_last = state.step == total_steps or state.stopped_early
+        if stop or is_last or run.save_due(state.step):
+            save_or_warn(run, state, required=stop or is_last)
+        if stop and not is_last:
             raise STOP.preempted(f"after step {state.step}, saved")
-    if run.evaluation_due(state):  # stopped in the very last step, or in its evaluation: saved already
+    if run.evaluation_due(state):  # stopped in the last step or its evaluation, and saved
         state = evaluate(run, state)
     return state
 
 
 def record(run: Run, state: TrainState, outcome: StepOutcome, *, step_time_s: float) -> None:
-    """Writes down one finished step. Ranks: all; rank 0 writes."""
-    run.deadline.stepped(step_time_s)
-    if run.recorder is None:
-        return
+    """Records one finished step. Ranks: all."""
+    run.deadline.steps_s.append(step_time_s)
     run.recorder.step(
         StepRecord(
             step=state.step,
@@ -87,38 +85,35 @@ def record(run: Run, state: TrainState, outcome: StepOutcome, *, step_time_s: fl
 
 
 def handle_nonfinite(run: Run, step: int, outcome: StepOutcome, skips_in_a_row: int) -> None:
-    """Stops or goes on after a step that was not applied, by optim.on_nonfinite. Ranks: all, each coming to the same
-    end.
+    """After a step that was not applied: continues or raises, as optim.on_nonfinite says. Ranks: all, all alike.
 
-    Under fp16 an overflowing gradient is how the loss scale finds its level, so a few in a row are no error.
+    In fp16 a few such steps in a row are normal: an overflowing gradient is how the loss scale finds its level.
     """
-    samples = run.sample_ids(step)
-    lines = [":".join(str(part) for part in run.train_data.source_line(i)) for i in samples]
     skip = run.config.optim.on_nonfinite is NonFinite.skip
     if searches_loss_scale(run, outcome):
         skip = skips_in_a_row <= MAX_FP16_SKIPS_IN_A_ROW
-    if run.recorder is not None:
-        action = "skip" if skip else "stop"
-        run.recorder.event("nonfinite", step=step + 1, loss=str(outcome.loss), action=action, sample_ids=samples)
-        run.recorder.note(f"step {step + 1}: loss {outcome.loss}, gradient not finite: {action}")
+    samples = run.sample_ids(step)
+    action = "skip" if skip else "stop"
+    run.recorder.event("nonfinite", step=step + 1, loss=str(outcome.loss), action=action, sample_ids=samples)
+    run.recorder.note(f"step {step + 1}: loss {outcome.loss}, gradient not finite: {action}")
     if not skip:
+        lines = [":".join(str(part) for part in run.train_data.source_line(i)) for i in samples[:20]]
         raise NonFiniteError(
-            f"step {step + 1}: loss is {outcome.loss} or a gradient is not finite; no weight was changed by it.\n"
-            f"  examples of the step: {', '.join(lines[:20])}{' ...' if len(lines) > 20 else ''}\n"
-            "  Look at these examples, lower optim.lr, use bf16 or fp32 in place of fp16, "
-            "or set optim.on_nonfinite=skip to go on without such steps",
+            f"step {step + 1}: loss is {outcome.loss} or a gradient is not finite; the step changed no weight.\n"
+            f"  examples of the step: {', '.join(lines)}{' ...' if len(samples) > 20 else ''}\n"
+            "  Look at these examples, lower optim.lr, use bf16 or fp32 instead of fp16, "
+            "or set optim.on_nonfinite=skip to skip such steps",
             step=step + 1,
             sample_ids=samples,
         )
 
 
 def save_or_warn(run: Run, state: TrainState, *, required: bool) -> None:
-    """Saves; one that fails in the middle of the run is a warning: the run can still save later. Ranks: all."""
+    """Saves; unless it is required, a failed save is only a warning, because a later one may succeed. Ranks: all."""
     try:
         save(run, state)
     except (CheckpointError, ErrorOnMain) as error:
         if required or error.exit_code is ExitCode.SUPERSEDED:
             raise
-        if run.recorder is not None:
-            run.recorder.event("warning", what="checkpoint", step=state.step, why=str(error))
-            run.recorder.note(f"WARNING: {error}; training goes on, the previous checkpoint is intact")
+        run.recorder.event("warning", what="checkpoint", step=state.step, why=str(error))
+        run.recorder.note(f"WARNING: {error}; training continues, the previous checkpoint is intact")

@@ -1,4 +1,4 @@
-"""Token loss as a sum, so that dividing by one global count gives the same number for every layout."""
+"""Cross-entropy as a sum over tokens: divided by one global count, it is the same for every number of ranks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 CHUNK_TOKENS = 1024
-"""Rows turned to fp32 at once; bounds the extra memory to CHUNK_TOKENS x vocabulary x 4 bytes."""
+"""Rows converted to fp32 at once; limits the extra memory to CHUNK_TOKENS x vocabulary x 4 bytes."""
 STORED_SCALE = 2.0**15
-"""What the gradient is multiplied by until backward scales it: fp16 holds nothing under 6e-8, and most probabilities of
-a large vocabulary are small. A power of two, so that it changes nothing else."""
+"""Factor of the gradient until backward scales it: fp16 holds nothing under 6e-8, and most probabilities of a large
+vocabulary are small. A power of two, so that it changes no digit."""
 
 
 class _CrossEntropySum(torch.autograd.Function):
-    """Sum of cross-entropies; the gradient is made by chunks in the forward pass, while the fp32 rows are at hand."""
+    """Computes the gradient chunk by chunk in the forward pass, while the fp32 rows exist."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, labels: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (grad,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        # In fp32 and then rounded once: a scale rounded to bf16 first would differ between layouts by up to 0.4 %.
+        # In fp32, then rounded once: a scale rounded to bf16 first would differ between layouts by up to 0.4 %.
         for rows in grad.split(CHUNK_TOKENS):
             rows.copy_(rows.float().mul_(grad_outputs[0] / STORED_SCALE))
         return grad, None

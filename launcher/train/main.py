@@ -55,38 +55,33 @@ def train(run_dir: Path, attempt: int) -> ExitCode:
     world = join_world(derived, limit_s=config.fault.meet_limit_s)
     meet_s = time.perf_counter() - started
     WATCHDOG.enter(Phase.load)
-    recorder = Recorder(paths, derived, attempt=attempt) if world.is_main else None
+    recorder = Recorder(paths, derived, attempt=attempt, enabled=world.is_main)
     replay = start_replay(run_dir, config.track, attempt=attempt) if world.is_main else None
     try:
-        if recorder is not None:
-            recorder.event("attempt_start", world_size=world.size, device=str(world.device))
-            recorder.state("running")
+        recorder.event("attempt_start", world_size=world.size, device=str(world.device))
+        recorder.state("running")
         leave_if_stopped(world, "starting")
         started = time.perf_counter()
         run = prepare_run(paths, config, derived, attempt=attempt, world=world, recorder=recorder)
-        if recorder is not None:
-            seconds = {"import_s": import_s, "meet_s": meet_s, "load_s": time.perf_counter() - started}
-            recorder.event("loaded", **{name: round(value, 3) for name, value in seconds.items()})
+        seconds = {"import_s": import_s, "meet_s": meet_s, "load_s": time.perf_counter() - started}
+        recorder.event("loaded", **{name: round(value, 3) for name, value in seconds.items()})
         state = train_loop(run, start_or_resume(run))
-        # Nobody leaves while another still reads from the last collective.
+        # No rank leaves while another still reads from the last collective.
         world.barrier()
-        if recorder is not None:
-            finish(recorder, state)
+        record_success(recorder, state)
         return ExitCode.DONE
     except BaseException as error:
-        if recorder is not None:
-            record_end(recorder, paths, error)
+        record_failure(recorder, paths, error)
         raise
     finally:
         WATCHDOG.enter(Phase.finish)
-        if recorder is not None:
-            recorder.close()
+        recorder.close()
         if replay is not None:
             replay.finish(TRACKERS_GRACE_S)
 
 
 def prepare_run(
-    paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder | None
+    paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder
 ) -> Run:
     """Loads data and model. Ranks: all."""
     if problems := outdated_packages(config):
@@ -95,13 +90,12 @@ def prepare_run(
     train_data = Prepared.open(data_dir, "train")
     if train_data.num_packs != derived.num_packs:
         raise RunError(f"{data_dir} has {train_data.num_packs} sequences, the run was planned with {derived.num_packs}")
-    has_heldout = Prepared.exists(data_dir, "validation")
     accelerator = make_accelerator(config, derived, world)
     started = time.perf_counter()
     model = load_model(config, derived, world)
     engine = make_engine(accelerator, model, config, world)
     engine.set_training(True)
-    # Adapters were initialised alike on all ranks; from here on dropout must differ between them.
+    # Adapters were initialised alike on all ranks; from here on, dropout must differ between them.
     set_seed(config.seed + 7919 * (world.rank + 1))
     logger.info("loaded model and data seconds=%.1f ranks=%d", time.perf_counter() - started, world.size)
     return Run(
@@ -113,7 +107,7 @@ def prepare_run(
         engine=engine,
         objective=SupervisedCrossEntropy(),
         train_data=train_data,
-        heldout_data=Prepared.open(data_dir, "validation") if has_heldout else None,
+        validation_data=Prepared.open(data_dir, "validation") if Prepared.exists(data_dir, "validation") else None,
         order=Order(seed=config.seed, num_packs=derived.num_packs, global_sequences=derived.global_sequences),
         recorder=recorder,
         deadline=make_deadline(paths, config),
@@ -121,7 +115,7 @@ def prepare_run(
 
 
 def make_deadline(paths: RunPaths, config: RunConfig) -> Deadline:
-    """When to stop for the job's time limit; earlier attempts tell how long saves and evaluations take."""
+    """When to stop for the job's time limit, with the durations of saves and evaluations in earlier attempts."""
     end_s = job_end_time(os.environ)
     if end_s is None:
         return Deadline(None, margin_s=0.0)
@@ -135,7 +129,7 @@ def make_deadline(paths: RunPaths, config: RunConfig) -> Deadline:
 
 
 def start_or_resume(run: Run) -> TrainState:
-    """The state to go on from: the newest trusted checkpoint, or step 0 after a rehearsal. Ranks: all.
+    """The state to continue from: the newest trusted checkpoint, or step 0 after a rehearsal. Ranks: all.
 
     Raises: Preempted when a stop signal came while loading; nothing is lost then.
     """
@@ -147,32 +141,30 @@ def start_or_resume(run: Run) -> TrainState:
         leave_if_stopped(run.world, "rehearsing")
         return TrainState(step=0)
     leave_if_stopped(run.world, "loading the checkpoint")
-    if run.recorder is not None:
-        run.recorder.event("resume", step=state.step)
-        run.recorder.resumed(state.step, run.order.epoch_of(state.step))
-        run.recorder.note(f"resumed after step {state.step} of {run.derived.total_steps}")
+    run.recorder.event("resume", step=state.step)
+    run.recorder.status(step=state.step, epoch=run.order.epoch_of(state.step), last_checkpoint_step=state.step)
+    run.recorder.note(f"resumed after step {state.step} of {run.derived.total_steps}")
     return state
 
 
 def seconds_since_process_start() -> float:
-    """What starting Python and importing took."""
+    """How long starting Python and importing took."""
     began = psutil.Process().create_time()
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return max(0.0, time.time() - began)
-    # Linux tells the moment of boot in whole seconds only, which create_time() contains; from boot on, all is exact.
+    # create_time() includes the time of boot, which Linux gives in whole seconds; subtracted again, the rest is exact.
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (began - psutil.boot_time()))
 
 
-def finish(recorder: Recorder, state: TrainState) -> None:
-    """Records success. Ranks: 0."""
+def record_success(recorder: Recorder, state: TrainState) -> None:
     if state.stopped_early:
         recorder.event("early_stop", step=state.step, best_step=state.best_step, best_eval_loss=state.best_eval_loss)
     recorder.event("attempt_end", exit_code=int(ExitCode.DONE), reason="done")
     recorder.state("succeeded", step=state.step)
 
 
-def record_end(recorder: Recorder, paths: RunPaths, error: BaseException) -> None:
-    """Records why this attempt ended. Ranks: 0."""
+def record_failure(recorder: Recorder, paths: RunPaths, error: BaseException) -> None:
+    """Also records a stop that was asked for."""
     exit_code = error.exit_code if isinstance(error, LauncherError) else ExitCode.BUG
     recorder.event("attempt_end", exit_code=int(exit_code), reason=public_name(error), message=str(error)[:2000])
     if isinstance(error, Preempted):

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from launcher.config.schema import Derived, MethodConfig, MethodKind, Precision, RunConfig
 from launcher.errors import ModelError
 from launcher.train.attention import implementation, register_attention
-from launcher.train.optimizer import trained_parameters
+from launcher.train.optimizer import trainable_parameters
 from launcher.train.world import World
 
 logger = logging.getLogger(__name__)
@@ -21,9 +21,9 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precisi
 
 
 def load_dtype(config: RunConfig) -> torch.dtype:
-    """Numbers the weights are loaded in: fp32 where the optimizer updates them directly, else the compute precision.
+    """dtype of the loaded weights: fp32 where the optimizer updates them directly, otherwise the compute precision.
 
-    Under ZeRO DeepSpeed keeps its own fp32 master of what is trained; a frozen base needs none.
+    Under ZeRO, DeepSpeed keeps its own fp32 master of the trained weights; a frozen base needs none.
     """
     if config.strategy.kind.sharding.is_replicated and config.method.kind is MethodKind.full:
         return torch.float32
@@ -65,15 +65,14 @@ def load_model(config: RunConfig, derived: Derived, world: World) -> nn.Module:
     if config.strategy.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.method.kind is not MethodKind.full:
-            # A frozen embedding gives activations without gradient, and a checkpointed block would then have none to
-            # pass on.
+            # A frozen embedding outputs activations without gradient, and a checkpointed block would pass none on.
             model.enable_input_require_grads()
     module: nn.Module = model
     if config.method.kind is not MethodKind.full:
         module = add_adapters(model, config.method, seed=config.seed)
     if config.strategy.compile:
         module.compile(dynamic=True)
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trained_parameters(module).values())
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in trainable_parameters(module).values())
     logger.info("model=%s trained_parameters=%d", config.model.name_or_path, trained)
     return module
 
@@ -81,7 +80,7 @@ def load_model(config: RunConfig, derived: Derived, world: World) -> nn.Module:
 def _keep_one_kernel(model: PreTrainedModel) -> None:
     """Stops bitsandbytes from repacking 4-bit weights at the first evaluation on a CPU.
 
-    The packed weights go through another kernel with other rounding, so that a run would depend on whether it
+    Repacked weights go through another kernel that rounds differently, so results would depend on whether the run has
     evaluated yet.
     """
     from bitsandbytes.nn import Linear4bit

@@ -1,4 +1,4 @@
-"""What training minimizes: the loss of a batch, its weight, and the metrics reported with every step."""
+"""The training objective: the loss of a batch, its weight, and the metrics reported with every step."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class BatchLoss:
 
 
 class Objective(Protocol):
-    """One way to train. Loss and metrics of a step are weighted means, the same for every number of ranks."""
+    """Loss and metrics of a step are weighted means, the same for every number of ranks."""
 
     metrics: tuple[str, ...]
-    """Further numbers of each step. They reach metrics.jsonl and the trackers under these names."""
+    """Names of further numbers of each step, as in metrics.jsonl and the trackers."""
 
     def step_weight(self, data: Prepared, packs: NDArray[np.int64]) -> int:
-        """Total weight of these packs, from the data alone: ranks divide by it before they exchange anything."""
+        """Total weight of these packs, from the data alone, because ranks divide by it before they communicate."""
 
     def loss(self, forward: Forward, batch: MicroBatch) -> BatchLoss:
         """Runs the model on this rank's micro-batch."""

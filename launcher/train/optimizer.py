@@ -10,7 +10,7 @@ from torch import nn
 from launcher.config.schema import OptimConfig, StrategyConfig
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that get gradients, by name; tied ones once."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -18,11 +18,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def make_optimizer(
     named: Mapping[str, nn.Parameter], optim: OptimConfig, strategy: StrategyConfig
 ) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only; the learning rate is set before each step by the loop.
+    """AdamW with weight decay on matrices only; the engine sets the learning rate before each step.
 
-    DeepSpeed's CPU Adam where optimizer state lives in host memory: it is the one DeepSpeed can run there at speed.
+    Optimizer state in host memory needs DeepSpeed's CPU Adam, the only one that is fast there.
     """
-    # Under ZeRO-3 a parameter holds an empty shard, its real shape is ds_shape.
+    # Under ZeRO-3 a parameter is an empty shard; its real shape is ds_shape.
     matrices = {name for name, p in named.items() if len(getattr(p, "ds_shape", p.shape)) >= 2}
     groups = [
         {"params": [p for name, p in named.items() if name in matrices], "weight_decay": optim.weight_decay},
@@ -38,11 +38,10 @@ def make_optimizer(
 def _exact_cpu_adam(
     groups: list[dict[str, object]], *, betas: tuple[float, float], eps: float
 ) -> torch.optim.Optimizer:
-    """DeepSpeed's CPU Adam, made a function of its saved state alone.
+    """DeepSpeed's CPU Adam as a function of its saved state alone.
 
-    Its C++ part multiplies up beta^step from step to step, but computes it afresh after a restart; the two differ
-    in the last bits, and a resumed run with them. A new C++ object for each step (a few numbers) always computes it
-    afresh.
+    Its C++ part multiplies beta^step from step to step, but recomputes it after a restart. The two differ in the last
+    bits, and so would a resumed run. A new C++ object for each step (a few numbers) always recomputes it.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 

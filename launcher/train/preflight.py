@@ -1,4 +1,4 @@
-"""A rehearsal before the real run: what would break in hour six breaks in minute one."""
+"""A rehearsal before the run: whatever would fail after hours fails in the first minutes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from launcher.train.batch import make_micro_batch
 from launcher.train.run import Run
 from launcher.train.saving import save
 from launcher.train.step import optimizer_step, searches_loss_scale
-from launcher.train.validation import heldout_loss
+from launcher.train.validation import validation_loss
 from launcher.train.watchdog import WATCHDOG
 
 logger = logging.getLogger(__name__)
 
 
+@WATCHDOG.phase(Phase.rehearse)
 def rehearse(run: Run) -> None:
     """Saves step 0, runs the heaviest batch of the first epoch and one evaluation, and loads step 0 back. Ranks: all.
 
@@ -28,11 +29,6 @@ def rehearse(run: Run) -> None:
     (tests/dist/test_resume.py).
     Raises: MicroBatchTooLarge naming the batch setting when memory runs out; Preempted when a stop signal comes.
     """
-    with WATCHDOG.phase(Phase.rehearse):
-        _rehearse(run)
-
-
-def _rehearse(run: Run) -> None:
     started = time.perf_counter()
     checkpoint = save(run, TrainState(step=0))
     step = heaviest_step(
@@ -52,8 +48,8 @@ def _rehearse(run: Run) -> None:
                 step=step,
                 sample_ids=run.sample_ids(step),
             )
-        if run.heldout_data is not None:
-            heldout_loss(run)
+        if run.validation_data is not None:
+            validation_loss(run)
     except torch.OutOfMemoryError as error:
         raise MicroBatchTooLarge(
             f"the heaviest micro-batch of the epoch ({tokens} tokens on one device) does not fit into memory: {error}. "
@@ -63,18 +59,15 @@ def _rehearse(run: Run) -> None:
         ) from error
     run.engine.load(checkpoint.path)
     seconds = time.perf_counter() - started
-    if run.recorder is not None:
-        run.recorder.event("rehearsal", seconds=round(seconds, 3), step=step, tokens=tokens)
-        run.recorder.note(
-            f"rehearsed the heaviest batch ({tokens} tokens), evaluation, save and load in {seconds:.1f} s"
-        )
+    run.recorder.event("rehearsal", seconds=round(seconds, 3), step=step, tokens=tokens)
+    run.recorder.note(f"rehearsed the heaviest batch ({tokens} tokens), evaluation, save and load in {seconds:.1f} s")
 
 
 def refuse_leaking_model(run: Run) -> None:
-    """Proves on the real model that examples in one row do not see each other. Ranks: all.
+    """Tests on the real model that examples in one row do not see each other. Ranks: all.
 
-    The first example of a row is changed; what the model says of the others must not move. Attention keeps them apart
-    by construction, but a layer of another kind (state space, convolution, linear attention) may carry state along.
+    The first example of a row is changed; the logits of the others must not change. Our attention separates them, but
+    a layer of another kind (state space, convolution, linear attention) may carry state along the row.
     Raises: ModelError.
     """
     data = run.train_data
@@ -85,7 +78,7 @@ def refuse_leaking_model(run: Run) -> None:
         return
     first = int(batch.cu_seq_lens[1])
     changed = batch.input_ids.clone()
-    # Any other tokens will do; not the same ones in another order, which a sum along the row would not notice.
+    # Other tokens, not the same ones in another order: a sum along the row would not change.
     changed[0, :first] = batch.input_ids[0, -1]
     behind = batch.keep >= first
     run.engine.set_training(False)
@@ -93,9 +86,12 @@ def refuse_leaking_model(run: Run) -> None:
         before = run.engine.forward(batch.model_inputs())[behind].float()
         after = run.engine.forward({**batch.model_inputs(), "input_ids": changed})[behind].float()
     run.engine.set_training(True)
-    moved = float((after - before).abs().max()) if len(before) else 0.0
-    if moved > 1e-3 * max(1.0, float(before.abs().max()) if len(before) else 0.0):
+    if not len(before):
+        return
+    moved = float((after - before).abs().max())
+    if moved > 1e-3 * max(1.0, float(before.abs().max())):
         raise ModelError(
-            f"this model lets examples in one row see each other: changing one moved the next by {moved:.3g}. "
+            f"in this model, examples in one row see each other: changing one moved the logits of the next by "
+            f"{moved:.3g}. "
             "Give every example a row of its own: data.packing=false batch.micro_sequences=1"
         )

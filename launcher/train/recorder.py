@@ -1,4 +1,4 @@
-"""Everything rank 0 writes down while training: metrics, events, status, progress."""
+"""Everything rank 0 records while training: metrics, events, status, progress."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from launcher.checkpoint.commit import is_superseded
 from launcher.config.schema import Derived
 from launcher.paths import RunPaths
 from launcher.runs.events import EventWriter
 from launcher.runs.jsonl import utc_now
-from launcher.runs.metrics import EvalRecord, MetricsWriter, StepRecord
+from launcher.runs.metrics import EvalRecord, MetricsWriter, Record, StepRecord
 from launcher.runs.progress import Progress
 from launcher.runs.status import Status, write_status
 
@@ -23,21 +22,21 @@ STATUS_EVERY_S = 1.0
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory this rank held so far: on its GPU, or resident on a CPU."""
+    """The most memory this rank has held so far: on its GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Recorder:
-    """The record of one attempt. Ranks: 0 makes and uses one; the others have none."""
+    """The record of one attempt. Ranks: all have one, but only that of rank 0, which is `enabled`, writes."""
 
-    def __init__(self, paths: RunPaths, derived: Derived, *, attempt: int) -> None:
-        self.attempt = attempt
+    def __init__(self, paths: RunPaths, derived: Derived, *, attempt: int, enabled: bool = True) -> None:
         self._paths = paths
-        self._metrics = MetricsWriter(paths.metrics)
-        self._events = EventWriter(paths.events, attempt, 0)
-        self.progress = Progress(derived.total_steps, enabled=True)
+        self._attempt = attempt
+        self._metrics = MetricsWriter(paths.metrics) if enabled else None
+        self._events = EventWriter(paths.events, attempt, 0) if enabled else None
+        self._progress = Progress(derived.total_steps, enabled=enabled)
         self._status = Status(
             name=paths.root.name,
             state="running",
@@ -51,53 +50,54 @@ class Recorder:
 
     def event(self, event: str, **fields: object) -> None:
         """Appends to events.jsonl."""
-        self._events.write(event, **fields)
+        if self._events is not None:
+            self._events.write(event, **fields)
 
     def state(self, state: str, **fields: object) -> None:
         """Records a change of the run's state, in events and status."""
         self.event("state", state=state, **fields)
-        self._set(state=state, reason=str(fields.get("reason", "")))
+        self.status(state=state, reason=str(fields.get("reason", "")))
         self.flush_status()
 
     def step(self, record: StepRecord) -> None:
-        self._metrics.write(record)
-        self.progress.update(record)
-        self._set(
+        self._write(record)
+        self._progress.update(record)
+        self.status(
             step=record.step,
             epoch=record.epoch,
             loss=record.loss,
             tokens_per_s=record.tokens_per_s,
-            eta_s=self.progress.eta_s,
+            eta_s=self._progress.eta_s,
         )
 
     def evaluation(self, record: EvalRecord) -> None:
-        self._metrics.write(record)
-        self.progress.evaluated(record)
-        self._set(eval_loss=record.loss)
-
-    def checkpoint(self, step: int) -> None:
-        self._set(last_checkpoint_step=step, last_checkpoint_time=utc_now())
-
-    def resumed(self, step: int, epoch: float) -> None:
-        self._set(step=step, epoch=epoch, last_checkpoint_step=step)
+        self._write(record)
+        self._progress.evaluated(record)
+        self.status(eval_loss=record.loss)
 
     def note(self, text: str) -> None:
-        """A line for the person watching."""
-        self.progress.note(text)
+        """A line for the terminal."""
+        self._progress.note(text)
 
-    def _set(self, **changes: object) -> None:
+    def _write(self, record: Record) -> None:
+        if self._metrics is not None:
+            self._metrics.write(record)
+
+    def status(self, **changes: object) -> None:
+        """Changes fields of the `Status`; the file follows within a second or so."""
         self._status = replace(self._status, updated=utc_now(), **changes)  # type: ignore[arg-type]
         if time.monotonic() - self._status_written >= STATUS_EVERY_S:
             self.flush_status()
 
     def flush_status(self) -> None:
-        # An attempt that comes back to life beside its successor has no say in what the run is.
-        if not is_superseded(self._paths, self.attempt):
+        # Not when this attempt was stopped and continued after a newer one had begun.
+        if self._events is not None and self._paths.newest_attempt() <= self._attempt:
             write_status(self._paths.status, self._status)
         self._status_written = time.monotonic()
 
     def close(self) -> None:
-        self.progress.close()
+        self._progress.close()
         self.flush_status()
-        self._metrics.close()
-        self._events.close()
+        for writer in (self._metrics, self._events):
+            if writer is not None:
+                writer.close()

@@ -1,4 +1,4 @@
-"""What the parts of training share: one run on one rank."""
+"""One run on one rank: the object that all parts of training share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.train.world import World
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Fixed for the life of the process; what moves is TrainState."""
+    """Constant for the life of the process; TrainState is what changes."""
 
     paths: RunPaths
     config: RunConfig
@@ -29,12 +29,11 @@ class Run:
     engine: Engine
     objective: Objective
     train_data: Prepared
-    heldout_data: Prepared | None
+    validation_data: Prepared | None
     order: Order
-    recorder: Recorder | None
-    """On rank 0 only."""
+    recorder: Recorder
     deadline: Deadline
-    """Rank 0 asks it and tells the others."""
+    """Used by rank 0, which passes its decisions to the others."""
 
     def slots(self, step: int) -> Slots:
         """Packs of optimizer step `step` (from 0), by rank and micro-step."""
@@ -51,8 +50,8 @@ class Run:
         return [int(i) for pack in self.order.step_packs(step) for i in self.train_data.pack(int(pack))]
 
     def evaluation_due(self, state: TrainState) -> bool:
-        """Whether the held-out loss after `state.step` steps is asked for and not known yet."""
-        if self.heldout_data is None or state.step == 0 or state.last_eval_step == state.step:
+        """Whether the validation loss after `state.step` steps is due and not yet measured."""
+        if self.validation_data is None or state.step == 0 or state.last_eval_step == state.step:
             return False
         every = self.config.track.eval_every_steps
         return (
@@ -71,13 +70,11 @@ class Run:
         )
 
     def time_runs_out(self, step: int, *, step_s: float) -> bool:
-        """Whether the job ends before another step than `step` (the one under way) could be done and saved. Ranks: 0.
+        """Whether the job ends before a step after `step`, the current one, could be done and saved. Ranks: 0.
 
         Args:
             step_s: seconds since this step began.
         """
-        if step == self.derived.total_steps:
-            return False
-        return self.deadline.leaves_no_step(
-            step_s=step_s, evaluates=self.evaluation_due(TrainState(step=step)), saves=self.save_due(step)
-        )
+        evaluates, saves = self.evaluation_due(TrainState(step=step)), self.save_due(step)
+        is_last = step == self.derived.total_steps
+        return not is_last and self.deadline.leaves_no_step(step_s=step_s, evaluates=evaluates, saves=saves)

@@ -1,11 +1,10 @@
-"""Save and resume: the commit protocol driven over all ranks."""
+"""Saves and resumes: the commit protocol, run by all ranks together."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.commit import Checkpoint, begin, committed, fence, newest_verified, prune, publish
@@ -23,56 +22,44 @@ from launcher.train.world import on_main
 logger = logging.getLogger(__name__)
 
 
+@WATCHDOG.phase(Phase.save)
 def save(run: Run, state: TrainState) -> Checkpoint:
     """Commits the state after `state.step` steps, then prunes. Ranks: all, at a step edge.
 
     Raises: SaveFailed on every rank if any rank could not write; earlier checkpoints are untouched then.
     """
-    with WATCHDOG.phase(Phase.save):
-        return _save(run, state)
-
-
-def _save(run: Run, state: TrainState) -> Checkpoint:
     started = time.perf_counter()
     staging = on_main(run.world, lambda: begin(run.paths, state.step, run.attempt))
-    shares = run.world.gather(_write_share(run, staging))
-    problems = [(rank, problem) for rank, (_, problem) in enumerate(shares) if problem is not None]
-    if problems:
+    files: list[FileEntry] = []
+    errors: dict[int, OSError] = {}
+    for rank, share in enumerate(run.world.gather(_write_share(run, staging))):
+        if isinstance(share, OSError):
+            errors[rank] = share
+        else:
+            files += share
+    if errors:
         if run.world.is_main:
             shutil.rmtree(staging, ignore_errors=True)
-        said = "; ".join(f"rank {rank}: {problem.message}" for rank, problem in problems)
-        first, problem = problems[0]
+        why = "; ".join(f"rank {rank}: {error}" for rank, error in errors.items())
+        rank, error = next(iter(errors.items()))
+        path = str(error.filename or staging)
         raise SaveFailed(
-            f"could not save step {state.step}: {said}",
-            step=state.step,
-            rank=first,
-            errno=problem.errno,
-            path=problem.path,
+            f"could not save step {state.step}: {why}", step=state.step, rank=rank, errno=error.errno, path=path
         )
-    files = sorted((entry for share, _ in shares for entry in share), key=lambda entry: entry.name)
-    checkpoint = on_main(run.world, lambda: _publish(run, state, staging, files, started))
-    return checkpoint
+    files.sort(key=lambda entry: entry.name)
+    return on_main(run.world, lambda: _publish(run, state, staging, files, started))
 
 
-@dataclass(frozen=True, slots=True)
-class _WriteProblem:
-    """Why a rank could not write its files."""
-
-    message: str
-    errno: int | None
-    path: str
-
-
-def _write_share(run: Run, staging: Path) -> tuple[list[FileEntry], _WriteProblem | None]:
+def _write_share(run: Run, staging: Path) -> list[FileEntry] | OSError:
+    """This rank's files, or why it could not write them: raised, the error would leave the others waiting."""
     try:
-        return [seal_file(staging, path) for path in run.engine.save(staging)], None
+        return [seal_file(staging, path) for path in run.engine.save(staging)]
     except OSError as error:
-        return [], _WriteProblem(str(error), error.errno, str(error.filename or staging))
+        return error
 
 
 def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry], started: float) -> Checkpoint:
     recorder = run.recorder
-    assert recorder is not None
     manifest = Manifest(
         run_id=run.derived.run_id,
         attempt=run.attempt,
@@ -93,16 +80,15 @@ def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry],
     )
     seconds = time.perf_counter() - started
     recorder.event("checkpoint", step=state.step, seconds=round(seconds, 3), bytes=checkpoint.manifest.size_bytes)
-    recorder.checkpoint(state.step)
-    run.deadline.saved(seconds)
-    # A checkpoint ahead of this one was refused when the run resumed behind it. It must not count as one of the
-    # newest: it would be kept, and the one just saved deleted.
+    recorder.status(last_checkpoint_step=state.step, last_checkpoint_time=utc_now())
+    run.deadline.saves_s.append(seconds)
+    # A checkpoint ahead of this one was refused when the run resumed behind it. Counted among the newest, it would be
+    # kept and the one just saved deleted.
     present = [c for c in committed(run.paths) if c.step <= state.step]
     losses = {c.step: loss for c in present if (loss := c.manifest.eval_loss) is not None}
     best = min(losses, key=lambda step: (losses[step], step)) if losses else None
-    prune(
-        run.paths, steps_to_keep(run.config.checkpoint, [c.step for c in present], best_step=best), attempt=run.attempt
-    )
+    keep = steps_to_keep(run.config.checkpoint, [c.step for c in present], best_step=best)
+    prune(run.paths, keep, attempt=run.attempt)
     logger.info("saved step=%d bytes=%d seconds=%.1f", state.step, checkpoint.manifest.size_bytes, seconds)
     return checkpoint
 
@@ -110,7 +96,7 @@ def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry],
 def resume(run: Run) -> TrainState | None:
     """Loads the newest checkpoint that can be trusted; None when the run has none yet. Ranks: all.
 
-    Raises: CheckpointError when checkpoints exist but none fits: starting from scratch would throw the run's work away.
+    Raises: CheckpointError when checkpoints exist but none fits: starting from scratch would discard the run's work.
     """
     checkpoint = on_main(run.world, lambda: find_checkpoint(run))
     if checkpoint is None:
@@ -120,28 +106,29 @@ def resume(run: Run) -> TrainState | None:
 
 
 def find_checkpoint(run: Run) -> Checkpoint | None:
-    """The checkpoint to continue from, verified and of this very run; older attempts publish none now. Ranks: 0."""
+    """The checkpoint to continue from, verified and of this run; no older attempt can publish any more. Ranks: 0."""
     fence(run.paths, run.attempt)
     trusted = written_manifests(run.paths.events)
     checkpoint = newest_verified(run.paths.root, run_id=run.derived.run_id, trusted=trusted)
     if checkpoint is None:
         return None
     manifest = checkpoint.manifest
-    planned: dict[str, tuple[object, object]] = {
-        "number of ranks": (manifest.world_size, run.world.size),
-        "strategy.kind": (manifest.strategy, run.config.strategy.kind.value),
-        "method.kind": (manifest.method, run.config.method.kind.value),
-        "model, data or training settings (hash)": (
+    compared: list[tuple[str, object, object]] = [
+        ("number of ranks", manifest.world_size, run.world.size),
+        ("strategy.kind", manifest.strategy, run.config.strategy.kind.value),
+        ("method.kind", manifest.method, run.config.method.kind.value),
+        (
+            "model, data or training settings (hash)",
             manifest.config_hash,
             config_hash(run.config, run.derived.data_key),
         ),
-    }
-    wrong = [f"{what}: checkpoint has {old}, run has {new}" for what, (old, new) in planned.items() if old != new]
+    ]
+    wrong = {name: f"{name}: checkpoint has {old}, run has {new}" for name, old, new in compared if old != new}
     if wrong:
         raise ConfigMismatch(
             f"{checkpoint.path} does not fit config.yaml, which must not change after the start:\n  - "
-            + "\n  - ".join(wrong),
+            + "\n  - ".join(wrong.values()),
             path=str(checkpoint.path),
-            differing=[what for what, (old, new) in planned.items() if old != new],
+            differing=list(wrong),
         )
     return checkpoint

@@ -7,7 +7,7 @@ import math
 from launcher.config.schema import OptimConfig, Schedule
 
 
-def lr_at(step: int, *, optim: OptimConfig, peak_lr: float, warmup_steps: int, total_steps: int) -> float:
+def lr_at(step: int, optim: OptimConfig, peak_lr: float, *, warmup_steps: int, total_steps: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
     Warm-up is linear and its first step already moves: step s < warmup_steps gets peak * (s + 1) / warmup_steps.

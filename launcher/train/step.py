@@ -12,6 +12,7 @@ from torch import Tensor
 from launcher.config.schema import Precision
 from launcher.errors import TIME_LIMIT
 from launcher.train.batch import make_micro_batch
+from launcher.train.engines.base import StepResult
 from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at
@@ -21,7 +22,7 @@ from launcher.train.watchdog import WATCHDOG
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What all ranks know after a step; equal on every rank."""
+    """The result of a step; equal on every rank."""
 
     loss: float
     """Mean over the supervised tokens of the whole step."""
@@ -30,28 +31,26 @@ class StepOutcome:
     tokens: int
     supervised_tokens: int
     applied: bool
-    """False when loss or gradient was not finite: the weights are then as before."""
+    """False when loss or gradient was not finite; the weights are unchanged then."""
     stop: bool
     """Some rank received a stop signal, or the job's time runs out."""
     memory_gib: float = field(compare=False)
-    """Most memory any one rank held so far; of the machine, not of the training."""
+    """The most memory that any one rank has held so far."""
     data_time_s: float = field(compare=False, default=0.0)
-    """What this rank waited for its micro-batches."""
+    """How long this rank waited for its micro-batches."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Those of the objective, as means."""
+    """Means of the objective's metrics."""
 
 
 def searches_loss_scale(run: Run, outcome: StepOutcome) -> bool:
-    """Whether a step was left out only because fp16 gradients overflowed under the present loss scale, which is how
-    the scale finds its level."""
+    """Whether a step was skipped only because gradients overflowed under the current loss scale of fp16."""
     return run.config.strategy.precision is Precision.fp16 and not outcome.applied and math.isfinite(outcome.loss)
 
 
 def optimizer_step(run: Run, step: int) -> StepOutcome:
-    """Runs optimizer step `step` (from 0). Ranks: all."""
+    """Runs optimizer step `step`, counted from 0. Ranks: all."""
     started = time.perf_counter()
-    data, world, engine, metrics = run.train_data, run.world, run.engine, run.objective.metrics
-    packs = run.order.step_packs(step)
+    data, world, derived, packs = run.train_data, run.world, run.derived, run.order.step_packs(step)
     weight = max(run.objective.step_weight(data, packs), 1)
     sums, data_time_s = _forward_backward(run, step, weight)
     if world.is_main and run.time_runs_out(step + 1, step_s=time.perf_counter() - started):
@@ -61,37 +60,32 @@ def optimizer_step(run: Run, step: int) -> StepOutcome:
     agreed[len(sums)] = float(STOP.requested)
     agreed[len(sums) + 1 + world.rank] = peak_memory_gib(world.device)
     numbers = world.sum_(agreed).tolist()
-    loss_mean, *means = [number / weight for number in numbers[: len(sums)]]
+    loss, *means = [number / weight for number in numbers[: len(sums)]]
     stop, *memory_gib = numbers[len(sums) :]
     lr = lr_at(
-        step,
-        optim=run.config.optim,
-        peak_lr=run.derived.peak_lr,
-        warmup_steps=run.derived.warmup_steps,
-        total_steps=run.derived.total_steps,
+        step, run.config.optim, derived.peak_lr, warmup_steps=derived.warmup_steps, total_steps=derived.total_steps
     )
-    if math.isfinite(loss_mean):
-        result = engine.step(lr)
-        grad_norm, applied = result.grad_norm, result.applied
+    if math.isfinite(loss):
+        result = run.engine.step(lr)
     else:
-        engine.discard()
-        grad_norm, applied = math.nan, False
+        run.engine.discard()
+        result = StepResult(grad_norm=math.nan, applied=False)
     return StepOutcome(
-        loss=loss_mean,
-        grad_norm=grad_norm,
+        loss=loss,
+        grad_norm=result.grad_norm,
         lr=lr,
         tokens=int(data.pack_lengths[packs].sum()),
         supervised_tokens=int(data.pack_supervised[packs].sum()),
-        applied=applied,
+        applied=result.applied,
         stop=stop > 0,
         memory_gib=max(memory_gib),
         data_time_s=data_time_s,
-        metrics=dict(zip(metrics, means, strict=True)),
+        metrics=dict(zip(run.objective.metrics, means, strict=True)),
     )
 
 
 def _forward_backward(run: Run, step: int, weight: int) -> tuple[Tensor, float]:
-    """This rank's micro-batches of a step, each divided by the weight of the whole step.
+    """Runs this rank's micro-batches; `weight` is that of the whole step, and divides the gradients.
 
     Returns: loss and metrics of the objective, summed in float64; seconds spent waiting for data.
     """
@@ -102,9 +96,9 @@ def _forward_backward(run: Run, step: int, weight: int) -> tuple[Tensor, float]:
     sums = torch.zeros(1 + len(objective.metrics), dtype=torch.float64, device=device)
     data_time_s = 0.0
     for number, mine in enumerate(micro_batches, start=1):
-        asked = time.perf_counter()
+        wait_started = time.perf_counter()
         batch = make_micro_batch(data, mine, stand_in=shortest, device=device)
-        data_time_s += time.perf_counter() - asked
+        data_time_s += time.perf_counter() - wait_started
         with engine.micro_step(last=number == len(micro_batches)):
             loss = objective.loss(engine.forward, batch)
             engine.backward(loss.total * (batch.weight / weight))

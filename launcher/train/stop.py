@@ -1,4 +1,4 @@
-"""A stop signal sets a flag; ranks agree on it at the step edge. Imports nothing heavy: armed before torch loads."""
+"""A stop signal sets a flag, and ranks agree on it at the step edge. Imports no torch: armed before torch loads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.runs.stop_requests import RANK_STOP_SIGNALS
 
 
 class StopFlag:
-    """Remembers why this process is to stop: the first stop signal it received, or what it found out by itself."""
+    """Whether and why this process is to stop: the first stop signal, or a reason of its own."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -26,7 +26,7 @@ class StopFlag:
         assert threading.current_thread() is threading.main_thread()
         for number in RANK_STOP_SIGNALS:
             signal.signal(number, self._note)
-        # The local starter holds them back until now, so that none ends a rank that cannot catch it yet.
+        # The local starter blocks them until now, so that none ends a rank that cannot catch it yet.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, RANK_STOP_SIGNALS)
 
     def ask(self, reason: str) -> None:
@@ -39,7 +39,7 @@ class StopFlag:
         return Preempted(f"stopped by {by} {doing}", stopped_by=self.reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Once more changes nothing: whoever wants the ranks gone without a save kills them.
+        # A second signal changes nothing: ending the ranks without a save takes SIGKILL.
         if self.signal_name is None:
             self.signal_name = signal.Signals(number).name
         self.ask(self.signal_name)

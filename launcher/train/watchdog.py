@@ -32,18 +32,20 @@ logger = logging.getLogger(__name__)
 SHORTEST_STEP_LIMIT_S = 300.0
 FINISH_LIMIT_S = 120.0
 _TIMES_THE_SLOWEST = 10.0
-# Before the watcher, which allows one second more than the limit, ends everything.
+# Before the starter, which allows one second more than the limit, ends all ranks.
 _DUMP_AFTER_S = 0.5
 _LEAVE_AFTER_S = 10.0
-# The watcher ends a silent rank well before. One that still lives then is out of its reach: its node was cut off.
+# The starter ends a silent rank long before. A rank that still lives then is out of its reach: its node was cut off.
 _LEAVE_UNREACHED_AFTER_S = 60.0
 _TICK_S = 1.0
 
 
 class Watchdog:
-    """The signs of life of one process. Before `begin` all of it does nothing."""
+    """The signs of life of one process. Before `begin`, its methods do nothing."""
 
     def __init__(self) -> None:
+        self.has_trained = False
+        """Whether this rank has reached its first step, so that there may be something to save."""
         self._heart: Heart | None = None
         self._fault = FaultConfig()
         self._phase = Phase.start
@@ -51,11 +53,10 @@ class Watchdog:
         self._last_s = 0.0
         self._slowest_s = 0.0
         self._is_warm = False
-        self._has_trained = False
         self._stacks: IO[bytes] | None = None
 
     def begin(self, paths: RunPaths, attempt: int, *, rank: int, fault: FaultConfig) -> None:
-        """Starts the beats of this rank; again, only takes over the limits. Ranks: each, as early as it can."""
+        """Starts the heartbeats of this rank; a second call only sets the limits. Ranks: each, as early as it can."""
         self._fault = fault
         if self._heart is not None:
             return
@@ -64,9 +65,8 @@ class Watchdog:
         with suppress(OSError):
             self._stacks = paths.stacks(attempt, rank).open("ab", buffering=0)
         self._last_s = time.monotonic()
-        self._tell()
-        guard = _Guard(self, paths, attempt, rank, host, watched=is_watched(os.environ))
-        threading.Thread(target=guard.run, name="pulse", daemon=True).start()
+        self._write()
+        threading.Thread(target=self._guard, args=(paths, attempt, rank, host), name="watchdog", daemon=True).start()
 
     def beat(self, *, step: int | None = None) -> None:
         """A sign of life; cheap enough for every micro-batch. `step`: optimizer steps done."""
@@ -79,21 +79,21 @@ class Watchdog:
         if step is not None:
             self._is_warm = self._is_warm or (self._phase == Phase.step and step > self._step)
             self._step = step
-        self._tell()
+        self._write()
 
     def enter(self, phase: Phase, *, step: int | None = None) -> None:
-        """From now on this rank does something else."""
+        """Begins another phase."""
         if self._heart is None:
             return
         self._phase = phase
-        self._has_trained = self._has_trained or phase == Phase.step
+        self.has_trained = self.has_trained or phase == Phase.step
         self._step = self._step if step is None else step
         self._last_s = time.monotonic()
-        self._tell()
+        self._write()
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """Something else for a while; then the phase before goes on."""
+        """Another phase for the length of a block or function; then the one before continues."""
         before = self._phase
         self.enter(name)
         try:
@@ -102,17 +102,12 @@ class Watchdog:
             self.enter(before)
 
     @property
-    def has_trained(self) -> bool:
-        """Whether this rank came as far as its first step, so that there may be something to save."""
-        return self._has_trained
-
-    @property
     def limit_s(self) -> float:
         """How long this rank may be silent in its present phase."""
         fault = self._fault
         match self._phase:
             case Phase.meet:
-                # Ranks name the missing one themselves; the watcher is for those that cannot.
+                # The ranks name a missing one themselves; this limit is for ranks that cannot.
                 return 2 * fault.meet_limit_s + 60.0
             case Phase.save:
                 return fault.save_limit_s
@@ -121,80 +116,62 @@ class Watchdog:
             case Phase.step | Phase.evaluate:
                 learned = max(SHORTEST_STEP_LIMIT_S, _TIMES_THE_SLOWEST * self._slowest_s)
                 limit = fault.step_limit_s or learned
-                # The first step may compile kernels; its length says nothing about the others.
+                # The first step may compile kernels; its duration says nothing about the others.
                 return limit if self._is_warm else max(limit, fault.load_limit_s)
             case _:
                 return fault.load_limit_s
 
-    @property
-    def last_sign(self) -> tuple[Phase, float]:
-        """Changes with every sign of life."""
-        return self._phase, self._last_s
-
-    def _tell(self) -> None:
+    def _write(self) -> None:
         assert self._heart is not None
         limit_s = self.limit_s
         if self._heart.beat(self._phase, step=self._step, limit_s=limit_s) and self._stacks is not None:
             with suppress(OSError, RuntimeError, ValueError):
                 faulthandler.dump_traceback_later(limit_s + _DUMP_AFTER_S, file=self._stacks)
                 if os.fstat(self._stacks.fileno()).st_size:
-                    # It was slow and did not hang after all.
+                    # The rank was slow, but did not hang.
                     self._stacks.truncate(0)
 
-
-class _Guard:
-    """A thread that does what needs Python once the rank is silent: the collectives under way, and the way out."""
-
-    def __init__(self, pulse: Watchdog, paths: RunPaths, attempt: int, rank: int, host: str, *, watched: bool) -> None:
-        self._pulse = pulse
-        self._paths = paths
-        self._attempt = attempt
-        self._rank = rank
-        self._host = host
-        self._watched = watched
-
-    def run(self) -> None:
-        sign, silent_s, told = self._pulse.last_sign, 0.0, False
+    def _guard(self, paths: RunPaths, attempt: int, rank: int, host: str) -> None:
+        """A thread that writes the open collectives once the rank is silent, and ends the rank if nobody else does."""
+        watched = is_watched(os.environ)
+        sign, silent_s, has_written = (self._phase, self._last_s), 0.0, False
         while True:
             before = time.monotonic()
             time.sleep(_TICK_S)
-            if self._pulse.last_sign != sign:
-                sign, silent_s, told = self._pulse.last_sign, 0.0, False
+            if (self._phase, self._last_s) != sign:
+                sign, silent_s, has_written = (self._phase, self._last_s), 0.0, False
                 continue
-            # Not all of a long gap: this process was then stopped itself, and goes on now.
+            # Of a long gap only a part counts: this process itself was stopped then.
             silent_s += min(time.monotonic() - before, 2 * _TICK_S)
-            limit_s = self._pulse.limit_s
-            if silent_s > limit_s and not told:
-                told = True
-                write_collectives(self._paths.attempt(self._attempt) / f"nccl-{self._rank:04d}.json")
-            # Nobody watches a rank that has done its work, and W&B may yet keep it.
-            is_for_watcher = self._watched and sign[0] != Phase.finish
+            limit_s = self.limit_s
+            if silent_s > limit_s and not has_written:
+                has_written = True
+                write_collectives(paths.attempt(attempt) / f"nccl-{rank:04d}.json")
+            # The starter does not watch a rank that has done its work, and trackers may still hold it up.
+            is_for_watcher = watched and self._phase != Phase.finish
             if silent_s > limit_s + (_LEAVE_UNREACHED_AFTER_S if is_for_watcher else _LEAVE_AFTER_S):
-                self._leave(sign[0], silent_s, limit_s)
-
-    def _leave(self, phase: Phase, silent_s: float, limit_s: float) -> None:
-        """Ends this rank, and with it, through its starter or the lost connection, the others."""
-        message = f"no sign of life for {silent_s:.0f} s in phase {phase} (limit {limit_s:.0f} s)"
-        stacks = self._paths.stacks(self._attempt, self._rank)
-        logger.error("rank %d hangs: %s; its stacks: %s", self._rank, message, stacks)
-        error = RankHung(message, phase=phase, silent_s=round(silent_s, 1), limit_s=limit_s)
-        end = end_of(self._rank, host=self._host, exit_code=ExitCode.HANG, error=error, message=message)
+                break
+        # The other ranks end with this one, through the starter or the lost connection.
+        message = f"no sign of life for {silent_s:.0f} s in phase {self._phase} (limit {limit_s:.0f} s)"
+        logger.error("rank %d hangs: %s; its stacks: %s", rank, message, paths.stacks(attempt, rank))
+        error = RankHung(message, phase=self._phase, silent_s=round(silent_s, 1), limit_s=limit_s)
+        end = end_of(rank, host=host, exit_code=ExitCode.HANG, error=error, message=message)
         with suppress(OSError):
-            write_rank_end(self._paths.rank_end(self._attempt, self._rank), end)
+            write_rank_end(paths.rank_end(attempt, rank), end)
         os._exit(ExitCode.HANG)
 
 
 def record_collectives(folder: Path, environ: dict[str, str] | os._Environ[str]) -> None:
-    """Has NCCL remember its last collectives, and write them down when one times out. Before torch is loaded."""
+    """Makes NCCL record its last collectives, and write them when one times out. Call before torch is loaded."""
     environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
     environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-trace-"))
 
 
 def write_collectives(path: Path) -> None:
-    """The collectives NCCL remembers, those under way last; nothing without NCCL. Never raises."""
+    """Writes NCCL's record of its last collectives, the open ones last; nothing without NCCL. Never raises."""
     if "torch.distributed.distributed_c10d" not in sys.modules:
-        return  # the rank hangs while it imports torch, and would hold the import's lock against us
+        return  # the rank hangs while importing torch, and holds the import lock
     try:
         from torch._C._distributed_c10d import _dump_nccl_trace_json  # type: ignore[attr-defined]
 
@@ -204,4 +181,4 @@ def write_collectives(path: Path) -> None:
 
 
 WATCHDOG = Watchdog()
-"""The pulse of this process."""
+"""The watchdog of this process."""

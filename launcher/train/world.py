@@ -1,4 +1,4 @@
-"""The ranks of a run: who this process is, and whether everybody planned has come."""
+"""The ranks of a run: which one this process is, its device, and the process group."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""For every collective after the first: rank 0 may plan a run, or write a large checkpoint, while the others wait."""
+"""Of every collective after the first: rank 0 may plan a run or write a large checkpoint while the others wait."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This rank's place; collectives are methods so that one process needs none."""
+    """This rank among all; its methods are the collectives, which do nothing with a single process."""
 
     rank: int
     local_rank: int
@@ -48,7 +48,7 @@ class World:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """True if any rank says so. Ranks: all."""
+        """Whether the flag is set on any rank. Ranks: all."""
         return bool(self.sum_(torch.tensor(float(flag), device=self.device)).item() > 0)
 
     def gather(self, value: T) -> list[T]:
@@ -61,10 +61,10 @@ class World:
 
     def from_main(self, value: T | None) -> T:
         """Rank 0's value, on every rank. Ranks: all."""
-        box: list[T | None] = [value]
+        values: list[T | None] = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        return box[0]  # type: ignore[return-value]
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -72,7 +72,7 @@ class World:
 
 
 def on_main(world: World, act: Callable[[], T]) -> T:
-    """Runs work with files on rank 0 and gives its result to all. Ranks: all.
+    """Runs file work on rank 0 and returns its result on all. Ranks: all.
 
     Raises: on rank 0 the error of the work (a CheckpointError for an OSError), on the others ErrorOnMain.
     """
@@ -95,7 +95,7 @@ def on_main(world: World, act: Callable[[], T]) -> T:
 
 
 def leave_if_stopped(world: World, doing: str) -> None:
-    """Where there is nothing to save yet, a stop that any rank was told of ends all of them at once. Ranks: all.
+    """Ends all ranks if any of them received a stop signal, where there is nothing to save yet. Ranks: all.
 
     Raises: Preempted.
     """
@@ -106,12 +106,12 @@ def leave_if_stopped(world: World, doing: str) -> None:
 def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s) -> World:
     """Meets the other ranks and compares them with the plan.
 
-    The process group is never destroyed: gloo's worker thread may still want the GIL to free the last collective's
-    tensors, and a destructor that holds it then waits for ever (seen with DDP on gloo). The process
-    ends by `os._exit` instead.
+    The process group is never destroyed: gloo's worker thread may still need the GIL to free the last collective's
+    tensors, and a destructor that holds it then waits forever (seen with DDP on gloo). The process ends by `os._exit`
+    instead.
 
-    Raises: WorldError if another number of ranks came than planned (training with it would silently change the batch),
-    or one did not come within `limit_s`. Ranks: all.
+    Raises: WorldError if the number of ranks is not the planned one (training with it would silently change the
+    batch), or one did not come within `limit_s`. Ranks: all.
     """
     rank, local_rank, size = rank_numbers(os.environ)
     if size != derived.world_size:
@@ -119,31 +119,39 @@ def join_world(derived: Derived, *, limit_s: float = FaultConfig().meet_limit_s)
             f"{size} process{'es' if size != 1 else ''} started but the run was planned for {derived.world_size} "
             f"(RANK={rank}, LOCAL_RANK={local_rank}); start that many, or make a new run with other cluster settings"
         )
-    if derived.device == "cpu" and derived.threads_per_process:  # 0: the job's OMP_NUM_THREADS says
+    if derived.device == "cpu" and derived.threads_per_process:  # 0: as the job's OMP_NUM_THREADS says
         torch.set_num_threads(derived.threads_per_process)
     return meet(derived.device, limit_s=limit_s)
 
 
 def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> World:
-    """The process group of whoever was started, planned or not.
+    """Makes the process group of all ranks that were started, planned or not.
 
-    Raises: WorldError naming who cannot be reached; Preempted when a stop signal came meanwhile. Ranks: all.
+    Raises: WorldError naming the ranks that cannot be reached; Preempted when a stop signal came meanwhile. Ranks: all.
     """
     rank, local_rank, size = rank_numbers(os.environ)
     # Accelerate, DeepSpeed and torch read these; srun sets none of them.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
-    device = torch.device("cpu")
-    if device_type == "cuda":
-        device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
-        torch.cuda.set_device(device)
-    world = World(rank=rank, local_rank=local_rank, size=size, device=device)
+    world = World(rank=rank, local_rank=local_rank, size=size, device=use_device(device_type, rank, local_rank))
     if not dist.is_initialized():
         _make_process_group(world, limit_s)
     return world
 
 
+def use_device(device_type: str, rank: int, local_rank: int) -> torch.device:
+    """Makes this rank's device the current one.
+
+    Raises: DeviceError when this node has too few GPUs.
+    """
+    if device_type == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
+
+
 def gpu_of(rank: int, local_rank: int, num_gpus: int) -> int:
-    """Index of a rank's GPU among those it sees: its own one where its starter shows it no other, else by local rank.
+    """Index of a rank's GPU among those it sees: the only one, or else by local rank.
 
     Raises: DeviceError when this node has too few.
     """
@@ -173,7 +181,7 @@ def _make_process_group(world: World, limit_s: float) -> None:
     store = find_all(world.rank, world.size, limit_s=limit_s)
 
     def talk() -> None:
-        # In the short time a meeting may take; a node whose network is cut would else be noticed half an hour later.
+        # With a short time limit: otherwise a node whose network is cut is noticed only half an hour later.
         dist.init_process_group(
             backend,
             store=PrefixStore("group", store),

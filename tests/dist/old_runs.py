@@ -85,7 +85,9 @@ def _numbers(figures: list[str]) -> list[float]:
 
 def _made_here() -> bool:
     """Whether processor and torch are those that made the runs."""
-    facts = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags"))]
+    facts = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("model name", "flags"))
+    ]
     return hashlib.sha256("\n".join([*facts[:2], torch.__version__]).encode()).hexdigest() == GOLDENS["made_on"]
 
 

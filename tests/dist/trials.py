@@ -39,6 +39,7 @@ def gradients(run_dir: str, out: str) -> float:
     from launcher.train.engines.base import StepResult
     from launcher.train.engines.replicated import ReplicatedEngine
     from launcher.train.main import prepare_run
+    from launcher.train.recorder import Recorder
     from launcher.train.step import optimizer_step
     from launcher.train.world import join_world
 
@@ -46,7 +47,8 @@ def gradients(run_dir: str, out: str) -> float:
     frozen = load_config(paths.config)
     assert frozen.derived is not None
     world = join_world(frozen.derived)
-    run = prepare_run(paths, frozen.config, frozen.derived, attempt=1, world=world, recorder=None)
+    recorder = Recorder(paths, frozen.derived, attempt=1, enabled=False)
+    run = prepare_run(paths, frozen.config, frozen.derived, attempt=1, world=world, recorder=recorder)
     found = {}
 
     def capture(lr: float) -> StepResult:

@@ -1,4 +1,4 @@
-"""What every engine does."""
+"""The interface of every engine."""
 
 from __future__ import annotations
 
@@ -7,19 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from launcher.config.schema import Derived, RunConfig
+from launcher.train.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an optimizer step did. Not applied: a gradient was not finite, on any rank; weights are untouched."""
+    """The result of an optimizer step."""
 
     grad_norm: float
     applied: bool
+    """False when a gradient was not finite on any rank; the weights are unchanged then."""
 
 
 class Engine(Protocol):
-    """The same few verbs for every strategy. Ranks: all, in step."""
+    """The same methods for every strategy. Ranks: all, in step."""
+
+    @staticmethod
+    def make_accelerator(config: RunConfig, derived: Derived, world: World) -> Accelerator:
+        """Called before the model is loaded."""
+
+    def __init__(
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, config: RunConfig, world: World
+    ) -> None: ...
 
     def forward(self, inputs: dict[str, object]) -> Tensor:
         """Logits [L, vocab] at the labelled positions of one row, in the compute precision."""
@@ -31,13 +45,13 @@ class Engine(Protocol):
         """Adds the gradients of this micro-batch's share of the step's loss."""
 
     def step(self, lr: float) -> StepResult:
-        """Clips and applies the accumulated gradients, or throws them away if any rank's are not finite."""
+        """Clips and applies the accumulated gradients, or discards them if those of any rank are not finite."""
 
     def discard(self) -> None:
-        """Throws the accumulated gradients away."""
+        """Drops the accumulated gradients."""
 
     def set_training(self, training: bool) -> None:
-        """Dropout on or off."""
+        """Turns dropout on or off."""
 
     def save(self, folder: Path) -> list[Path]:
         """Writes this rank's part of the state; returns the files."""

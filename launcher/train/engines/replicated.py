@@ -9,33 +9,28 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from launcher.checkpoint.shards import read_replicated, read_rng, write_replicated, write_rng
 from launcher.config.schema import Derived, Precision, RunConfig
 from launcher.train.engines.base import StepResult
-from launcher.train.optimizer import trained_parameters
+from launcher.train.optimizer import trainable_parameters
 from launcher.train.world import World
 
 _HALF = {Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
-def replicated_accelerator(derived: Derived, world: World) -> Accelerator:
-    """Ranks: all, before the model is loaded."""
-    return Accelerator(cpu=world.device.type == "cpu", gradient_accumulation_steps=derived.grad_accum_steps)
-
-
 class ReplicatedEngine:
-    """Every rank holds all weights; DDP averages gradients in the last micro-step."""
+    """DDP averages gradients in the last micro-step."""
+
+    @staticmethod
+    def make_accelerator(config: RunConfig, derived: Derived, world: World) -> Accelerator:
+        return Accelerator(cpu=world.device.type == "cpu", gradient_accumulation_steps=derived.grad_accum_steps)
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: RunConfig,
-        world: World,
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, config: RunConfig, world: World
     ) -> None:
-        self._named = trained_parameters(model)
+        self._named = trainable_parameters(model)
         self._optimizer = optimizer
         self._world = world
         self._clip = config.optim.grad_clip
@@ -63,13 +58,13 @@ class ReplicatedEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._scaler.unscale_(self._optimizer)
-        # Gradients are equal on all ranks by now, so their norm is an agreement in itself.
+        # Gradients are equal on all ranks by now, so all ranks get the same norm.
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._named.values() if p.grad is not None])
         applied = bool(norm.isfinite())
         if applied and self._clip > 0:
             torch.nn.utils.clip_grads_with_norm_(self._named.values(), self._clip, norm)
         if applied or self._scaler.is_enabled():
-            # With fp16 the scaler itself skips the step and lowers its scale.
+            # In fp16 the scaler itself skips the step and lowers its scale.
             self._scaler.step(self._optimizer)
             self._scaler.update()
         self.discard()
@@ -82,18 +77,13 @@ class ReplicatedEngine:
         self._module.train(training)
 
     def save(self, folder: Path) -> list[Path]:
-        files = write_replicated(
-            folder,
-            named=self._named,
-            optimizer=self._optimizer,
-            rank=self._world.rank,
-            world_size=self._world.size,
-        )
-        if self._world.is_main and self._scaler.is_enabled():
+        rank, size = self._world.rank, self._world.size
+        files = write_replicated(folder, named=self._named, optimizer=self._optimizer, rank=rank, world_size=size)
+        if rank == 0 and self._scaler.is_enabled():
             path = folder / "scaler.json"
             path.write_text(json.dumps(self._scaler.state_dict()), encoding="utf-8")
             files.append(path)
-        return [*files, write_rng(folder, self._world.rank)]
+        return [*files, write_rng(folder, rank)]
 
     def load(self, folder: Path) -> None:
         self.discard()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.checkpoint.commit import committed, fsync_dir, newest_verified, prune, publish, step_dir, verify
+from launcher.checkpoint.commit import committed, newest_verified, prune, publish, step_dir, verify
 from launcher.checkpoint.manifest import MANIFEST, seal_file
 from launcher.errors import CheckpointError, SupersededError
 from launcher.paths import RunPaths
@@ -101,7 +101,7 @@ def test_killed_before_any_file_operation_of_a_save_the_old_or_the_new_checkpoin
 
 def test_all_of_a_checkpoint_is_on_disk_before_its_name_is(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Path] = []
-    real_fsync, real_rename = os.fsync, os.rename
+    real_fsync, real_rename, real_replace = os.fsync, os.rename, os.replace
 
     def fsync(descriptor: int) -> None:
         done.append(Path(f"/proc/self/fd/{descriptor}").readlink())
@@ -111,8 +111,14 @@ def test_all_of_a_checkpoint_is_on_disk_before_its_name_is(run: RunPaths, monkey
         done.append(Path(new))
         real_rename(old, new)
 
+    def replace(draft: Path, final: Path) -> None:
+        real_replace(draft, final)
+        if Path(draft) in done:
+            done[done.index(Path(draft))] = Path(final)
+
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "replace", replace)
     final = save(run, 1).path
     at = done.index(final)
     staging = run.checkpoints / ".staging-000001-0001"
@@ -362,9 +368,3 @@ def test_steps_beyond_six_digits_are_in_order(run: RunPaths) -> None:
     for step in (999_999, 1_000_000):
         save(run, step)
     assert steps(run) == [1_000_000, 999_999]
-
-
-def test_making_names_durable_needs_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
-        fsync_dir(tmp_path / "file")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from launcher.config.compose import compose_config
 from launcher.config.package_floors import FLOORS, installed_version, outdated_packages, package_problems
@@ -45,6 +46,15 @@ def test_pyproject_states_the_same_floors() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     stated = {(r := Requirement(line)).name: str(r.specifier) for line in project["optional-dependencies"]["train"]}
     assert {name: stated[name] for name in FLOORS} == {name: f">={floor}" for name, (floor, _) in FLOORS.items()}
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "accelerate", "peft"])
+def test_only_versions_that_the_tests_run_are_accepted(package: str) -> None:
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    floor = Version(FLOORS[package][0])
+    assert floor.release == Version(pins[package]).release[:2]
+    [problem] = package_problems(config_with("strategy=ddp"), {package: f"{floor.major}.{floor.minor - 1}"}.get)
+    assert problem.key == package and "not tested" in problem.why
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

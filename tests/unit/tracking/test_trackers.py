@@ -110,7 +110,7 @@ def test_a_child_killed_in_the_middle_leaves_no_gap_and_no_duplicate(paths: RunP
     write_attempt(paths, 1, 1, 12)
     cursors = paths.tracker(name)
     wait_for(lambda: any('"train_step": 12' in path.read_text() for path in cursors.glob("cursor-*.json")))
-    os.kill(replay._children[0].process.pid, signal.SIGKILL)
+    os.kill(next(iter(replay._children.values())).pid, signal.SIGKILL)
     assert not replay.finish(10)
     # A cursor that is behind, as after a kill between sending and noting.
     (cursor,) = cursors.glob("cursor-*.json")

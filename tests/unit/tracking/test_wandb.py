@@ -19,13 +19,14 @@ import pytest
 
 from launcher.config.schema import TrackConfig, WandbMode
 from launcher.errors import UserError
+from launcher.files import write_json
 from launcher.paths import RunPaths
 from launcher.runs.events import Event, EventWriter, read_events
 from launcher.runs.metrics import MetricsWriter, read_metrics
 from launcher.tracking import replay as replay_module
 from launcher.tracking import replay_process
 from launcher.tracking.replay import Replay, start, tracker_warnings
-from launcher.tracking.replay_process import read_cursor, write_cursor
+from launcher.tracking.replay_process import read_cursor
 from launcher.tracking.sync import Synced
 from launcher.tracking.sync import sync as sync_all
 from launcher.tracking.tracker import Cursor
@@ -65,8 +66,8 @@ def events_of(paths: RunPaths, kind: str) -> list[Event]:
 
 
 def child_of(replay: Replay) -> int:
-    (child,) = replay._children
-    return child.process.pid
+    (child,) = replay._children.values()
+    return child.pid
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -117,7 +118,7 @@ def test_after_a_killed_replay_offline_files_are_made_again_and_nothing_is_lost_
     write_attempt(paths, 1, 1, 12)
     assert start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=1).finish(20)
     # What a killed sender leaves: a cursor ahead of what W&B has on disk, not closed.
-    write_cursor(paths.tracker("wandb") / "cursor-offline.json", Cursor(train_step=16, eval_step=15, closed=False))
+    write_json(paths.tracker("wandb") / "cursor-offline.json", Cursor(train_step=16, eval_step=15, closed=False))
     write_attempt(paths, 2, 11, 20)
     assert start(paths.root, TrackConfig(wandb=WandbMode.offline), attempt=2).finish(20)
     assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
@@ -155,7 +156,7 @@ def test_a_server_gets_every_loss_once_over_two_attempts_with_a_rewind(server: F
 def test_after_a_killed_replay_the_server_is_asked(server: FakeWandb, paths: RunPaths) -> None:
     write_attempt(paths, 1, 1, 12)
     assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1).finish(20)
-    write_cursor(paths.tracker("wandb") / "cursor-online.json", Cursor(train_step=18, eval_step=15, closed=False))
+    write_json(paths.tracker("wandb") / "cursor-online.json", Cursor(train_step=18, eval_step=15, closed=False))
     write_attempt(paths, 2, 11, 20)
     assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=2).finish(20)
     assert_holds_exactly(server.history["3f9a1c07"], paths)
@@ -311,7 +312,7 @@ from pathlib import Path
 from launcher.config.schema import TrackConfig, WandbMode
 from launcher.tracking.replay import start
 replay = start(Path(sys.argv[1]), TrackConfig(wandb=WandbMode.offline), attempt=1)
-print(replay._children[0].process.pid, flush=True)
+print(next(iter(replay._children.values())).pid, flush=True)
 time.sleep(60)
 """
 
@@ -367,7 +368,7 @@ def test_a_cursor_is_trusted_only_if_it_is_whole_and_its_sender_ended_cleanly(tm
     assert read_cursor(path) is None
     path.write_text("{")
     assert read_cursor(path) is None
-    write_cursor(path, Cursor(3, 2, closed=False))
+    write_json(path, Cursor(3, 2, closed=False))
     assert read_cursor(path) is None
-    write_cursor(path, Cursor(3, 2, closed=True))
+    write_json(path, Cursor(3, 2, closed=True))
     assert read_cursor(path) == Cursor(3, 2, closed=True)

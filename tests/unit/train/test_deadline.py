@@ -21,8 +21,8 @@ class Clock:
 def deadline(left_s: float, *, margin_s: float = 5.0, saves_s: tuple[float, ...] = (20.0,)) -> Deadline:
     found = Deadline(END_S, margin_s=margin_s, saves_s=saves_s, clock=Clock(END_S - left_s))
     for seconds in (2.0, 10.0, 3.0):
-        found.stepped(seconds)
-    found.evaluated(100.0)
+        found.steps_s.append(seconds)
+    found.evaluations_s.append(100.0)
     return found
 
 
@@ -56,11 +56,11 @@ def test_an_evaluation_makes_way_for_the_save_only_when_it_must() -> None:
 def test_what_was_slow_long_ago_is_forgotten() -> None:
     found = deadline(36.0)
     for _ in range(20):
-        found.stepped(1.0)
-    found.stepped(1.0)
+        found.steps_s.append(1.0)
+    found.steps_s.append(1.0)
     assert not found.leaves_no_step(step_s=1.0, evaluates=False, saves=False)
     for _ in range(20):
-        found.saved(1.0)
+        found.saves_s.append(1.0)
     assert not Deadline(END_S, margin_s=5.0, clock=Clock(0.0)).leaves_only_a_save()
     assert not deadline(8.0, saves_s=(1.0,)).leaves_only_a_save()
 

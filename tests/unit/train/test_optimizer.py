@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from launcher.config.schema import OptimConfig, StrategyConfig
-from launcher.train.optimizer import make_optimizer, trained_parameters
+from launcher.train.optimizer import make_optimizer, trainable_parameters
 
 
 class Tiny(nn.Module):
@@ -21,15 +21,15 @@ class Tiny(nn.Module):
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
 
 
-def test_trained_parameters_have_names_and_tied_ones_come_once() -> None:
-    assert sorted(trained_parameters(Tiny())) == ["embed.weight", "head.bias", "norm.bias", "norm.weight"]
+def test_trainable_parameters_have_names_and_tied_ones_come_once() -> None:
+    assert sorted(trainable_parameters(Tiny())) == ["embed.weight", "head.bias", "norm.bias", "norm.weight"]
 
 
 def test_norms_and_biases_do_not_decay() -> None:
     model = Tiny()
-    optimizer = make_optimizer(trained_parameters(model), OptimConfig(weight_decay=0.1), StrategyConfig())
+    optimizer = make_optimizer(trainable_parameters(model), OptimConfig(weight_decay=0.1), StrategyConfig())
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    found = {name: decays[id(p)] for name, p in trained_parameters(model).items()}
+    found = {name: decays[id(p)] for name, p in trainable_parameters(model).items()}
     assert found == {"embed.weight": 0.1, "head.bias": 0.0, "norm.bias": 0.0, "norm.weight": 0.0}
 
 
@@ -42,7 +42,7 @@ def test_a_matrix_that_zero_3_has_emptied_still_decays() -> None:
 
 @pytest.mark.parametrize("only", ["embed.weight", "norm.bias"])
 def test_no_group_is_empty(only: str) -> None:
-    named = {only: trained_parameters(Tiny())[only]}
+    named = {only: trainable_parameters(Tiny())[only]}
     optimizer = make_optimizer(named, OptimConfig(), StrategyConfig())
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
 

@@ -16,8 +16,7 @@ SHAPES = st.sampled_from(list(Schedule))
 def curve(optim: OptimConfig, *, warmup_steps: int, total_steps: int) -> list[float]:
     """The rate of every step, and last that of the step after the end."""
     return [
-        lr_at(step, optim=optim, peak_lr=PEAK, warmup_steps=warmup_steps, total_steps=total_steps)
-        for step in range(total_steps + 1)
+        lr_at(step, optim, PEAK, warmup_steps=warmup_steps, total_steps=total_steps) for step in range(total_steps + 1)
     ]
 
 

@@ -47,8 +47,8 @@ def test_every_step_gets_the_rate_of_the_schedule(open_run: OpenRun) -> None:
     for step in (0, 1, 2, 3):
         wanted = lr_at(
             step,
-            optim=run.config.optim,
-            peak_lr=derived.peak_lr,
+            run.config.optim,
+            derived.peak_lr,
             warmup_steps=derived.warmup_steps,
             total_steps=derived.total_steps,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import launcher.train.watchdog as pulse_module
+import launcher.train.watchdog as watchdog_module
 from launcher.config.cluster_schema import FaultConfig
 from launcher.errors import ExitCode
 from launcher.paths import RunPaths
@@ -30,12 +30,12 @@ def paths(tmp_path: Path) -> RunPaths:
 @pytest.fixture
 def pulse(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog]:
     monkeypatch.setenv("LAUNCHER_WATCHED", "1")
-    # It would end this process, and the tests with it, once the pulse has been silent for long enough.
-    monkeypatch.setattr(pulse_module._Guard, "run", lambda self: None)
+    # It would end this process, and the tests with it, once the heartbeats have stopped for long enough.
+    monkeypatch.setattr(Watchdog, "_guard", lambda *_: None)
     found = Watchdog()
     found.begin(paths, 1, rank=0, fault=FaultConfig(load_limit_s=1000.0, save_limit_s=2000.0, meet_limit_s=100.0))
     yield found
-    pulse_module.faulthandler.cancel_dump_traceback_later()
+    watchdog_module.faulthandler.cancel_dump_traceback_later()
 
 
 def beat_of(paths: RunPaths) -> Beat:
@@ -54,7 +54,7 @@ def test_the_first_step_may_take_as_long_as_loading(pulse: Watchdog) -> None:
 
 def test_the_limit_of_a_step_learns_from_the_slowest(pulse: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
-    monkeypatch.setattr(pulse_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(watchdog_module.time, "monotonic", lambda: now)
     pulse.enter(Phase.step, step=0)
     for seconds in (1.0, 70.0, 2.0):
         now += seconds

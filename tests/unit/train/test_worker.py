@@ -12,7 +12,7 @@ import pytest
 from launcher.errors import DataError, ErrorOnMain, ExitCode, LauncherError, Preempted
 from launcher.log import setup_logging
 from launcher.runs.rank_environment import ranks_per_node
-from launcher.worker import _guarded, _plans_a_place, main
+from launcher.worker import _chooses_ranks, _guarded, main
 
 NAMES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NUM_NODES")
 
@@ -93,4 +93,4 @@ def test_ranks_of_a_node_are_counted_under_any_starter(
     ],
 )
 def test_a_place_is_planned_where_settings_name_one(overrides: list[str], plans: bool) -> None:
-    assert _plans_a_place(argparse.Namespace(overrides=overrides, conf_dir=None)) is plans
+    assert _chooses_ranks(argparse.Namespace(overrides=overrides, conf_dir=None)) is plans
