@@ -21,7 +21,7 @@ from launcher.log import setup_logging
 VERBS = {
     "check": "validate a run and print its plan, without starting anything",
     "prepare": "tokenize, mask, audit and pack the data; show what the model will see",
-    "train": "train on this machine, or continue a run",
+    "train": "train on this host, or continue a run",
     "submit": "validate a run and queue it on Slurm; comma lists make a sweep",
     "resume": "resume a stopped or failed run from its latest valid checkpoint",
     "status": "list runs, or show one in detail",
@@ -33,7 +33,7 @@ VERBS = {
     "eval": "measure the tuned model against its base on the validation set",
     "report": "write a page with curves, advice, data audit, settings and cost",
     "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
-    "doctor": "check this machine, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
+    "doctor": "check this host, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
     "sync": "upload to the run's trackers what the live run missed, or the whole run",
 }
 _GROUPS = {

@@ -4,7 +4,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- UserError                 exit 2   the user must change something
 |   |-- ConfigErrors          exit 2   one or more configuration problems, all reported at once
 |   |-- DataError             exit 2   the examples cannot be used as they are
-|   |   `-- NotFetched        exit 2   a Hub data set is not in the cache yet
+|   |   `-- NotFetched        exit 2   a Hub dataset is not in the cache yet
 |   |-- ModelError            exit 2   the model cannot be found or used
 |   |-- RunError              exit 2   the run directory is missing, finished, busy or from another configuration
 |   |-- MicroBatchTooLarge    exit 2   the heaviest micro-batch does not fit into GPU memory
@@ -15,7 +15,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |   |-- ConfigMismatch        exit 3   the checkpoint is of other settings than config.yaml
 |   `-- SupersededError       exit 6   a newer attempt of the run exists; this one may not publish
 |-- WorldError                exit 4   the ranks that met are not the ranks that were planned
-|   |-- RanksMissing          exit 4   ranks did not come to the rendezvous, or left it
+|   |-- RanksMissing          exit 4   ranks missed the rendezvous, or left it
 |   |-- RendezvousFailed      exit 4   the ranks cannot reach each other, and none is known to be missing
 |   |-- HostNotStarted        exit 4   the remote shell to a host of the run ended before it joined
 |   |-- HostLost              exit 4   a host of the run went silent, or its ranks failed
@@ -25,7 +25,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |-- SlurmError                exit 8   Slurm refused what was asked of it
 |   |-- UnknownJob            exit 8   Slurm does not know the job
 |   `-- SlurmUnavailable      exit 8   Slurm cannot be asked at the moment
-|       `-- SlurmMissing      exit 2   this machine has no Slurm
+|       `-- SlurmMissing      exit 2   Slurm is not installed here
 |-- Preempted                 exit 75  saved at a step edge; start me again
 `-- ErrorOnMain               (as on rank 0)  what rank 0 raised, on the other ranks
 

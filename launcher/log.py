@@ -28,7 +28,7 @@ def setup_logging(*, rank: int = 0, verbose: bool = False) -> None:
 
 
 def _quiet_libraries() -> None:
-    # It warns at import, at any use of peft, about a kernel package nobody here needs.
+    # It warns at import, at any use of peft, about a kernel package that is not needed here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # DeepSpeed sets its level when it is imported, so only a filter lasts; and it logs to stdout, where --json writes.
     logging.getLogger("DeepSpeed").addFilter(_is_worth_reading)

@@ -38,7 +38,7 @@ class RunPaths:
     metrics = _Name("metrics.jsonl")
     status = _Name("status.json")
     data = _Name("data")
-    """Link to the prepared data set (holds audit.json, train/, validation/)."""
+    """Link to the prepared dataset (holds audit.json, train/, validation/)."""
     checkpoints = _Name("checkpoints")
     attempts = _Name("attempts")
     lock = _Name(".lock")
@@ -70,7 +70,7 @@ class RunPaths:
         return max(self.attempt_numbers(), default=0)
 
     def rank_log(self, attempt: int, rank: int) -> Path:
-        """What one rank wrote on stdout and stderr."""
+        """Output of one rank, stdout and stderr."""
         return self.attempt(attempt) / f"rank-{rank:04d}.log"
 
     def process(self, attempt: int) -> Path:
@@ -90,7 +90,7 @@ class RunPaths:
         return self.attempt(attempt) / f"end-{rank:04d}.json"
 
     def heartbeat(self, attempt: int, rank: int) -> Path:
-        """What a rank does now; rewritten in place as it goes on."""
+        """What a rank does at the moment; rewritten in place."""
         return self.attempt(attempt) / f"beat-{rank:04d}.json"
 
     def stacks(self, attempt: int, rank: int) -> Path:
@@ -98,11 +98,11 @@ class RunPaths:
         return self.attempt(attempt) / f"stacks-{rank:04d}.txt"
 
     def job_log(self, attempt: int) -> Path:
-        """What the job itself and srun said during an attempt."""
+        """Output of the job itself and of srun during an attempt."""
         return self.attempt(attempt) / "job.log"
 
     def host_status(self, attempt: int, number: int) -> Path:
-        """What one host of a run on several (cluster.hosts) reports about itself; rewritten in place once a second."""
+        """Status of one host of a run on several (cluster.hosts); rewritten in place once a second."""
         return self.attempt(attempt) / f"box-{number:04d}.json"
 
 

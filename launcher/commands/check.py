@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.cfg and not args.json:
         _print_settings(config, problems)
         return ExitCode.USER if problems else ExitCode.DONE
-    seen = _Seen()
+    seen = _Planning()
     if not _blocks_planning(problems):
         seen = _plan(config)
         problems = problems + seen.problems
@@ -52,7 +52,7 @@ def _blocks_planning(problems: list[Problem]) -> bool:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Planning:
     """What planning showed."""
 
     plan: Plan | None = None
@@ -65,7 +65,7 @@ class _Seen:
     """This machine cannot run it; another one may."""
 
 
-def _plan(config: RunConfig) -> _Seen:
+def _plan(config: RunConfig) -> _Planning:
     problems = package_problems(config) + allow_problems(config)
     lacking = machine_problems(config, visible_gpus())
     warnings = [f"this machine cannot run it: {problem}" for problem in lacking]
@@ -73,13 +73,13 @@ def _plan(config: RunConfig) -> _Seen:
         planned = plan_cheaply(config)
     except DataError as error:
         found = error.problems or [Problem("data.path", config.data.path, str(error))]
-        return _Seen(None, problems + found, warnings)
+        return _Planning(None, problems + found, warnings)
     audit = [in_short(finding) for finding in planned.findings if not finding.blocks]
     plan = planned.plan
-    return _Seen(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
+    return _Planning(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
 
 
-def _document(config: RunConfig, seen: _Seen, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
+def _document(config: RunConfig, seen: _Planning, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
     document: dict[str, object] = {
         "ok": not problems,
         "problems": as_json(problems),
@@ -99,7 +99,7 @@ def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
         print(to_yaml(config), end="")
 
 
-def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: list[str]) -> None:
+def _print(config: RunConfig, seen: _Planning, problems: list[Problem], overrides: list[str]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
@@ -116,7 +116,7 @@ def _print(config: RunConfig, seen: _Seen, problems: list[Problem], overrides: l
         console.print(_verdict(config, seen, overrides), soft_wrap=True)
 
 
-def _verdict(config: RunConfig, seen: _Seen, overrides: list[str]) -> str:
+def _verdict(config: RunConfig, seen: _Planning, overrides: list[str]) -> str:
     """What follows for a run in which nothing wrong was found, as rich markup."""
     where = ", where its devices and packages are" if seen.is_elsewhere else ""
     so_far = f"[bold green]this plan holds[/]{where}" if seen.is_elsewhere else "[bold green]nothing wrong was found[/]"

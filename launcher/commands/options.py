@@ -19,6 +19,12 @@ def _flag(*names: str, help: str) -> AddArgument:
     return _arg(*names, action="store_true", help=help)
 
 
+def _text(name: str, metavar: str, help: str, default: str | None = None, **settings: Any) -> AddArgument:
+    if default is not None:
+        help += f" (default: {default})"
+    return _arg(name, default=default, metavar=metavar, help=help, **settings)
+
+
 def _number(
     name: str, help: str, default: float | None = None, *, type: Callable[[str], float] = int, metavar: str = "N"
 ) -> AddArgument:
@@ -52,14 +58,13 @@ def _step(purpose: str) -> AddArgument:
     return _number("--step", f"checkpoint to {purpose} (default: the newest valid one)")
 
 
-DEFAULT_CONDITIONS = "zero_shot,few_shot,retrieval,tuned"
 DEFAULT_SHOWN = 3
 
-_RUN = _arg("run", metavar="RUN", help="run directory, its name, or latest")
+_RUN = _text("run", "RUN", "run directory, its name, or latest")
 _RUN_OR_SWEEP = "run directory, its name, latest, or the name of a sweep"
 _SETTINGS = _settings("experiment=NAME, group=OPTION or section.key=VALUE")
-_CONF_DIR = _arg("--conf-dir", type=Path, metavar="DIR", help="folder with further options, laid out like conf/")
-_RUNS_DIR = _arg("--runs-dir", default="runs", metavar="DIR", help="folder of run directories (default: runs)")
+_CONF_DIR = _text("--conf-dir", "DIR", "folder with further options, laid out like conf/", type=Path)
+_RUNS_DIR = _text("--runs-dir", "DIR", "folder of run directories", "runs")
 _JSON = _flag("--json", help="print one JSON document")
 _JSON_AT_END = _flag("--json", help="print one JSON document at the end")
 
@@ -74,8 +79,8 @@ OPTIONS: dict[str, tuple[AddArgument, ...]] = {
     ),
     "train": (
         _SETTINGS,
-        _arg("--run", metavar="RUN", help="continue this run (directory, name, or latest)"),
-        _arg("--join", metavar="RUN", help="join a run that spans several hosts (cluster.hosts)"),
+        _text("--run", "RUN", "continue this run (directory, name, or latest)"),
+        _text("--join", "RUN", "join a run that spans several hosts (cluster.hosts)"),
         _flag("--ssh", help="start the other hosts of cluster.hosts over ssh (or $LAUNCHER_REMOTE_SHELL)"),
         _CONF_DIR,
         _flag("--dry-run", help="plan the run and prepare its data; create and start nothing"),
@@ -84,20 +89,10 @@ OPTIONS: dict[str, tuple[AddArgument, ...]] = {
     ),
     "submit": (
         _settings("experiment=NAME, group=OPTION or section.key=VALUE[,VALUE]"),
-        _arg("--run", metavar="RUN", help="queue the next attempt of this run (directory, name, or latest)"),
+        _text("--run", "RUN", "queue the next attempt of this run (directory, name, or latest)"),
         _CONF_DIR,
-        _arg(
-            "--stages",
-            default="train",
-            metavar="LIST",
-            help="jobs to queue one after another: prepare,train,export,eval (default: train)",
-        ),
-        _arg(
-            "--sweep",
-            type=Path,
-            metavar="FILE",
-            help="YAML file that maps settings to lists of values, or lists the members",
-        ),
+        _text("--stages", "LIST", "jobs to queue one after another: prepare,train,export,eval", "train"),
+        _text("--sweep", "FILE", "YAML file that maps settings to lists of values, or lists the members", type=Path),
         _arg("--throttle", type=int, default=0, metavar="N", help="members of a sweep to run at once (default: all)"),
         _flag("--dry-run", help="show the plan and the sbatch commands; create and queue nothing"),
         _flag("-v", "--verbose", help="with --dry-run: show the batch script and the full plan"),
@@ -132,7 +127,7 @@ OPTIONS: dict[str, tuple[AddArgument, ...]] = {
     "verify": (_RUN, _JSON, _RUNS_DIR),
     "export": (
         _RUN,
-        _arg("--to", required=True, metavar="DIR", help="folder to write; must be new or empty"),
+        _text("--to", "DIR", "folder to write; must be new or empty", required=True),
         _flag("--merge", help="merge the adapter into the base model and write all weights"),
         _step("export"),
         _arg(
@@ -146,12 +141,10 @@ OPTIONS: dict[str, tuple[AddArgument, ...]] = {
     ),
     "generate": (
         _RUN,
-        _arg(
-            "prompt",
-            metavar="PROMPT",
-            help="the prompt, or for a run on plain text the text to continue; - reads standard input",
+        _text(
+            "prompt", "PROMPT", "the prompt, or for a run on plain text the text to continue; - reads standard input"
         ),
-        _arg("--system", metavar="TEXT", help="system message (default: the run's, if it has one)"),
+        _text("--system", "TEXT", "system message (default: the run's, if it has one)"),
         _number("--max-new-tokens", "longest answer in tokens", 256),
         _one_model,
         _step("use"),
@@ -162,12 +155,7 @@ OPTIONS: dict[str, tuple[AddArgument, ...]] = {
         _RUN,
         _number("--limit", "validation examples to use (default: all)"),
         _number("--shots", "worked examples in the few-shot prompt", 5, metavar="K"),
-        _arg(
-            "--conditions",
-            default=DEFAULT_CONDITIONS,
-            metavar="LIST",
-            help=f"comma list of what to measure (default: {DEFAULT_CONDITIONS})",
-        ),
+        _text("--conditions", "LIST", "comma list of what to measure", "zero_shot,few_shot,retrieval,tuned"),
         _number("--max-new-tokens", "longest answer in tokens (default: slightly over the longest reference answer)"),
         _step("evaluate"),
         _JSON,

@@ -1,1 +1,1 @@
-"""Settings: words in, one typed RunConfig out."""
+"""Settings: overrides in, one typed RunConfig out."""

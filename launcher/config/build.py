@@ -87,7 +87,7 @@ def unknown_key(key: str, value: object, known: list[str]) -> Problem:
 
 
 def _replacement(key: str, known: list[str]) -> str:
-    """What to write instead: the counterpart of another program's setting, the nearest key, or where to look."""
+    """What to write instead: another setting, or where all are listed."""
     if "[" in key:  # inside an item of a mixture
         return _replacement_in_list(key, known)
     if hint := answer(key):

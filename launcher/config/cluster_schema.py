@@ -43,7 +43,7 @@ class HardwareConfig:
     """Hardware of the run, with or without Slurm."""
 
     kind: ClusterKind = ClusterKind.local
-    """local: processes on this machine; slurm: a Slurm job."""
+    """local: processes on this host; slurm: a Slurm job."""
     device: Device = Device.auto
     """auto uses the visible GPUs, or the CPU if there are none."""
     nodes: PositiveInt = 1
@@ -63,7 +63,7 @@ class HardwareConfig:
     price_per_device_hour: NonNegativeFloat | None = None
     """Price of one GPU-hour in any currency, for the cost estimate and the report."""
     hosts: list[str] = field(default_factory=list)
-    """Hosts of a run over several nodes without Slurm, the leader first. Default: this machine only."""
+    """Hosts of a run over several nodes without Slurm, the leader first. Default: this host only."""
 
     @property
     def is_slurm(self) -> bool:

@@ -56,11 +56,7 @@ def deepspeed_config(config: RunConfig, derived: Derived) -> dict[str, Any]:
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": accumulation.value},
         # With check_grad_overflow all ranks agree to skip a step with a gradient that is not finite.
-        "bf16": {
-            "enabled": precision is Precision.bf16,
-            "immediate_grad_update": False,
-            "check_grad_overflow": True,
-        },
+        "bf16": {"enabled": precision is Precision.bf16, "immediate_grad_update": False, "check_grad_overflow": True},
         "fp16": _fp16(enabled=precision is Precision.fp16),
         "torch_autocast": {"enabled": False},
         "zero_optimization": _zero(config.strategy, stage, derived.device),

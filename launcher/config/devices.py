@@ -1,4 +1,4 @@
-"""Which devices this machine has, learned without torch."""
+"""The devices of this host, found without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Gpu:
 
 
 def visible_gpus() -> list[Gpu]:
-    """GPUs of this machine, as CUDA_VISIBLE_DEVICES leaves them; empty without a driver."""
+    """GPUs of this host that CUDA_VISIBLE_DEVICES makes visible; empty without a driver."""
     gpus = _installed_gpus()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not gpus:
@@ -67,5 +67,5 @@ def usable_cores() -> int:
 
 
 def host_memory_gib() -> float:
-    """Physical memory of this machine."""
+    """Physical memory of this host."""
     return float(psutil.virtual_memory().total) / 2**30

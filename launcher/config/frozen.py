@@ -82,8 +82,8 @@ def _read(path: Path) -> dict[str, Any]:
 def config_hash(config: RunConfig, data_key: str | None = None) -> str:
     """Hex sha256 over what makes two runs the same training: the same hash follows the same loss curve.
 
-    Model, data, method, optimization, seed, batch and precision count; names, places, the strategy that spreads the
-    work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
+    Model, data, method, optimization, seed, batch and precision count; names, paths, the strategy that distributes
+    the work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
     """
     parts = {
         "model": [config.model.name_or_path, config.model.revision],

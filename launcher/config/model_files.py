@@ -37,7 +37,7 @@ class ModelSource(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model that lies on this machine."""
+    """A model on this host."""
 
     name: str
     """As in the configuration."""
@@ -72,16 +72,16 @@ def name_problem(name: str) -> Problem | None:
 
 
 def embedded_folder(name: str) -> Path:
-    """Where the converted embedded model lies, or will: `name` as in embedded:NAME."""
+    """Folder of the converted embedded model, present or not; `name` as in embedded:NAME."""
     return cache_dir() / "models" / name
 
 
 def find_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> ModelFiles:
-    """The model's files on this machine, fetched from the Hub if need be.
+    """The model's files on this host, fetched from the Hub if necessary.
 
     Args:
         weights: False asks only for configuration and tokenizer (all that preparing data needs).
-        download: False looks on this machine only.
+        download: False looks on this host only.
     Raises:
         ModelError: not there, not allowed, or not usable; says what to do.
     """
@@ -102,7 +102,7 @@ def find_model(model: ModelConfig, *, weights: bool = True, download: bool = Tru
 
 
 def find_architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConfig | None:
-    """The model's dimensions: from the configuration, or from config.json on this machine; None if neither has them."""
+    """The model's dimensions: from the configuration, or from config.json on this host; None if neither has them."""
     if model.architecture.hidden_size > 0:
         return model.architecture
     try:
@@ -133,7 +133,7 @@ def read_architecture(config_json: Path) -> ArchitectureConfig:
     missing = [key for key, value in dimensions.items() if not isinstance(value, int) or isinstance(value, bool)]
     if missing:
         raise ModelError(
-            f"{config_json}: no figure for {', '.join(missing)}; only decoder models of the Llama kind can be planned"
+            f"{config_json}: no value for {', '.join(missing)}; only decoder models like Llama can be planned"
         )
     qkv_bias = values.get("attention_bias", values.get("model_type") == "qwen2")
     return ArchitectureConfig(
@@ -165,7 +165,7 @@ def _embedded(name: str) -> Path:
     folder = embedded_folder(name.removeprefix(_PREFIX))
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"model.name_or_path = {name!r}: not converted on this machine yet ({folder} is missing). "
+            f"model.name_or_path = {name!r}: not converted on this host yet ({folder} is missing). "
             "scripts/quickstart does it once; so does `launcher train` with the extra tunelaunch[demo] installed"
         )
     return folder

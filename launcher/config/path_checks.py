@@ -1,4 +1,4 @@
-"""Checks of the files a configuration names, and of the packages and GPUs it needs on this machine."""
+"""Checks of the files a configuration names, and of the packages and GPUs it needs on this host."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def path_problems(config: RunConfig) -> list[Problem]:
 
 
 def machine_problems(config: RunConfig, gpus: list[Gpu]) -> list[Problem]:
-    """Packages and GPUs this machine lacks for the run: errors for `launcher train`, warnings for a plan.
+    """Packages and GPUs this host lacks for the run: errors for `launcher train`, warnings for a plan.
 
     Args:
-        gpus: devices.visible_gpus(). Nothing is reported for Slurm jobs, which run on other machines.
+        gpus: devices.visible_gpus(). Nothing is reported for Slurm jobs, which run on other hosts.
     """
     return [] if config.cluster.is_slurm else [*_missing_packages(config), *_missing_gpus(config, gpus)]
 
@@ -121,11 +121,11 @@ def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
     if topology.device != "cuda":
         return
     if not gpus:
-        hint = "Use cluster.device=cpu, or a machine with GPUs"
-        yield Problem("cluster.device", "cuda", "no GPU is visible on this machine", hint)
+        hint = "Use cluster.device=cpu, or a host with GPUs"
+        yield Problem("cluster.device", "cuda", "no GPU is visible on this host", hint)
         return
     if topology.devices_per_node > len(gpus):
-        why = f"only {len(gpus)} GPU{'s are' if len(gpus) > 1 else ' is'} visible on this machine"
+        why = f"only {len(gpus)} GPU{'s are' if len(gpus) > 1 else ' is'} visible on this host"
         yield Problem("cluster.devices_per_node", topology.devices_per_node, why, f"Use {len(gpus)} or less")
     smallest = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
     if smallest is not None and smallest < 0.97 * config.cluster.gpu_memory_gib:

@@ -104,7 +104,7 @@ class WandbMode(Enum):
 class ArchitectureConfig:
     """Dimensions of the network. They ship with each model option, so planning needs neither the Hub nor the weights.
 
-    Any left at 0 are read from the model's config.json if it is on this machine.
+    Any left at 0 are read from the model's config.json if it is on this host.
     """
 
     hidden_size: int = 0
@@ -324,7 +324,7 @@ class TrackConfig:
     eval_every_steps: NonNegativeInt = 0
     """Optimizer steps between evaluations on the validation set; 0 evaluates after each epoch only."""
     trackers: list[TrackerName] | None = None
-    """Where metrics are shown, any of wandb, tensorboard and mlflow; left out: wandb, as track.wandb says."""
+    """Trackers to send metrics to: any of wandb, tensorboard and mlflow. Default: wandb, in the mode of track.wandb."""
     wandb: WandbMode = WandbMode.auto
     """auto: online if WANDB_API_KEY is set, otherwise offline. disabled writes nothing for W&B."""
     wandb_project: str = "launcher"
@@ -361,7 +361,7 @@ class RunConfig:
 
 @dataclass(kw_only=True, slots=True)
 class Derived:
-    """What follows from configuration and prepared data: computed once, saved with them, the same on every rank."""
+    """Values computed once from configuration and prepared data, and saved with them; the same on every rank."""
 
     run_id: str
     """Random hex: the W&B run id, and what ties checkpoints to their run."""

@@ -1,4 +1,4 @@
-"""The strategies, and how each spreads the training state over the ranks: the one place that knows."""
+"""The strategies, and which training state each partitions over the ranks. No other module decides by strategy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class EngineKind(Enum):
-    """What runs backward, step, save and load: one module of train/engines/ each."""
+    """Implementation of backward, step, save and load: one module of train/engines/ each."""
 
     replicated = "replicated"
     zero = "zero"
@@ -15,7 +15,7 @@ class EngineKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """The engine of a strategy, and which parts of the training state it divides among the ranks."""
+    """The engine of a strategy, and which parts of the training state it partitions over the ranks."""
 
     engine: EngineKind
     optimizer: bool = False

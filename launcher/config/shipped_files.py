@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def share_dir(name: str) -> Path:
-    """Folder of shipped files (`conf` or `slurm`); in launcher/_share/ of a wheel, beside launcher/ in a checkout."""
+    """Folder of shipped files (`conf` or `slurm`); in launcher/_share/ of a wheel, next to launcher/ in a checkout."""
     for folder in (PACKAGE / "_share" / name, PACKAGE.parent / name):
         if folder.is_dir():
             return folder

@@ -28,7 +28,7 @@ def resolve_topology(config: RunConfig, gpus: list[Gpu]) -> Topology:
     """Devices and ranks of a run, given the GPUs visible here (devices.visible_gpus()).
 
     By default a local run uses every GPU, one GPU under strategy single, or one process on the CPU. A Slurm job uses
-    what its settings say: it runs on another machine.
+    what its settings say, because it runs on other hosts.
     """
     cluster = config.cluster
     device = str(cluster.device.value)

@@ -1,1 +1,1 @@
-"""What a run will do: batch, memory, cost, data, as one Plan."""
+"""The plan of a run: batch, memory, cost, data."""

@@ -71,7 +71,7 @@ def step_counts(optim: OptimConfig, *, num_packs: int, global_sequences: int) ->
 
 
 def computed_lr(*, num_parameters: int, method: MethodKind, epoch_tokens: float) -> float:
-    """Default peak learning rate: larger models and small data sets get smaller ones, adapters ten times the full one.
+    """Default peak learning rate: lower for larger models and small datasets, ten times higher for adapters.
 
     full = 1e-4 * (135M / parameters)^0.6, at most 1e-3; about 1e-5 at 7B. An unknown size counts as 7B.
     adapters = 10 * full, kept within 1e-4 and 5e-4.
@@ -148,7 +148,7 @@ def _threads(config: RunConfig, devices_per_node: int) -> int:
     if config.cluster.threads_per_process is not None:
         return config.cluster.threads_per_process
     if config.cluster.is_slurm:
-        return 0  # the job's cores are not this machine's: each task takes what Slurm gives it
+        return 0  # each task uses the cores that Slurm gives it, not those of this host
     return max(1, usable_cores() // devices_per_node)
 
 

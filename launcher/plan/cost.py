@@ -1,4 +1,4 @@
-"""How long a run takes and what it costs, from a measured speed or from arithmetic."""
+"""Time and cost of a run, from a measured or an estimated speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CORE_AMX, _CORE_AVX512_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.2, 0.1, 0.05
 
 
 class Speed(NamedTuple):
-    """Expected training speed of one device, and where the figure comes from."""
+    """Expected training speed of one device, and its source."""
 
     tokens_per_s: float
     source: str
@@ -49,7 +49,7 @@ class CostEstimate:
 def expected_speed(
     config: RunConfig, architecture: ArchitectureConfig | None, device: str, threads: int
 ) -> Speed | None:
-    """Tokens per second of one device: measured if given, else from FLOPs; None without either."""
+    """Tokens per second of one device: measured if given, or from FLOPs; None if the model is unknown."""
     cluster = config.cluster
     if cluster.tokens_per_s_per_device is not None:
         return Speed(cluster.tokens_per_s_per_device, "cluster.tokens_per_s_per_device")

@@ -1,4 +1,4 @@
-"""From what the user typed to a run that may start: compose, check, prepare, derive, plan. All starters use it."""
+"""From overrides to a run that may start: compose, check, prepare, derive, plan. All starters use it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> Pla
     Only the model and the prepared data in the cache are on disk afterwards.
 
     Raises:
-        ConfigErrors: with all problems of the configuration, of this machine, or of the plan.
+        ConfigErrors: with all problems of the configuration, of this host, or of the plan.
         RunError: the name is taken. ModelError, DataError: model or data cannot be used, or the audit refuses the data.
     """
     config = compose_config(overrides, extra_dir=conf_dir)

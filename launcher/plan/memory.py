@@ -1,7 +1,7 @@
-"""What a run needs in memory and on disk, item by item; docs/configuration.md states the same formulas.
+"""Memory and disk space of a run, item by item; docs/configuration.md states the same formulas.
 
-An estimate of the peak, from figures alone. It follows what train/ does: weights the optimizer updates are fp32 unless
-ZeRO keeps an fp32 master beside them, a frozen base is kept in the compute precision, logits exist at supervised
+An estimate of the peak, by arithmetic. It follows train/: weights the optimizer updates are fp32 unless ZeRO keeps an
+fp32 master of them, a frozen base is kept in the compute precision, logits exist at supervised
 positions only, and attention saves no T x T matrix.
 """
 
@@ -16,8 +16,8 @@ from launcher.plan.parameters import (
     adapter_inputs,
     attention_widths,
     count_parameters,
+    count_trained,
     linear_shapes,
-    trained_parameters,
 )
 
 GIB = 2**30
@@ -42,7 +42,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by item. `device` is one GPU (or one process on a CPU), `host` is one machine."""
+    """Bytes by item. `device` is one GPU (or one process on a CPU), `host` is one node."""
 
     device: dict[str, float]
     host: dict[str, float]
@@ -116,7 +116,7 @@ def base_bytes(config: RunConfig, architecture: ArchitectureConfig) -> float:
 
 def _replicated_state(config: RunConfig, architecture: ArchitectureConfig, topology: Topology) -> _State:
     """single and ddp: every rank holds everything."""
-    trained = trained_parameters(architecture, config.method)
+    trained = count_trained(architecture, config.method)
     is_full = config.method.kind is MethodKind.full
     is_half = config.strategy.precision is not Precision.fp32
     weights = _FP32 * trained + (0.0 if is_full else base_bytes(config, architecture))
@@ -133,7 +133,7 @@ def _replicated_state(config: RunConfig, architecture: ArchitectureConfig, topol
 def _zero_state(config: RunConfig, architecture: ArchitectureConfig, topology: Topology) -> _State:
     """zero1 to zero3: what is trained has an fp32 master and Adam moments, divided among ranks."""
     sharding, ranks, width = config.strategy.kind.sharding, topology.world_size, compute_bytes(config)
-    trained, total = trained_parameters(architecture, config.method), count_parameters(architecture)
+    trained, total = count_trained(architecture, config.method), count_parameters(architecture)
     is_full = config.method.kind is MethodKind.full
     weights = float(width * total) if is_full else base_bytes(config, architecture) + width * trained
     bucket = min(bucket_elements(topology.device), trained)
@@ -189,7 +189,7 @@ def _logits(config: RunConfig, architecture: ArchitectureConfig, load: Load) -> 
 def _host(
     config: RunConfig, architecture: ArchitectureConfig, topology: Topology, offloaded: float
 ) -> dict[str, float]:
-    """One machine: processes, offloaded state, and the weights on their way to the GPUs."""
+    """One node: processes, offloaded state, and the weights on their way to the GPUs."""
     ranks = topology.devices_per_node
     host = {"processes": _PROCESS[topology.device] * ranks, "offloaded": offloaded * ranks}
     if topology.device == "cuda":
@@ -204,7 +204,7 @@ def _host(
 
 def checkpoint_bytes(config: RunConfig, architecture: ArchitectureConfig) -> float:
     """One checkpoint: trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
-    trained = trained_parameters(architecture, config.method)
+    trained = count_trained(architecture, config.method)
     extra = 0 if config.strategy.kind.sharding.is_replicated else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))
 

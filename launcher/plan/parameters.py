@@ -1,6 +1,6 @@
-"""How many parameters a model and its adapters have, from a handful of figures.
+"""Number of parameters of a model and its adapters, from its dimensions.
 
-Counts the decoder family that Llama, Mistral, Qwen2 and their kin share: embedding, then per layer grouped-query
+Counts decoders like Llama, Mistral and Qwen2: embedding, then per layer grouped-query
 attention, a gated feed-forward layer and two norms, then a norm and the language-model head.
 """
 
@@ -66,7 +66,7 @@ def module_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]
 
 
 def matching(names: Iterable[str], wanted: str) -> list[str]:
-    """Modules that an entry of method.target_modules means: those that end in it, in whole words (as peft has it)."""
+    """Modules that an entry of method.target_modules means: those whose name ends in it, part by part, as in peft."""
     return [name for name in names if name == wanted or name.endswith(f".{wanted}")]
 
 
@@ -93,7 +93,7 @@ def adapter_parameters(architecture: ArchitectureConfig, method: MethodConfig) -
     return total
 
 
-def trained_parameters(architecture: ArchitectureConfig, method: MethodConfig) -> int:
+def count_trained(architecture: ArchitectureConfig, method: MethodConfig) -> int:
     """Parameters that get gradients."""
     if method.kind is MethodKind.full:
         return count_parameters(architecture)

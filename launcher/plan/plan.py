@@ -1,4 +1,4 @@
-"""What a run will do and need, known before it starts: the plan that `launcher check` prints and each run keeps."""
+"""The plan of a run: what it will do and need. `launcher check` prints it, and every run directory holds it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.config.unused_settings import unused_warnings
 from launcher.errors import Problem
 from launcher.plan.cost import CostEstimate, estimate_cost
 from launcher.plan.memory import GIB, Load, MemoryEstimate, checkpoint_bytes, estimate, with_settings
-from launcher.plan.parameters import count_parameters, matching, module_shapes, trained_parameters
+from launcher.plan.parameters import count_parameters, count_trained, matching, module_shapes
 
 # An estimate can be wrong by about this much, so only a miss by more stops a run.
 _MARGIN = 1.15
@@ -23,7 +23,7 @@ _TIGHT = 0.92
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """What the plan needs to know of the prepared training data."""
+    """Counts of the training data that the plan depends on."""
 
     examples: int
     validation_examples: int
@@ -106,13 +106,13 @@ class Plan:
 
 
 def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
-    """The plan of a run. Reads nothing but the model's config.json where its figures are not shipped."""
+    """The plan of a run. Reads nothing but the model's config.json where its dimensions are not shipped."""
     architecture = find_architecture(config.model, model_dir=derived.model_dir)
     memory = _memory_plan(config, derived, facts, architecture) if architecture is not None else None
     plan = Plan(
         model=config.model.name_or_path,
         parameters=count_parameters(architecture) if architecture is not None else None,
-        trained_parameters=trained_parameters(architecture, config.method) if architecture is not None else None,
+        trained_parameters=count_trained(architecture, config.method) if architecture is not None else None,
         method=config.method.kind.value,
         strategy=config.strategy.kind.value,
         precision=config.strategy.precision.value,
@@ -168,7 +168,7 @@ def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, architec
     limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
     host_limit = config.cluster.host_memory_gib
     runs_here = not config.cluster.is_slurm and (derived.device == "cpu" or bool(visible_gpus()))
-    if host_limit is None and runs_here:  # a machine without GPUs is only planning for another one
+    if host_limit is None and runs_here:  # a host without GPUs plans for another one
         host_limit = host_memory_gib()
     exceeds = limit is not None and need.device_total > limit * GIB
     return MemoryPlan(
@@ -204,7 +204,7 @@ def _advice(
         if total > 0.97 * current:
             continue
         config, current = candidate, total
-        # A later setting of the same keys takes the place of an earlier one: zero2 after zero1.
+        # A later setting of the same keys replaces an earlier one: zero2 after zero1.
         steps = [step for step in steps if not step[1].keys() <= changes.keys()]
         steps.append((f"{setting} brings it to {total / GIB:.1f} GiB", changes))
         if total <= _TIGHT * limit_gib * GIB:

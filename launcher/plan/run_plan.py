@@ -1,6 +1,6 @@
 """From a composed configuration to all that is known before a run: model files, prepared data, derived values, plan.
 
-What `launcher train`, `launcher check` and the worker share, so that all of them plan the same run.
+`launcher train`, `launcher check` and the worker share it, so that all of them plan the same run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.plan.estimate_data import READ_BYTES, estimate_data
 from launcher.plan.plan import DataFacts, Plan, make_plan
 
 _SMALL_BYTES = READ_BYTES
-# For planning with a data set of the Hub that was not fetched yet.
+# For planning with a Hub dataset that was not fetched yet.
 _HUB_EXAMPLES = 10_000
 _HUB_TOKENS = 2_500_000
 
@@ -40,11 +40,11 @@ class PlannedRun:
     findings: tuple[AuditFinding, ...] = ()
     """Of the audit, as far as it went."""
     unaudited: str = ""
-    """What the audit has not seen yet; empty once the data is prepared."""
+    """Description of what the audit has not seen yet; empty once the data is prepared."""
 
 
 def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedRun:
-    """Everything a run directory is made from; fetches or converts the model and prepares the data if need be.
+    """A complete plan; fetches or converts the model and prepares the data if necessary.
 
     Raises:
         ModelError, DataError: with what to do. The plan's own problems are in `plan.problems`; the caller decides.
@@ -55,15 +55,15 @@ def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedR
 
 
 def plan_cheaply(config: RunConfig) -> PlannedRun:
-    """The plan as far as this machine knows it already: prepares small local data, reads other data without a tokenizer
-    (`unaudited` then says what that leaves out), fetches nothing.
+    """A plan without downloads or long work: prepares small local data, and estimates other data without a tokenizer;
+    `unaudited` then describes what was left out.
 
     Raises:
         DataError: the data cannot be found or read. What the audit refuses is among the plan's problems.
     """
     try:
         files = locate_model(config.model, weights=False, download=False)
-    except ModelError:  # not fetched or not converted yet; figures may be shipped all the same
+    except ModelError:  # not fetched or converted yet; its dimensions may still be known
         files = None
     if files is not None and (prepared := _prepare_if_small(config, files)) is not None:
         planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
@@ -79,7 +79,7 @@ def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
         sources = find_sources(config.data, download=False)
     except NotFetched:
         planned = _planned(config, model_dir, None, _hub_facts(config))
-        return replace(planned, unaudited="the data set was not fetched from the Hub yet")
+        return replace(planned, unaudited="the dataset was not fetched from the Hub yet")
     estimate = estimate_data(config.data, sources)
     planned = _planned(config, model_dir, None, estimate.facts)
     limit = config.data.seq_len_tokens
@@ -96,7 +96,7 @@ def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
     if files is not None:
         return ""
     is_embedded = model_source(model.name_or_path) is ModelSource.embedded
-    return " (the model was not converted yet)" if is_embedded else " (the model is not on this machine)"
+    return " (the model was not converted yet)" if is_embedded else " (the model is not on this host)"
 
 
 def _undivided(config: RunConfig) -> list[str]:
@@ -152,9 +152,9 @@ def allow_problems(config: RunConfig) -> list[Problem]:
 
 
 def data_facts(prepared: PreparedInfo) -> DataFacts:
-    """What the plan needs of a prepared data set."""
+    """Counts of prepared data."""
     train = prepared.train
-    # to be looked at only: whether it may train is for the audit to say
+    # only counted here; the audit decides whether it may be trained on
     packs = Prepared.open(prepared.folder, "train", allow_blocked=True)
     return DataFacts(
         examples=train.num_examples,
@@ -168,7 +168,7 @@ def data_facts(prepared: PreparedInfo) -> DataFacts:
 
 
 def _hub_facts(config: RunConfig) -> DataFacts:
-    """Made up, to plan memory with: a data set of the Hub that is not here counts as 10 MB."""
+    """Assumed counts, so that memory can be planned: a Hub dataset that is not here counts as 10 MB."""
     longest = config.data.seq_len_tokens
     return DataFacts(
         examples=_HUB_EXAMPLES,

@@ -217,5 +217,5 @@ def test_shipped_figures_win_and_need_no_folder() -> None:
 def test_a_model_of_another_kind_has_no_figures(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", {"model_type": "t5", "d_model": 64})
     assert find_architecture(ModelConfig(name_or_path=str(folder))) is None
-    with pytest.raises(ModelError, match="no figure for hidden_size"):
+    with pytest.raises(ModelError, match="no value for hidden_size"):
         read_architecture(folder / "config.json")

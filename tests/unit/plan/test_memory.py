@@ -13,7 +13,7 @@ from launcher.config.model_files import find_architecture, read_architecture
 from launcher.config.schema import ArchitectureConfig, MethodConfig, MethodKind, ModelConfig, Precision, RunConfig
 from launcher.config.topology import Topology
 from launcher.plan.memory import GIB, Load, checkpoint_bytes, estimate, layer_bytes_per_token
-from launcher.plan.parameters import adapter_parameters, count_parameters, trained_parameters
+from launcher.plan.parameters import adapter_parameters, count_parameters, count_trained
 
 ONE_GPU = Topology("cuda", devices_per_node=1, nodes=1)
 EIGHT_GPUS = Topology("cuda", devices_per_node=8, nodes=1)
@@ -183,7 +183,7 @@ def test_a_frozen_base_is_not_saved() -> None:
     config = run("strategy=ddp", "method=lora")
     architecture = find_architecture(config.model)
     assert architecture is not None
-    assert checkpoint_bytes(config, architecture) == 12 * trained_parameters(architecture, config.method)
+    assert checkpoint_bytes(config, architecture) == 12 * count_trained(architecture, config.method)
 
 
 @pytest.mark.parametrize("precision", list(Precision))
