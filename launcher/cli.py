@@ -18,30 +18,33 @@ from launcher.error_output import show_error
 from launcher.errors import ExitCode, LauncherError
 from launcher.log import setup_logging
 
-VERBS = {
-    "check": "validate a run and print its plan, without starting anything",
-    "prepare": "tokenize, mask, audit and pack the data; show what the model will see",
-    "train": "train on this host, or continue a run",
-    "submit": "validate a run and queue it on Slurm; comma lists make a sweep",
-    "resume": "resume a stopped or failed run from its latest valid checkpoint",
-    "status": "list runs, or show one in detail",
-    "logs": "show the logs of a run's ranks, merged by time",
-    "cancel": "stop a run; it saves a checkpoint first",
-    "verify": "check every checkpoint of a run against its manifest",
-    "export": "write the tuned model as a Hugging Face folder",
-    "generate": "compare the base and the tuned model on a prompt",
-    "eval": "measure the tuned model against its base on the validation set",
-    "report": "write a page with curves, advice, data audit, settings and cost",
-    "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
-    "doctor": "check this host, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
-    "sync": "upload to the run's trackers what the live run missed, or the whole run",
-}
 _GROUPS = {
-    "Run": ("check", "prepare", "train", "submit", "resume"),
-    "Watch": ("status", "logs", "cancel", "verify", "report", "sync"),
-    "Use the model": ("export", "generate", "eval", "serve"),
-    "Set up": ("doctor",),
+    "Run": {
+        "check": "validate a run and print its plan, without starting anything",
+        "prepare": "tokenize, mask, audit and pack the data; show what the model will see",
+        "train": "train on this host, or continue a run",
+        "submit": "validate a run and queue it on Slurm; comma lists make a sweep",
+        "resume": "resume a stopped or failed run from its latest valid checkpoint",
+    },
+    "Watch": {
+        "status": "list runs, or show one in detail",
+        "logs": "show the logs of a run's ranks, merged by time",
+        "cancel": "stop a run; it saves a checkpoint first",
+        "verify": "check every checkpoint of a run against its manifest",
+        "report": "write a page with curves, advice, data audit, settings and cost",
+        "sync": "upload to the run's trackers what the live run missed, or the whole run",
+    },
+    "Use the model": {
+        "export": "write the tuned model as a Hugging Face folder",
+        "generate": "compare the base and the tuned model on a prompt",
+        "eval": "measure the tuned model against its base on the validation set",
+        "serve": "serve the tuned model behind an OpenAI-compatible endpoint",
+    },
+    "Set up": {
+        "doctor": "check this host, or with cluster=SITE a Slurm site: tools, settings, nodes, network",
+    },
 }
+VERBS = {name: text for verbs in _GROUPS.values() for name, text in verbs.items()}
 # A module named eval would hide the built-in.
 _MODULES = {"eval": "evaluate"}
 
@@ -121,8 +124,8 @@ def _overview() -> str:
         "",
         "Fine-tune open language models on one machine or a Slurm cluster.",
     ]
-    for title, names in _GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:<{width}}{VERBS[name]}" for name in names)]
+    for title, verbs in _GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<{width}}{text}" for name, text in verbs.items())]
     lines += ["", "Start with: launcher check experiment=quickstart", "Options:    launcher VERB --help"]
     return "\n".join(lines)
 

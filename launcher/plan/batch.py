@@ -1,7 +1,7 @@
-"""Batch, step and learning-rate arithmetic: what follows from the configuration once the data is counted. Pure.
+"""Batch, step and learning-rate arithmetic, from the configuration and the counts of the data. Pure.
 
 A sequence is a pack, or one example when packing is off. Every optimizer step takes `global_sequences` of them,
-whatever the number of ranks; a rank may get fewer than its neighbour in a micro-step, or none: nothing has to divide.
+whatever the number of ranks. Nothing has to divide: a rank may get fewer than another in a micro-step, or none.
 """
 
 from __future__ import annotations
@@ -36,22 +36,16 @@ class BatchPlan:
     grad_accum_steps: int
 
 
-def plan_batch(
-    config: RunConfig, *, world_size: int, num_packs: int, mean_pack_tokens: float, max_tokens: int
-) -> BatchPlan:
-    """Sequences per step, per micro-batch, and micro-batches per step.
-
-    Args:
-        mean_pack_tokens: average length of a sequence.
-        max_tokens: length of the longest one; micro_tokens counts on every sequence being that long.
-    """
+def plan_batch(config: RunConfig, facts: DataFacts, world_size: int) -> BatchPlan:
+    """Sequences per step, per micro-batch, and micro-batches per step."""
     batch = config.batch
     if batch.global_tokens is not None:
-        wanted = max(1, round(batch.global_tokens / max(1.0, mean_pack_tokens)))
+        wanted = max(1, round(batch.global_tokens / max(1.0, facts.mean_pack_tokens)))
     else:
         wanted = batch.global_sequences or 1
-    total = max(1, min(wanted, num_packs))
-    longest = max(1, min(max_tokens or config.data.seq_len_tokens, config.data.seq_len_tokens))
+    total = max(1, min(wanted, facts.num_packs))
+    # micro_tokens assumes that every sequence is as long as the longest.
+    longest = max(1, min(facts.max_pack_tokens or config.data.seq_len_tokens, config.data.seq_len_tokens))
     micro = batch.micro_sequences or max(1, batch.micro_tokens // longest)
     accumulation = math.ceil(total / (world_size * micro))
     return BatchPlan(
@@ -103,13 +97,7 @@ def derive(
     data_key: str = "",
 ) -> Derived:
     """Everything ranks need to know that is not a setting."""
-    batch = plan_batch(
-        config,
-        world_size=topology.world_size,
-        num_packs=facts.num_packs,
-        mean_pack_tokens=facts.mean_pack_tokens,
-        max_tokens=facts.max_pack_tokens,
-    )
+    batch = plan_batch(config, facts, topology.world_size)
     steps_per_epoch, total_steps = step_counts(
         config.optim, num_packs=facts.num_packs, global_sequences=batch.global_sequences
     )

@@ -12,6 +12,7 @@ from launcher.config.frozen import load_config, save_config
 from launcher.config.package_floors import package_problems
 from launcher.config.path_checks import machine_problems
 from launcher.config.schema import FrozenRun
+from launcher.data.prepare import Progress
 from launcher.errors import ConfigErrors
 from launcher.files import write_json
 from launcher.paths import RunPaths
@@ -19,6 +20,7 @@ from launcher.plan.run_plan import PlannedRun, allow_problems, plan_run
 from launcher.runs.run_dir import create_run, link_data, refuse_taken_name
 
 logger = logging.getLogger(__name__)
+_PROGRESS_EVERY_S = 5.0
 
 
 def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> PlannedRun:
@@ -34,7 +36,7 @@ def plan_overrides(overrides: list[str], *, conf_dir: Path | None = None) -> Pla
     if problems := [*machine_problems(config, visible_gpus()), *package_problems(config), *allow_problems(config)]:
         raise ConfigErrors(problems)
     refuse_taken_name(config)
-    planned = plan_run(config, progress=_PreparationLog())
+    planned = plan_run(config, progress=log_progress())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     return planned
@@ -60,7 +62,7 @@ def complete_run(run_dir: Path) -> bool:
     frozen = load_config(paths.config)
     if frozen.derived is not None:
         return False
-    planned = plan_run(frozen.config, progress=_PreparationLog())
+    planned = plan_run(frozen.config, progress=log_progress())
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     write_json(paths.plan, planned.plan, indent=2)
@@ -69,16 +71,14 @@ def complete_run(run_dir: Path) -> bool:
     return True
 
 
-class _PreparationLog:
-    """A line now and then while data is prepared; nothing when it takes no time."""
+def log_progress() -> Progress:
+    """Logs the progress of preparing data every few seconds; nothing if it is done before."""
+    last = time.monotonic()
 
-    EVERY_S = 5.0
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, examples: int, share: float) -> None:
-        now = time.monotonic()
-        if now - self._said >= self.EVERY_S:
-            self._said = now
+    def log(examples: int, share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_EVERY_S:
+            last = time.monotonic()
             logger.info("preparing data: %d examples, %.0f %%", examples, 100 * share)
+
+    return log

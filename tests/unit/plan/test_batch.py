@@ -44,7 +44,7 @@ def test_a_step_is_divided_among_ranks_and_micro_steps(
     total: int, ranks: int, wanted: int, micro: int, accumulation: int
 ) -> None:
     config = RunConfig(batch=BatchConfig(global_sequences=total, micro_sequences=wanted))
-    plan = plan_batch(config, world_size=ranks, num_packs=1000, mean_pack_tokens=10, max_tokens=10)
+    plan = plan_batch(config, make_facts(1000, pack_tokens=10, longest=10), ranks)
     assert (plan.micro_sequences, plan.grad_accum_steps) == (micro, accumulation)
 
 
@@ -53,7 +53,7 @@ def test_any_division_holds_the_whole_step_and_no_idle_micro_step(
     total: int, ranks: int, micro: int, packs: int
 ) -> None:
     config = RunConfig(batch=BatchConfig(global_sequences=total, micro_sequences=micro))
-    plan = plan_batch(config, world_size=ranks, num_packs=packs, mean_pack_tokens=10, max_tokens=10)
+    plan = plan_batch(config, make_facts(packs, pack_tokens=10, longest=10), ranks)
     assert plan.global_sequences == min(total, packs)
     assert plan.micro_sequences <= micro
     assert ranks * plan.micro_sequences * plan.grad_accum_steps >= plan.global_sequences
