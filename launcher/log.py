@@ -31,10 +31,6 @@ def _quiet_libraries() -> None:
     # It warns at import, at any use of peft, about a kernel package that is not needed here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # DeepSpeed sets its level when it is imported, so only a filter lasts; and it logs to stdout, where --json writes.
-    logging.getLogger("DeepSpeed").addFilter(_is_worth_reading)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not any(noise in record.getMessage() for noise in _NOISE))
     # "Deprecated, use the other function": torch and transformers tell DeepSpeed and Accelerate so, twice a step.
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return not any(noise in record.getMessage() for noise in _NOISE)

@@ -66,6 +66,19 @@ def leaf_types(cls: type[DataclassInstance], prefix: str = "") -> Iterator[tuple
             yield prefix + name, hint
 
 
+def setting(config: object, key: str) -> object:
+    """Value at a dotted key."""
+    value: object = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def problem_at(config: object, key: str, why: str, hint: str = "") -> Problem:
+    """A problem of the value at a dotted key."""
+    return Problem(key, as_json(setting(config, key)), why, hint)
+
+
 def nearest_key(key: str, known: list[str]) -> str | None:
     """The known dotted key whose last part is most similar, the same section preferred; None if none is close."""
     section, _, leaf = key.rpartition(".")

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from launcher.config.build import field_limits
+from launcher.config.build import field_limits, problem_at, setting
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import find_architecture
 from launcher.config.path_checks import path_problems
@@ -27,7 +27,6 @@ from launcher.config.schema import (
 )
 from launcher.config.topology import Topology, resolve_topology
 from launcher.errors import Problem
-from launcher.files import as_json
 
 _VALIDATION = ("data.validation_path", "data.validation_fraction", "data.hub_validation_split")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -45,19 +44,6 @@ def config_problems(config: RunConfig) -> list[Problem]:
     problems += _device_problems(config, resolve_topology(config, gpus))
     problems += path_problems(config)
     return problems
-
-
-def setting(config: RunConfig, key: str) -> object:
-    """Value at a dotted key."""
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def problem_at(config: RunConfig, key: str, why: str, hint: str = "") -> Problem:
-    """A problem of the value at a dotted key."""
-    return Problem(key, as_json(setting(config, key)), why, hint)
 
 
 def _range_problems(section: Any, prefix: str = "") -> Iterator[Problem]:

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -170,8 +170,8 @@ def _parse_value(parser: OverridesParser, key: str, raw: str, hint: Any) -> obje
         hint = f"Give one value; quote text: {key}=\"'{raw}'\""
         return Problem(key, raw, "several values are a sweep, but this is one run", hint)
     value = override.value()
-    if is_text and value is not None and not _is_quoted(override):
-        return raw.strip()  # 0012 and 12e3456 are commit names, not numbers
+    if is_text and value is not None and not override.get_value_element_as_str().startswith(("'", '"')):
+        return raw.strip()  # 0012 and 12e3456 are commit names, not numbers; only quoted text begins with a quote
     return value
 
 
@@ -194,10 +194,6 @@ def _compose_groups(groups: Mapping[str, str | None], folders: list[Path], probl
     for key, text in _interpolations(values):
         problems.append(Problem(key, text, "${...} is not supported in configuration files", "Write the value"))
     return {str(key): value for key, value in values.items()}
-
-
-def _is_quoted(override: Override) -> bool:
-    return override.get_value_element_as_str().startswith(("'", '"'))  # unquoted text has them escaped
 
 
 @contextmanager

@@ -85,9 +85,10 @@ def config_hash(config: RunConfig, data_key: str | None = None) -> str:
     Model, data, method, optimization, seed, batch and precision count; names, paths, the strategy that distributes
     the work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
     """
+    data = {key: value for key, value in as_json(config.data).items() if key not in ("num_workers", "allow")}
     parts = {
         "model": [config.model.name_or_path, config.model.revision],
-        "data": data_key if data_key is not None else _data_identity(config),
+        "data": data_key if data_key is not None else data,
         "method": as_json(config.method),
         "optim": as_json(config.optim),
         "seed": config.seed,
@@ -95,8 +96,3 @@ def config_hash(config: RunConfig, data_key: str | None = None) -> str:
         "precision": config.strategy.precision.value,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _data_identity(config: RunConfig) -> dict[str, Any]:
-    values: dict[str, Any] = as_json(config.data)
-    return {key: value for key, value in values.items() if key not in ("num_workers", "allow")}

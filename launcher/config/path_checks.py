@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from launcher.config.build import one_of
+from launcher.config.build import one_of, problem_at
 from launcher.config.devices import Gpu
 from launcher.config.model_files import name_problem
 from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
@@ -100,20 +100,19 @@ def _runs_dir(config: RunConfig) -> Iterator[Problem]:
 
 
 def _missing_packages(config: RunConfig) -> Iterator[Problem]:
-    needed = [(name, "train", "cluster.kind=local") for name in _TRAINING_PACKAGES]
+    needed = [(name, "train", "cluster.kind") for name in _TRAINING_PACKAGES]
     if config.strategy.kind.sharding.engine is EngineKind.zero:
-        needed.append(("deepspeed", "train", f"strategy.kind={config.strategy.kind.value}"))
+        needed.append(("deepspeed", "train", "strategy.kind"))
     if config.method.kind is MethodKind.qlora:
-        needed.append(("bitsandbytes", "qlora", "method.kind=qlora"))
+        needed.append(("bitsandbytes", "qlora", "method.kind"))
     if config.track.wandb is WandbMode.online:
-        needed.append(("wandb", "wandb", "track.wandb=online"))
+        needed.append(("wandb", "wandb", "track.wandb"))
     if config.model.attention is Attention.flash_attention_2:
-        needed.append(("flash_attn", "", "model.attention=flash_attention_2"))
-    for package, extra, reason in needed:
+        needed.append(("flash_attn", "", "model.attention"))
+    for package, extra, key in needed:
         if importlib.util.find_spec(package) is None:
             install = f'pip install "tunelaunch[{extra}]"' if extra else f"pip install {package}"
-            key, _, value = reason.partition("=")
-            yield Problem(key, value, f"requires {package}, which is not installed", install)
+            yield problem_at(config, key, f"requires {package}, which is not installed", install)
 
 
 def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
@@ -130,4 +129,4 @@ def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
     smallest = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
     if smallest is not None and smallest < 0.97 * config.cluster.gpu_memory_gib:
         why = f"GPUs here have {smallest:.0f} GiB, less than the plan assumes"
-        yield Problem("cluster.gpu_memory_gib", config.cluster.gpu_memory_gib, why, f"Use {int(smallest)}")
+        yield problem_at(config, "cluster.gpu_memory_gib", why, f"Use {int(smallest)}")

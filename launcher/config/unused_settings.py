@@ -8,7 +8,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from launcher.config.checks import problem_at, setting
+from launcher.config.build import problem_at, setting
 from launcher.config.cluster_schema import ClusterConfig, ContainerRuntime, HardwareConfig
 from launcher.config.model_files import ModelSource, model_source
 from launcher.config.schema import DataConfig, MethodKind, RunConfig, Schedule

@@ -13,8 +13,6 @@ from launcher.plan.parameters import count_parameters
 
 UTILISATION = 0.35
 """Share of the peak rate that fine-tuning is expected to reach."""
-_BUSY_UTILISATION = 0.5
-"""The same on cores with slower matrix products, which then are the larger part of a step."""
 # Largest GPU memory in GiB of a class, its dense 16-bit and fp32 peak rates in TFLOP/s, and a card that has them.
 _GPU_CLASSES = (
     (25.0, 71.0, 35.6, "RTX 3090"),
@@ -22,8 +20,14 @@ _GPU_CLASSES = (
     (81.0, 312.0, 19.5, "A100"),
     (1000.0, 989.0, 67.0, "H200"),
 )
-# Measured matrix rates of one core in TFLOP/s, by what its instructions offer (docs/performance.md).
-_CORE_AMX, _CORE_AVX512_BF16, _CORE_AVX512, _CORE_OTHER = 0.4, 0.2, 0.1, 0.05
+# Precision and CPU flag, and the measured matrix rate of one such core in TFLOP/s (docs/performance.md), its
+# instructions, and the utilisation that training reaches. Slower matrix products are a larger part of a step.
+_CORE_CLASSES = (
+    (Precision.bf16, "amx_bf16", 0.4, "AMX", UTILISATION),
+    (Precision.bf16, "avx512_bf16", 0.2, "AVX-512 bf16", 0.5),
+    (Precision.fp32, "avx512f", 0.1, "AVX-512", UTILISATION),
+)
+_CORE_OTHER = 0.05
 
 
 class Speed(NamedTuple):
@@ -100,12 +104,9 @@ def _core(precision: Precision) -> tuple[float, str, float]:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
         flags = []
-    if precision is Precision.bf16 and "amx_bf16" in flags:
-        return _CORE_AMX, "AMX", UTILISATION
-    if precision is Precision.bf16 and "avx512_bf16" in flags:
-        return _CORE_AVX512_BF16, "AVX-512 bf16", _BUSY_UTILISATION
-    if precision is Precision.fp32 and "avx512f" in flags:
-        return _CORE_AVX512, "AVX-512", UTILISATION
+    for of_precision, flag, tflops, instructions, utilisation in _CORE_CLASSES:
+        if precision is of_precision and flag in flags:
+            return tflops, instructions, utilisation
     return _CORE_OTHER, f"no fast {precision.value}", UTILISATION
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from launcher.data.dataset_checks import check_size
 from launcher.data.encode import EncodedExample, Encoder
 from launcher.data.example import Example
 from launcher.data.prepared import Prepared
-from launcher.data.readers import Chunk, read_chunks
+from launcher.data.readers import read_chunks
 from launcher.data.sources import Source, Sources
 from launcher.data.splits import SplitBuilder
 from launcher.plan.plan import DataFacts
@@ -121,7 +121,9 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
     every = sources.all()
     num_bytes = sum(source.size_bytes for source in every)
     readings = [_Reading(source) for source in every]
-    parts = _parts(sources, min(1.0, READ_BYTES / max(1, num_bytes)))
+    share = min(1.0, READ_BYTES / max(1, num_bytes))
+    train, validation = [_ReadingPlan(share) for _ in sources.weights], _ReadingPlan(share)
+    parts = [train[source.part] for source in sources.train] + [validation] * len(sources.validation)
     tokenizer = EstimatingTokenizer(data)
     with tempfile.TemporaryDirectory(prefix="launcher-estimate-") as folder:
         builder = SplitBuilder(Path(folder), sources, data)
@@ -131,10 +133,16 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
                 reading.at_end = True
                 continue
             part.begin(reading)
-            for chunk in _beginning(reading, number, part):
+            if part.is_done:
+                continue
+            for chunk in read_chunks(reading.source, number):
+                if part.is_done:
+                    break
                 encoded = encoder.encode(chunk)
                 part.count(encoded.num_read, chunk.size_bytes)
                 builder.add(encoded)
+            else:
+                reading.at_end = True
         splits = builder.choose()
         splits.write(blocked=False)
         seen = [Prepared.open(Path(folder), name) for name in _SPLITS if Prepared.exists(Path(folder), name)]
@@ -156,24 +164,6 @@ def _unread(readings: list[_Reading], num_bytes: int) -> str:
     num_read = sum(reading.num_read for reading in readings)
     bytes_read = sum(reading.bytes_read for reading in readings)
     return f"only the first {num_read:,} examples, {bytes_read / 2**20:,.0f} of {num_bytes / 2**20:,.0f} MiB, were read"
-
-
-def _parts(sources: Sources, share: float) -> list[_ReadingPlan]:
-    """The part that each source belongs to: one of the mixture, or the validation set."""
-    train = [_ReadingPlan(share) for _ in sources.weights]
-    validation = _ReadingPlan(share)
-    return [train[source.part] for source in sources.train] + [validation for _ in sources.validation]
-
-
-def _beginning(reading: _Reading, number: int, part: _ReadingPlan) -> Iterable[Chunk]:
-    """Chunks from the start of a source until enough of its part is read."""
-    if part.is_done:
-        return
-    for chunk in read_chunks(reading.source, number):
-        if part.is_done:
-            return
-        yield chunk
-    reading.at_end = True
 
 
 class EstimatingTokenizer:

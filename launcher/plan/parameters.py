@@ -35,23 +35,14 @@ def linear_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]
     }
 
 
-def layer_parameters(architecture: ArchitectureConfig) -> int:
-    """Parameters of one decoder layer."""
-    shapes = linear_shapes(architecture)
-    weights = sum(inputs * outputs for inputs, outputs in shapes.values())
-    biases = sum(shapes[name][1] for name in ("q_proj", "k_proj", "v_proj")) if architecture.attention_bias else 0
-    return weights + biases + 2 * architecture.hidden_size
-
-
-def embedding_parameters(architecture: ArchitectureConfig) -> int:
-    """Parameters of the embedding and, where it is a matrix of its own, the head."""
-    return architecture.vocab_size * architecture.hidden_size * (1 if architecture.tied_embeddings else 2)
-
-
 def count_parameters(architecture: ArchitectureConfig) -> int:
     """All parameters of the model."""
-    layers = architecture.num_layers * layer_parameters(architecture)
-    return layers + architecture.hidden_size + embedding_parameters(architecture)
+    hidden, shapes = architecture.hidden_size, linear_shapes(architecture)
+    weights = sum(inputs * outputs for inputs, outputs in shapes.values())
+    biases = sum(shapes[name][1] for name in ("q_proj", "k_proj", "v_proj")) if architecture.attention_bias else 0
+    layer = weights + biases + 2 * hidden
+    embeddings = architecture.vocab_size * hidden * (1 if architecture.tied_embeddings else 2)
+    return architecture.num_layers * layer + hidden + embeddings
 
 
 def module_shapes(architecture: ArchitectureConfig) -> dict[str, tuple[int, int]]:

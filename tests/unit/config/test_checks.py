@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.build import field_limits, leaf_types
-from launcher.config.checks import config_problems, setting
+from launcher.config.build import field_limits, leaf_types, setting
+from launcher.config.checks import config_problems
 from launcher.config.compose import compose_config, compose_with_problems
 from launcher.config.devices import Gpu
 from launcher.config.path_checks import machine_problems
