@@ -14,8 +14,9 @@ from launcher.errors import RunError
 from launcher.local.multi_host import check_leader, lead
 from launcher.local.ranks import run_local, startable
 from launcher.paths import RunPaths
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.run_dir import last_attempt, lock_run, new_attempt
-from launcher.runs.scheduler import Submitted, refuse_ended
+from launcher.runs.scheduler import Requeued, Submitted, refuse_ended
 from launcher.runs.states import RunState, StarterProcess, is_alive, run_process, run_state
 from launcher.runs.status import FINAL_STATES, read_status, set_state
 
@@ -44,6 +45,9 @@ class LocalScheduler:
                 raise RunError(f"{state.name} was last seen on another host; cancel it there")
             if not dry_run:
                 _stop(run_dir, now=now, wait_s=wait_s)
+
+    def requeue(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
+        return Requeued(done=False, problem="there is no queue here; launcher resume continues the run")
 
 
 class HostsScheduler(LocalScheduler):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import RunError
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.states import RunState
 from launcher.runs.submission import StageJob
 
@@ -24,6 +25,19 @@ class Submitted:
     """Those queued now."""
     estimate_start: datetime | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """Whether a run goes on by itself after an attempt."""
+
+    done: bool
+    by_scheduler: bool = False
+    """The scheduler had already requeued the job itself, as Slurm does after a preemption or a node failure."""
+    excluded: tuple[str, ...] = ()
+    """Nodes the job must not get."""
+    problem: str = ""
+    """Why it was not requeued, or may still get an excluded node."""
 
 
 class Scheduler(Protocol):
@@ -52,6 +66,14 @@ class Scheduler(Protocol):
             now: kill them; unsaved steps are lost.
             dry_run: only refuse what cannot be cancelled.
         Raises: RunError if there is nothing to cancel, or a run is still there after `wait_s` seconds.
+        """
+        ...
+
+    def requeue(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
+        """Has the job of an attempt that ends here started again, exactly once. Called inside the job.
+
+        Args:
+            without: nodes to exclude, in addition to those excluded already.
         """
         ...
 

@@ -13,6 +13,7 @@ from launcher.config.cluster_schema import ClusterKind
 from launcher.config.schema import RunConfig
 from launcher.errors import RunError, SlurmUnavailable
 from launcher.local.scheduler import HostsScheduler, LocalScheduler
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.run_dir import create_run, write_state
 from launcher.runs.scheduler import Scheduler
 from launcher.runs.submission import StageJob, Submission, write_submission
@@ -104,3 +105,11 @@ def test_a_job_that_slurm_cannot_be_asked_about_is_left_alone_and_so_is_its_run(
     enter_job(monkeypatch)
     with pytest.raises(SlurmUnavailable, match="whether a job runs one is not known"):
         scheduler_for(run_dir)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_a_run_that_cannot_be_requeued_is_told_why(make: Callable[[], Scheduler]) -> None:
+    record = AttemptRecord(attempt=1, starter="", host="n1", world_size=1, started="", job_id="7", nodes=["n1"])
+    requeued = make().requeue(record)
+    assert not requeued.done
+    assert requeued.problem

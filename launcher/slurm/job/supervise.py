@@ -21,6 +21,7 @@ from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import last_state, write_event
 from launcher.runs.rank_environment import RankEnvironment, write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
+from launcher.runs.scheduler import Requeued
 from launcher.runs.status import set_state
 from launcher.runs.stop_requests import StopRequests
 from launcher.slurm.client.parse import JobInfo
@@ -28,18 +29,16 @@ from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
 from launcher.slurm.job.allocation import Allocation
 from launcher.slurm.job.rendezvous import free_meeting_port, rank_interface
-from launcher.slurm.job.requeue import Requeued, requeue_job
 from launcher.slurm.job.resolve_run import check_world
 from launcher.slurm.job.retry_io import patiently
 from launcher.slurm.job.srun import cores_per_rank, ranks_environment, srun_argv
 from launcher.slurm.job.srun_step import StepEnd, run_step
+from launcher.slurm.submit.scheduler import SlurmScheduler
 
 logger = logging.getLogger(__name__)
 
 _ASK_S = 15.0
 """How long to wait for an answer that only improves the record."""
-_REQUEUE_S = 900.0
-"""How long to try to get back into the queue while the controller is away."""
 
 
 def supervise(run_dir: Path, allocation: Allocation) -> int:
@@ -190,22 +189,16 @@ class _Attempt:
                 # GAVE_UP: only a limit stops it. Otherwise no further attempt could succeed.
                 return _stop(self.paths, verdict, code if conclusion.action_alone is Action.stop else ExitCode.GAVE_UP)
             case _:
-                return self._continue(verdict, code)
+                return self._continue(record, verdict, code)
 
     def _decide(self, judged: Verdict) -> Verdict:
         """The restart policy, applied to all attempts of this job; the verdict of this one may not be on disk yet."""
         verdicts = attempt_records.verdicts_of_job(self.paths.root, self.allocation)
         return decide(self.config.fault, [*(one for one in verdicts if one.attempt < self.number), judged])
 
-    def _continue(self, verdict: Verdict, code: int) -> int:
+    def _continue(self, record: AttemptRecord, verdict: Verdict, code: int) -> int:
         without = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
-        requeued = requeue_job(
-            Slurm(retry_s=_REQUEUE_S),
-            self.allocation.name,
-            restart=self.allocation.restart,
-            without=without,
-            num_nodes=len(self.allocation.nodes),
-        )
+        requeued = SlurmScheduler().requeue(record, without=without)
         # The job is in the queue already: if the disk stays full, only the record of it is lost.
         with suppress(OSError):
             patiently(lambda: self._record_requeue(verdict, requeued), "events.jsonl", wait_s=20.0)
@@ -222,7 +215,7 @@ class _Attempt:
             set_state(paths, attempt, "failed", reason)
             logger.error("%s. Continue with: launcher resume %s", reason, paths.root.name)
             return
-        requeue = {"job_id": job_id, "by_slurm": requeued.by_slurm, "without": list(requeued.excluded)}
+        requeue = {"job_id": job_id, "by_slurm": requeued.by_scheduler, "without": list(requeued.excluded)}
         write_event(paths.events, attempt, "requeue", **requeue, reason=verdict.summary)
         # Rank 0 may have recorded a final failure; the run continues.
         set_state(paths, attempt, "running", "queued again")

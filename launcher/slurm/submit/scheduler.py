@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import RunError, SlurmUnavailable
-from launcher.runs.scheduler import Submitted, refuse_ended
+from launcher.runs.attempts import AttemptRecord
+from launcher.runs.scheduler import Requeued, Submitted, refuse_ended
 from launcher.runs.states import RunState
 from launcher.runs.status import FINAL_STATES
 from launcher.slurm.client.job_status import Jobs, live_state, live_states
 from launcher.slurm.client.parse import hostnames
 from launcher.slurm.client.query import Slurm
+from launcher.slurm.client.requeue import requeue_job
 from launcher.slurm.submit.cancel import jobs_to_stop, stop_runs
 from launcher.slurm.submit.submit import check_again, queue_run
+
+_REQUEUE_S = 900.0
+"""How long to try to get back into the queue while the controller is away."""
 
 
 class SlurmScheduler:
@@ -57,6 +62,11 @@ class SlurmScheduler:
                 f"Slurm runs {before[0].name}{job} and does not answer here: {error}. "
                 "Try again, or on a node of that cluster"
             ) from error
+
+    def requeue(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
+        slurm = Slurm(retry_s=_REQUEUE_S)
+        num_nodes = len(record.nodes)
+        return requeue_job(slurm, record.job_id, restart=record.restart, without=list(without), num_nodes=num_nodes)
 
 
 def refuse_beside_job(run_dir: Path) -> None:

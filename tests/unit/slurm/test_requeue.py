@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import SlurmError, SlurmUnavailable
+from launcher.runs.scheduler import Requeued
+from launcher.slurm.client import requeue
 from launcher.slurm.client.parse import JobInfo, NodeKind, Partition
-from launcher.slurm.job import requeue
-from launcher.slurm.job.requeue import Requeued, requeue_job
+from launcher.slurm.client.requeue import requeue_job
 
 
 class Cluster:
@@ -57,7 +58,7 @@ def test_a_running_job_is_put_back_once() -> None:
 @pytest.mark.parametrize("state", ["PENDING", "REQUEUED"])
 def test_a_job_that_slurm_put_back_by_itself_is_left_alone(state: str) -> None:
     cluster = Cluster(state)
-    assert requeue_job(cluster, "7", restart=0, without=[]) == Requeued(done=True, by_slurm=True)
+    assert requeue_job(cluster, "7", restart=0, without=[]) == Requeued(done=True, by_scheduler=True)
     assert cluster.requeues == 0
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
 from launcher.errors import SlurmError, SlurmUnavailable
+from launcher.runs.scheduler import Requeued
 from launcher.runs.states import SLURM_WAITING_STATES
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
@@ -15,17 +15,6 @@ logger = logging.getLogger(__name__)
 
 _EXCLUDE_PAUSE_S = 0.5
 _EXCLUDE_TRIES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Requeued:
-    done: bool
-    by_slurm: bool = False
-    """Slurm had already requeued the job itself, as after preemption or a node failure."""
-    excluded: tuple[str, ...] = ()
-    """Nodes the job must not get."""
-    problem: str = ""
-    """Why it was not requeued, or may still get an excluded node."""
 
 
 def requeue_job(slurm: Slurm, job_id: str, *, restart: int, without: list[str], num_nodes: int = 1) -> Requeued:
@@ -40,17 +29,17 @@ def requeue_job(slurm: Slurm, job_id: str, *, restart: int, without: list[str], 
     """
     try:
         info = slurm.job(job_id)
-        by_slurm = info is not None and _is_back(info, restart)
-        if not by_slurm:
+        by_scheduler = info is not None and _is_back(info, restart)
+        if not by_scheduler:
             _requeue(slurm, job_id, restart)
     except SlurmError as error:
         return Requeued(done=False, problem=str(error))
     if not without:
-        return Requeued(done=True, by_slurm=by_slurm)
+        return Requeued(done=True, by_scheduler=by_scheduler)
     avoided = info.excluded if info is not None else []
     nodes = list(dict.fromkeys([*avoided, *without]))
     problem = _too_few_left(slurm, info, nodes, num_nodes) or _exclude(slurm, job_id, nodes)
-    return Requeued(done=True, by_slurm=by_slurm, excluded=() if problem else tuple(nodes), problem=problem)
+    return Requeued(done=True, by_scheduler=by_scheduler, excluded=() if problem else tuple(nodes), problem=problem)
 
 
 def _is_back(info: JobInfo, restart: int) -> bool:
