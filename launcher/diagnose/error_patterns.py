@@ -43,51 +43,41 @@ GPU_FAULT = re.compile(
     r"|CUDA error: system not yet initialized",
     re.IGNORECASE,
 )
-WATCHDOG = re.compile(r"Watchdog caught collective operation timeout")
 
 # In this order: an error of the disk is often wrapped into one of the checkpoint, one of the GPU into one of NCCL.
-_OF_TEXT: tuple[tuple[VerdictClass, re.Pattern[str]], ...] = (
-    (
-        VerdictClass.out_of_memory_gpu,
-        re.compile(
+_OF_TEXT = tuple(
+    (verdict_class, re.compile(pattern, re.MULTILINE))
+    for verdict_class, pattern in (
+        (
+            VerdictClass.out_of_memory_gpu,
             r"(?:CUDA|HIP) out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|torch\.OutOfMemoryError"
-            r"|torch\.cuda\.OutOfMemoryError"
+            r"|torch\.cuda\.OutOfMemoryError",
         ),
-    ),
-    (VerdictClass.node_failure, GPU_FAULT),
-    (
-        VerdictClass.out_of_memory_host,
-        re.compile(
+        (VerdictClass.node_failure, f"(?i:{GPU_FAULT.pattern})"),
+        (
+            VerdictClass.out_of_memory_host,
             r"insufficient shared memory|unable to (?:mmap|allocate shared memory)|can't allocate memory|std::bad_alloc"
             r"|Cannot allocate memory|oom[-_]kill|^MemoryError",
-            re.MULTILINE,
         ),
-    ),
-    (
-        VerdictClass.disk,
-        re.compile(
+        (
+            VerdictClass.disk,
             r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle"
-            r"|\[Errno (?:5|28|30|116|122)\]|File too large"
+            r"|\[Errno (?:5|28|30|116|122)\]|File too large",
         ),
-    ),
-    (
-        VerdictClass.configuration,
-        re.compile(
+        (
+            VerdictClass.configuration,
             r"^(?:\w+\.)*(?:ModuleNotFoundError|ImportError)\b|No module named|cannot open shared object file"
             r"|(?:401|403) Client Error|GatedRepoError|RepositoryNotFoundError|Invalid user token",
-            re.MULTILINE,
         ),
-    ),
-    (VerdictClass.hang, WATCHDOG),
-    (
-        VerdictClass.rendezvous,
-        re.compile(
+        (VerdictClass.hang, "Watchdog caught collective operation timeout"),
+        (
+            VerdictClass.rendezvous,
             r"client socket has timed out|failed to connect to any of the given"
             r"|connectFullMesh failed|DistStoreError|DistNetworkError|[Aa]ddress already in use|EADDRINUSE"
             r"|Call to (?:connect|bind) .*(?:failed|returned)|No route to host|No socket interface found"
-            r"|ncclInternalError.*[Bb]ootstrap|Unable to find address for"
+            r"|ncclInternalError.*[Bb]ootstrap|Unable to find address for",
         ),
-    ),
+    )
 )
 
 # What the other ranks report when one of them is gone.
@@ -126,8 +116,5 @@ def class_of(kind: str, data: Mapping[str, object], text: str) -> VerdictClass |
     named = _OF_FOREIGN.get(kind)
     if named not in (None, VerdictClass.configuration):
         return named
-    return by_errno or _class_of_text(text) or named
-
-
-def _class_of_text(text: str) -> VerdictClass | None:
-    return next((verdict_class for verdict_class, pattern in _OF_TEXT if pattern.search(text)), None)
+    by_text = (verdict_class for verdict_class, pattern in _OF_TEXT if pattern.search(text))
+    return by_errno or next(by_text, None) or named

@@ -64,21 +64,21 @@ def _task_message(line: str) -> SlurmMessage | None:
 
 
 # slurmd writes why it ends a step into the log of the step's first rank; srun says other things meanwhile.
-_OTHER = (
-    (MessageKind.preempted, re.compile(r"DUE TO PREEMPTION")),
-    (MessageKind.time_limit, re.compile(r"DUE TO TIME LIMIT")),
-    (MessageKind.node_failure, re.compile(r"srun: error: Node failure on (?P<node>[\w.\-]+)")),
-    (MessageKind.node_failure, re.compile(r"CANCELLED AT \S+ DUE TO NODE (?:(?P<node>[\w.\-]+) )?FAILURE")),
-    (MessageKind.requeued, re.compile(r"DUE TO JOB REQUEUE")),
-    (MessageKind.out_of_memory, re.compile(r"(?:slurmstepd-(?P<node>[\w.\-]+): )?.*[Dd]etected \d+ oom[-_]kill event")),
-    (MessageKind.out_of_memory, re.compile(r"Exceeded (?:job|step) memory limit|exceeded memory limit \(")),
-    (MessageKind.cancelled, re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*")),
-    (MessageKind.start_failed, re.compile(r"[Tt]ask launch for \S+ failed on node (?P<node>[\w.\-]+)")),
-    (MessageKind.start_failed, re.compile(r"(?:slurmstepd-(?P<node>[\w.\-]+): )?.*execve\(\): \S+: ")),
-    (
-        MessageKind.start_failed,
-        re.compile(r"srun: error: (?:Unable to (?:create step|allocate resources)|Only allocated )"),
-    ),
+_OTHER = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        (MessageKind.preempted, r"DUE TO PREEMPTION"),
+        (MessageKind.time_limit, r"DUE TO TIME LIMIT"),
+        (MessageKind.node_failure, r"srun: error: Node failure on (?P<node>[\w.\-]+)"),
+        (MessageKind.node_failure, r"CANCELLED AT \S+ DUE TO NODE (?:(?P<node>[\w.\-]+) )?FAILURE"),
+        (MessageKind.requeued, r"DUE TO JOB REQUEUE"),
+        (MessageKind.out_of_memory, r"(?:slurmstepd-(?P<node>[\w.\-]+): )?.*[Dd]etected \d+ oom[-_]kill event"),
+        (MessageKind.out_of_memory, r"Exceeded (?:job|step) memory limit|exceeded memory limit \("),
+        (MessageKind.cancelled, r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ \*\*\*"),
+        (MessageKind.start_failed, r"[Tt]ask launch for \S+ failed on node (?P<node>[\w.\-]+)"),
+        (MessageKind.start_failed, r"(?:slurmstepd-(?P<node>[\w.\-]+): )?.*execve\(\): \S+: "),
+        (MessageKind.start_failed, r"srun: error: (?:Unable to (?:create step|allocate resources)|Only allocated )"),
+    )
 )
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from launcher.errors import VerdictClass
-from launcher.files import as_json, find_record, write_json
+from launcher.files import find_record, write_json
 from launcher.paths import RunPaths
 
 
@@ -89,10 +89,6 @@ class Verdict:
     def made_progress(self) -> bool:
         """Whether it left a newer checkpoint. The one of step 0, which the rehearsal saves, contains no training."""
         return self.checkpoint_after > max(0, self.checkpoint_before)
-
-    def as_dict(self) -> dict[str, object]:
-        """For verdict.json and --json."""
-        return dict(as_json(self))
 
 
 def write_verdict(run_dir: Path, verdict: Verdict) -> None:

@@ -25,7 +25,7 @@ from launcher.local.host_status import SILENT_S, HostState, HostStatus, OtherHos
 from launcher.local.ranks import HostShare, run_local
 from launcher.local.remote_shell import RemoteShells, join_command
 from launcher.paths import RunPaths
-from launcher.runs.network import free_port_for_others, interface_to, own_index
+from launcher.runs.network import free_port, interface_to, own_index
 from launcher.runs.run_dir import last_attempt, versions
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote
         state=HostState.waiting,
         token=secrets.token_hex(16),
         master_address=run.hosts[0],
-        master_port=free_port_for_others(),
+        master_port=free_port(),
         versions=_versions(),
     )
     with ExitStack() as held:

@@ -28,6 +28,7 @@ from launcher.local.terminal import RankOutput
 from launcher.paths import RunPaths
 from launcher.runs.hang_detector import Watch
 from launcher.runs.jsonl import utc_now
+from launcher.runs.network import free_port
 from launcher.runs.rank_environment import RankEnvironment, RankNumbers, job_environment, write_names
 from launcher.runs.states import StarterProcess
 from launcher.runs.stop_requests import RANK_STOP_SIGNALS, StopRequests
@@ -87,7 +88,7 @@ def run_local(
     """
     paths = RunPaths(run_dir.resolve())
     config, derived = startable(paths, on_several_hosts=share is not None)
-    share = share or HostShare(num_ranks=derived.world_size, master_port=free_port())
+    share = share or HostShare(num_ranks=derived.world_size, master_port=free_port("127.0.0.1"))
     if share.leads:
         record = begin_local(paths, attempt, derived, config.cluster.hosts)
     command = [*worker, "--run", str(paths.root), "--attempt", str(attempt)]
@@ -103,13 +104,6 @@ def run_local(
     summary = end_local(paths, record, exits) if share.leads else exits.first_failure
     _explain(summary, exits, ranks)
     return exits.exit_code
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def startable(paths: RunPaths, *, on_several_hosts: bool = False) -> tuple[RunConfig, Derived]:

@@ -1,4 +1,4 @@
-"""Finds the rank that hangs, from the heartbeats of all ranks. Whoever started the ranks asks twice a second."""
+"""Finds the rank that hangs, from the heartbeats of all ranks. The starter of the ranks asks twice a second."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class _Watched:
     beat: Beat | None = None
     changed_at_s: float = 0.0
 
+    @property
+    def phase(self) -> str:
+        return self.beat.phase if self.beat is not None else Phase.start
+
 
 class Watch:
     """Looks at the beat files of an attempt; time is the watcher's own, so clocks of nodes may differ.
@@ -54,35 +58,35 @@ class Watch:
         self._clock = clock
         self._last_look = clock()
         self._watched_s = 0.0
-        self._start_limit_s = _load_limit_s(paths)
+        try:
+            fault = load_config(paths.config).config.fault
+        except LauncherError:
+            fault = FaultConfig()
+        self._start_limit_s = fault.load_limit_s
         self._ranks = [_Watched(rank) for rank in range(world_size)]
 
     def stalled(self) -> Stall | None:
         """The rank that hangs, None while all go on. Never raises for files that are missing, removed or half there.
 
-        Of several, that is the one which could not write down its stack (it is stopped, or its machine is gone), else
-        the one in another phase than most, else the one silent longest.
+        Of several, the one that could not write down its stack (it is stopped, or its node is gone); then the one in
+        another phase than most; then the one silent longest.
         """
         now = self._clock()
         self._watched_s += min(now - self._last_look, _LARGEST_GAP_S)
         self._last_look = now
         for watched in self._ranks:
             self._look_at(watched)
-        late = [watched for watched in self._ranks if self._silent_s(watched) > self._limit_s(watched) + EVERY_S]
-        late = [watched for watched in late if not self._has_left(watched)]
+        late = [watched for watched in self._ranks if self._is_late(watched)]
         if not late:
             return None
-        phases = Counter(_phase(watched) for watched in self._ranks)
-        worst = min(
-            late,
-            key=lambda watched: (self._has_dumped(watched), phases[_phase(watched)], -self._silent_s(watched)),
-        )
+        phases = Counter(watched.phase for watched in self._ranks)
+        worst = min(late, key=lambda one: (self._has_dumped(one.rank), phases[one.phase], one.changed_at_s))
         return Stall(
             rank=worst.rank,
             host=worst.beat.host if worst.beat is not None else "",
-            phase=_phase(worst),
+            phase=worst.phase,
             step=worst.beat.step if worst.beat is not None else 0,
-            silent_s=self._silent_s(worst),
+            silent_s=self._watched_s - worst.changed_at_s,
             limit_s=self._limit_s(worst),
         )
 
@@ -94,27 +98,15 @@ class Watch:
             watched.line, watched.changed_at_s = line, self._watched_s
             watched.beat = parse_beat(line) or watched.beat
 
-    def _silent_s(self, watched: _Watched) -> float:
-        return self._watched_s - watched.changed_at_s
-
     def _limit_s(self, watched: _Watched) -> float:
         return watched.beat.limit_s if watched.beat is not None else self._start_limit_s
 
-    def _has_left(self, watched: _Watched) -> bool:
-        return _phase(watched) == Phase.finish or self._paths.rank_end(self._attempt, watched.rank).exists()
+    def _is_late(self, watched: _Watched) -> bool:
+        if self._watched_s - watched.changed_at_s <= self._limit_s(watched) + EVERY_S:
+            return False
+        return watched.phase != Phase.finish and not self._paths.rank_end(self._attempt, watched.rank).exists()
 
-    def _has_dumped(self, watched: _Watched) -> bool:
+    def _has_dumped(self, rank: int) -> bool:
         with suppress(OSError):
-            return self._paths.stacks(self._attempt, watched.rank).stat().st_size > 0
+            return self._paths.stacks(self._attempt, rank).stat().st_size > 0
         return False
-
-
-def _phase(watched: _Watched) -> str:
-    return watched.beat.phase if watched.beat is not None else Phase.start
-
-
-def _load_limit_s(paths: RunPaths) -> float:
-    try:
-        return load_config(paths.config).config.fault.load_limit_s
-    except LauncherError:
-        return FaultConfig().load_limit_s

@@ -83,8 +83,8 @@ def interface_to(host: str) -> str:
     return ""
 
 
-def free_port_for_others() -> int:
-    """A TCP port nobody on this machine listens on at this moment, on any of its interfaces."""
+def free_port(address: str = "") -> int:
+    """A TCP port nobody on this host listens on at this moment, at an address or at all of its own."""
     with socket.socket() as probe:
-        probe.bind(("", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What rank 0 shows while it trains: a live bar on a terminal, now and then a plain line anywhere else."""
+"""The progress that rank 0 shows: a live bar on a terminal, now and then a plain line anywhere else."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Progress:
             )
 
     def evaluated(self, record: EvalRecord) -> None:
-        """Shows a held-out loss."""
+        """Shows a validation loss."""
         what = f"epoch {record.epoch:.2f}" if record.epoch_end else f"step {record.step}"
         self.note(f"{what}: held-out loss {record.loss:.4f} ({record.eval_time_s:.1f} s)")
 

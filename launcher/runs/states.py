@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import cast
 
 import psutil
 
@@ -112,7 +111,7 @@ class RunState:
 
     def as_dict(self) -> dict[str, object]:
         """For --json."""
-        return cast("dict[str, object]", as_json(self))
+        return dict(as_json(self))
 
     @property
     def over(self) -> bool:

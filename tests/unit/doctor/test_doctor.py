@@ -235,9 +235,9 @@ def test_a_setting_that_does_not_exist_fails_with_exit_code_2(
 
 
 def free_ports(count: int) -> list[int]:
-    from launcher.runs.network import free_port_for_others
+    from launcher.runs.network import free_port
 
-    return [free_port_for_others() for _ in range(count)]
+    return [free_port() for _ in range(count)]
 
 
 def test_a_probe_measures_a_real_connection() -> None:
