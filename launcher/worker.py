@@ -24,7 +24,7 @@ from launcher.log import setup_logging
 from launcher.paths import RunPaths
 from launcher.runs.rank_end import end_of, write_rank_end
 from launcher.runs.rank_environment import rank_numbers, ranks_per_node
-from launcher.runs.redact import redacted_text
+from launcher.runs.redact import redacted
 from launcher.runs.run_dir import find_run, lock_run, new_attempt
 from launcher.runs.states import run_state
 from launcher.train.stop import STOP
@@ -56,7 +56,7 @@ class _Rank:
     def record_end(self, code: int, error: BaseException | None) -> None:
         if self.paths is None:
             return
-        message = "" if error is None else redacted_text(str(error), os.environ)[:_LONGEST_MESSAGE]
+        message = "" if error is None else redacted(str(error))[:_LONGEST_MESSAGE]
         end = end_of(self.number, host=socket.gethostname(), exit_code=code, error=error, message=message)
         with suppress(OSError):
             write_rank_end(self.paths.rank_end(self.attempt, self.number), end)

@@ -5,29 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 
 from launcher.diagnose.causes import find_cause
 from launcher.diagnose.evidence import Evidence, StarterReport, collect
 from launcher.diagnose.remedies import setting_to_change, what_to_do
-from launcher.diagnose.verdict import ACTIONS, Action, Verdict, write_verdict
+from launcher.diagnose.verdict import ACTIONS, Verdict, write_verdict
 from launcher.errors import ExitCode, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.events import EventWriter, read_events
 from launcher.runs.jsonl import seconds_between, utc_now
-
-
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """What was decided about an attempt."""
-
-    verdict: Verdict
-    """Its action takes earlier attempts into account."""
-    action_alone: Action
-    """What this attempt by itself asks for."""
-    is_recorded: bool
-    """Whether rank 0 had recorded this end itself."""
 
 
 def conclude(
@@ -37,22 +24,22 @@ def conclude(
     *,
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
     keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
-) -> Conclusion:
+) -> tuple[Verdict, bool]:
     """Judges an attempt that has ended and records that; what follows from it is the caller's to do.
 
     Args:
         decide: the restart policy; left out: the action of the verdict's class.
         keep: carries out a write, and may retry it; called with what is written.
+    Returns: the verdict, and whether rank 0 had recorded this end itself.
     """
-    judged = explain(collect(paths.root, record.attempt, report))
-    verdict = decide(judged)
+    verdict = decide(explain(collect(paths.root, record.attempt, report)))
     ended = dataclasses.replace(record, ended=verdict.ended or utc_now(), exit_code=report.exit_code)
     is_recorded = _is_recorded(paths, record.attempt, report)
     # The verdict first: an attempt with a record that has ended but no verdict would never get one.
     keep(lambda: write_verdict(paths.root, verdict), "the verdict")
     keep(lambda: write_attempt(paths.root, ended), "the record of the attempt")
     keep(lambda: _write_end_events(paths, verdict, report, is_recorded=is_recorded), "events.jsonl")
-    return Conclusion(verdict, judged.action, is_recorded)
+    return verdict, is_recorded
 
 
 def explain(evidence: Evidence) -> Verdict:

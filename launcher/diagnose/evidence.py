@@ -13,15 +13,16 @@ from launcher.config.schema import Derived, RunConfig
 from launcher.diagnose.log_tail import read_tail
 from launcher.diagnose.srun_messages import MessageKind, SlurmMessage, parse_messages
 from launcher.errors import LauncherError
+from launcher.files import find_record
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
 from launcher.runs.attempts import AttemptRecord, read_attempt
 from launcher.runs.events import Event, read_events
 from launcher.runs.hang_detector import Stall
-from launcher.runs.heartbeat import Beat, read_beat
+from launcher.runs.heartbeat import Beat
 from launcher.runs.metrics import parse_record
-from launcher.runs.rank_end import RankEnd, read_rank_end
-from launcher.runs.redact import redacted_text
+from launcher.runs.rank_end import RankEnd
+from launcher.runs.redact import redacted
 
 _METRICS_TAIL_BYTES = 256 * 1024
 _NO_ROOM_BYTES = 64 * 2**20
@@ -192,8 +193,8 @@ def _frozen(paths: RunPaths) -> tuple[RunConfig | None, Derived | None]:
 
 
 def _rank(paths: RunPaths, attempt: int, number: int, record: AttemptRecord | None) -> RankEvidence:
-    end = read_rank_end(paths.rank_end(attempt, number))
-    beat = read_beat(paths.heartbeat(attempt, number))
+    end = find_record(RankEnd, paths.rank_end(attempt, number))
+    beat = find_record(Beat, paths.heartbeat(attempt, number))
     host = end.host if end is not None else beat.host if beat is not None else ""
     return RankEvidence(
         rank=number,
@@ -207,7 +208,7 @@ def _rank(paths: RunPaths, attempt: int, number: int, record: AttemptRecord | No
 
 def _tail(path: Path) -> str:
     """The end of a log without secrets: whatever a library printed, a verdict is read by more people than a log."""
-    return redacted_text(read_tail(path), os.environ)
+    return redacted(read_tail(path))
 
 
 def _step_of(event: Event, name: str) -> int | None:

@@ -104,13 +104,12 @@ def end_local(paths: RunPaths, record: AttemptRecord, ranks: RankExits) -> str:
         first_failed=ranks.first_failed,
         error=ranks.lost,
     )
-    conclusion = conclude(paths, record, report)
-    summary = conclusion.verdict.summary
+    verdict, is_recorded = conclude(paths, record, report)
     if report.exit_code == ExitCode.DONE:
         set_state(paths, record.attempt, "succeeded", "")
     elif paths.cancel.exists():
-        set_state(paths, record.attempt, "cancelled", summary)
+        set_state(paths, record.attempt, "cancelled", verdict.summary)
     elif report.exit_code != ExitCode.PREEMPTED:
         # After a preemption the run is still running, only not now.
-        set_state(paths, record.attempt, "failed", summary, again=not conclusion.is_recorded)
-    return summary
+        set_state(paths, record.attempt, "failed", verdict.summary, again=not is_recorded)
+    return verdict.summary

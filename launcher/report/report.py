@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import statistics
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from launcher.report.epochs import best_eval, snapshots
 from launcher.report.goodput import PARTS, Goodput, run_goodput
 from launcher.runs.events import Event, read_events
 from launcher.runs.metrics import Metrics, read_metrics
-from launcher.runs.redact import redacted_text
+from launcher.runs.redact import redacted
 from launcher.tracking.replay import incomplete_note, tracker_warnings
 
 MOST_SAMPLES = 8
@@ -251,7 +250,7 @@ def _printable(value: object) -> object:
     """Text of users without secrets and without characters HTML does not allow; markup of ours as it is."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
-    return UNPRINTABLE.sub("\ufffd", redacted_text(value, os.environ))
+    return UNPRINTABLE.sub("\ufffd", redacted(value))
 
 
 def _clip(value: object) -> str:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from launcher.errors import RecordError
-from launcher.files import find_record, parse_record, rewrite
+from launcher.files import parse_record, rewrite
 from launcher.runs import jsonl
 
 EVERY_S = 1.0
@@ -94,11 +94,6 @@ class Heart:
         except OSError:
             self._written_at = float("-inf")
         return True
-
-
-def read_beat(path: Path) -> Beat | None:
-    """None where there is no file, or none that can be read."""
-    return find_record(Beat, path)
 
 
 def parse_beat(line: bytes) -> Beat | None:

@@ -41,30 +41,25 @@ class AppendLog:
     """An open append-only file. Several processes may append to the same one: each line is a single O_APPEND write."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        size = os.fstat(self._fd).st_size
-        self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        self._file = path.open("ab+", buffering=0)
+        size = os.fstat(self._file.fileno()).st_size
+        self._is_torn = size > 0 and os.pread(self._file.fileno(), 1, size - 1) != b"\n"
 
     def append(self, line: dict[str, object]) -> None:
         """Adds one line.
 
         Raises: OSError: the disk took none of it, or only a part.
         """
-        if self._fd is None:
-            raise ValueError(f"{self.path} is closed")
         text = json.dumps(as_json(line), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         # A writer that died in the middle of a line left no newline: end its line, or ours would be lost with it.
         data = (b"\n" if self._is_torn else b"") + text.encode("utf-8", errors="backslashreplace") + b"\n"
-        self._is_torn = os.write(self._fd, data) != len(data)
+        self._is_torn = self._file.write(data) != len(data)
         if self._is_torn:
-            raise OSError(errno.ENOSPC, "the line was written only in part", str(self.path))
+            raise OSError(errno.ENOSPC, "the line was written only in part", self._file.name)
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._file.close()
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], int]:

@@ -1,4 +1,4 @@
-"""How a rank ended, `end-RRRR.json`: its exit code and its error. A rank that leaves no such file was killed."""
+"""How a rank ended, `end-RRRR.json`: its exit code and its error. A rank without such a file was killed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.errors import LauncherError, public_name
-from launcher.files import find_record, write_json
+from launcher.files import write_json
 from launcher.runs import jsonl
 
 
@@ -60,8 +60,3 @@ def write_rank_end(path: Path, end: RankEnd) -> None:
     Raises: OSError; the caller is leaving and may go on without.
     """
     write_json(path, end, indent=None, durable=False)
-
-
-def read_rank_end(path: Path) -> RankEnd | None:
-    """None where there is no file, or none that can be read."""
-    return find_record(RankEnd, path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")
@@ -11,14 +14,10 @@ SHORTEST_SECRET = 8
 MARK = "[secret]"
 
 
-def redacted(value: object, environment: Mapping[str, str]) -> object:
-    """The value without the text of any secret the environment holds, and without logins in URLs."""
-    secrets = [text for name, text in environment.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST_SECRET]
-    return _redact(value, secrets)
-
-
-def redacted_text(text: str, environment: Mapping[str, str]) -> str:
-    return str(redacted(text, environment))
+def redacted(value: T) -> T:
+    """The value without the text of any secret in the environment, and without logins in URLs."""
+    secrets = [text for name, text in os.environ.items() if SECRET_NAME.search(name) and len(text) >= SHORTEST_SECRET]
+    return cast("T", _redact(value, secrets))
 
 
 def _redact(value: object, secrets: list[str]) -> object:

@@ -14,7 +14,7 @@ from launcher.files import as_json, find_record
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, read_attempts
 from launcher.runs.events import Event, read_events, valid_events
-from launcher.runs.heartbeat import Phase, read_beat
+from launcher.runs.heartbeat import Beat, Phase
 from launcher.runs.jsonl import parse_time
 from launcher.runs.run_dir import is_locked, last_attempt, run_name
 from launcher.runs.status import FINAL_STATES, Status, read_status
@@ -355,7 +355,7 @@ def _is_starting(attempts: list[AttemptRecord], job: JobState | None) -> bool:
 
 def _phase(record: _Record, is_starting: bool) -> str:
     """By the heartbeat of rank 0."""
-    beat = None if is_starting else read_beat(RunPaths(record.run_dir).heartbeat(record.attempt, 0))
+    beat = None if is_starting else find_record(Beat, RunPaths(record.run_dir).heartbeat(record.attempt, 0))
     return beat.phase if beat is not None else Phase.start if record.job is not None else ""
 
 

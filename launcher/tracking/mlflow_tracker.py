@@ -10,7 +10,7 @@ from typing import Any
 from launcher.config.schema import TrackConfig
 from launcher.runs.jsonl import parse_time
 from launcher.runs.metrics import Record
-from launcher.runs.redact import redacted_text
+from launcher.runs.redact import redacted
 from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, values_of
 
 RUN_ID_TAG = "launcher.run_id"
@@ -46,7 +46,7 @@ class MlflowTracker(Tracker):
         if not self._uri.startswith(("http://", "https://")):
             return None
         page = f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._run_id}"
-        return redacted_text(page, os.environ)
+        return redacted(page)
 
     @property
     def is_new(self) -> bool:

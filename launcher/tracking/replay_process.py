@@ -29,7 +29,7 @@ from launcher.paths import RunPaths
 from launcher.runs import jsonl
 from launcher.runs.events import EventWriter, last_state
 from launcher.runs.metrics import EvalRecord, History, Record, parse_record
-from launcher.runs.redact import redacted, redacted_text
+from launcher.runs.redact import redacted
 from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, group_of, load_tracker
 
 POLL_S = 1.0
@@ -77,7 +77,7 @@ class Sender:
         self.rows = 0
         """Records sent so far."""
         config, derived = load_prepared(self._paths.config)
-        settings = redacted({**as_json(config), "derived": as_json(derived)}, os.environ)
+        settings = redacted({**as_json(config), "derived": as_json(derived)})
         folder = self._paths.tracker(name)
         self._cursor_path = folder / f"cursor-{destination}.json"
         self._lock = _lock(folder / "sender.lock", load_tracker(name).title)
@@ -235,7 +235,7 @@ def _lock(path: Path, title: str) -> FileLock:
 
 
 def _warn(events: EventWriter, source: str, message: str, **fields: object) -> None:
-    text = redacted_text(message, os.environ)
+    text = redacted(message)
     logger.warning("%s", text)
     events.write("warning", source=source, message=text, **fields)
 

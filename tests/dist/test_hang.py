@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.files import find_record
 from launcher.paths import RunPaths
 from launcher.errors import ExitCode, VerdictClass
 from launcher.diagnose.conclude import explain
 from launcher.diagnose.evidence import StarterReport, collect
 from launcher.runs.hang_detector import Stall, Watch
-from launcher.runs.heartbeat import read_beat
+from launcher.runs.heartbeat import Beat
 from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S
 from tests.dist.conftest import RankResult, Ranks
 from tests.dist.rig import make_data, make_run
@@ -64,7 +65,7 @@ class Watched(threading.Thread):
 
 def kill_ranks(paths: RunPaths) -> None:
     for rank in (0, 1):
-        beat = read_beat(paths.heartbeat(1, rank))
+        beat = find_record(Beat, paths.heartbeat(1, rank))
         assert beat is not None
         os.kill(beat.pid, signal.SIGKILL)
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.files import find_record
 from launcher.paths import RunPaths
 from launcher.errors import ExitCode, VerdictClass
 from launcher.diagnose.verdict import read_verdict
-from launcher.runs.rank_end import read_rank_end
+from launcher.runs.rank_end import RankEnd
 from launcher.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.dist
@@ -141,7 +142,7 @@ def test_a_signal_to_one_rank_while_it_imports_ends_all_ranks_in_order(folder: P
     os.kill(json.loads(pids.read_text())["ranks"][1], signal.SIGTERM)
     _, err = process.communicate(timeout=300)
     assert process.returncode == ExitCode.PREEMPTED, err
-    ends = [read_rank_end(RunPaths(run_dir).rank_end(1, rank)) for rank in (0, 1)]
+    ends = [find_record(RankEnd, RunPaths(run_dir).rank_end(1, rank)) for rank in (0, 1)]
     assert [end.exit_code for end in ends if end is not None] == [ExitCode.PREEMPTED] * 2
     verdict = read_verdict(run_dir, 1)
     assert verdict is not None and verdict.verdict_class is VerdictClass.preempted

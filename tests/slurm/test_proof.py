@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.files import find_record
 from launcher.paths import RunPaths
 from launcher.runs.metrics import read_metrics
 from tests.slurm import faults
@@ -192,7 +193,7 @@ def test_a_stop_at_an_awkward_moment_does_no_harm(
 
 def _wait_for_moment(run: SlurmRun, moment: str) -> None:
     """Until the ranks are about there: their own heartbeats tell the phase."""
-    from launcher.runs.heartbeat import read_beat
+    from launcher.runs.heartbeat import Beat
 
     paths = RunPaths(run.run_dir)
     phase = {"first step": "step", "middle": "step", "last step": "step", "end": "finish"}.get(moment, moment)
@@ -201,7 +202,7 @@ def _wait_for_moment(run: SlurmRun, moment: str) -> None:
     while time.monotonic() < end:
         if moment == "start" and faults.ranks_of(run.run_dir):
             return
-        beat = read_beat(paths.heartbeat(1, 0))
+        beat = find_record(Beat, paths.heartbeat(1, 0))
         if moment == "import" and beat is not None:
             return
         if beat is not None and (beat.phase, beat.step >= step) == (phase, True):

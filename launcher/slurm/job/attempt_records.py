@@ -50,7 +50,7 @@ def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
     verdicts = []
     for record in _open_attempts(run_dir):
         job = JobEnd(state="", supervisor_lost=True) if record.job_id == allocation.name else None
-        verdict = conclude(RunPaths(run_dir), record, StarterReport(exit_code=None, job=job)).verdict
+        verdict, _ = conclude(RunPaths(run_dir), record, StarterReport(exit_code=None, job=job))
         logger.warning("attempt %d had been left without a verdict: %s", record.attempt, verdict.summary)
         verdicts.append(verdict)
     return verdicts

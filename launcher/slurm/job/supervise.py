@@ -171,14 +171,13 @@ class _Attempt:
         code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
         info = self._job_info() if code != ExitCode.DONE else None
         job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > self.allocation.restart)
-        conclusion = conclude(
+        verdict, _ = conclude(
             self.paths,
             record,
             StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job),
             decide=self._decide,
             keep=patiently,
         )
-        verdict = conclusion.verdict
         log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
         log("attempt %d ended: %s: %s", self.number, verdict.verdict_class.value, verdict.summary)
         match verdict.action:
@@ -187,7 +186,8 @@ class _Attempt:
                 return ExitCode.DONE
             case Action.stop:
                 # GAVE_UP: only a limit stops it. Otherwise no further attempt could succeed.
-                return _stop(self.paths, verdict, code if conclusion.action_alone is Action.stop else ExitCode.GAVE_UP)
+                alone = ACTIONS[verdict.verdict_class]
+                return _stop(self.paths, verdict, code if alone is Action.stop else ExitCode.GAVE_UP)
             case _:
                 return self._continue(record, verdict, code)
 

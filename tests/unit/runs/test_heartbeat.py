@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.runs.heartbeat import Beat, Heart, parse_beat, read_beat
+from launcher.files import find_record
+from launcher.runs.heartbeat import Beat, Heart, parse_beat
 
 
 class Clock:
@@ -35,7 +36,7 @@ def heart(path: Path, clock: Clock) -> Heart:
 
 
 def read(path: Path) -> Beat:
-    beat = read_beat(path)
+    beat = find_record(Beat, path)
     assert beat is not None
     return beat
 
@@ -106,7 +107,7 @@ def test_what_is_no_beat_is_none(line: bytes) -> None:
 
 
 def test_a_missing_file_is_none(path: Path) -> None:
-    assert read_beat(path) is None
+    assert find_record(Beat, path) is None
 
 
 def test_a_file_that_cannot_be_written_stops_nobody_and_is_tried_again(tmp_path: Path, clock: Clock) -> None:

@@ -14,9 +14,10 @@ import pytest
 import launcher.train.watchdog as watchdog_module
 from launcher.config.cluster_schema import FaultConfig
 from launcher.errors import ExitCode
+from launcher.files import find_record
 from launcher.paths import RunPaths
-from launcher.runs.heartbeat import Beat, Phase, read_beat
-from launcher.runs.rank_end import read_rank_end
+from launcher.runs.heartbeat import Beat, Phase
+from launcher.runs.rank_end import RankEnd
 from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S, Watchdog
 
 
@@ -39,7 +40,7 @@ def pulse(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watchdog
 
 
 def beat_of(paths: RunPaths) -> Beat:
-    beat = read_beat(paths.heartbeat(1, 0))
+    beat = find_record(Beat, paths.heartbeat(1, 0))
     assert beat is not None
     return beat
 
@@ -110,7 +111,7 @@ def hang(paths: RunPaths, watched: str, *, unreached_after_s: float = 600.0) -> 
 
 def test_a_rank_that_nobody_watches_writes_its_stack_and_ends_itself(paths: RunPaths) -> None:
     assert hang(paths, "").wait(timeout=120) == ExitCode.HANG
-    end = read_rank_end(paths.rank_end(1, 3))
+    end = find_record(RankEnd, paths.rank_end(1, 3))
     assert end is not None and end.exit_code == ExitCode.HANG
     assert "in phase start (limit 1 s)" in end.message
     assert "Timeout (" in paths.stacks(1, 3).read_text()
@@ -134,7 +135,7 @@ def test_a_rank_that_is_watched_leaves_that_to_the_watcher(paths: RunPaths) -> N
 def test_a_rank_its_watcher_cannot_reach_leaves_by_itself_in_the_end(paths: RunPaths) -> None:
     process = hang(paths, "1", unreached_after_s=2.0)
     assert process.wait(timeout=60) == ExitCode.HANG
-    end = read_rank_end(paths.rank_end(1, 3))
+    end = find_record(RankEnd, paths.rank_end(1, 3))
     assert end is not None and end.error == "Hang"
 
 
