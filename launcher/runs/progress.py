@@ -63,15 +63,13 @@ class Progress:
         self._recent.append((now, record.step))
         if not self._enabled:
             return
+        epoch, loss = f"{record.epoch:.2f}", f"{record.loss:.4f}"
+        speed, eta = f"{record.tokens_per_s:,.0f}", duration_text(self.eta_s)
         if self._bar is not None:
-            self._bar.update(self._task, completed=record.step)
-            self._bar.tasks[0].fields.update(self._columns(record))
+            self._bar.update(self._task, completed=record.step, epoch=epoch, loss=loss, speed=speed, eta=eta)
         elif self._line_is_due(now, record.step):
-            columns = self._columns(record)
-            self._line(
-                f"step {record.step}/{self._total_steps}  epoch {columns['epoch']}  loss {columns['loss']}  "
-                f"{columns['speed']} tokens/s  ETA {columns['eta']}"
-            )
+            step = f"step {record.step}/{self._total_steps}"
+            self._line(f"{step}  epoch {epoch}  loss {loss}  {speed} tokens/s  ETA {eta}")
 
     def evaluated(self, record: EvalRecord) -> None:
         """Shows a validation loss."""
@@ -108,14 +106,6 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=self._total_steps, epoch="-", loss="-", speed="-", eta="-")
         self._bar.start()
-
-    def _columns(self, record: StepRecord) -> dict[str, str]:
-        return {
-            "epoch": f"{record.epoch:.2f}",
-            "loss": f"{record.loss:.4f}",
-            "speed": f"{record.tokens_per_s:,.0f}",
-            "eta": duration_text(self.eta_s),
-        }
 
     def _line_is_due(self, now: float, step: int) -> bool:
         # Lines thin out with the length of the run, so that a day's log can still be read.

@@ -1,9 +1,10 @@
-"""What the ranks and the job of a run wrote, merged by the time its lines carry."""
+"""The logs of ranks and job, merged by the time their lines carry."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,7 +30,7 @@ class LogLine:
     rank: int
     """JOB for the job's own log."""
     moment: datetime
-    """Local time of the machine that wrote it; of a line without one, that of the line before it."""
+    """Local time where it was written; of a line without a time, that of the line before it."""
     text: str
 
 
@@ -58,30 +59,24 @@ class RankLog:
         self.offset += len(complete)
         lines = []
         for text in complete.decode("utf-8", errors="replace").splitlines():
-            self._note_time(text)
+            if (found := _moment_of(text, self.moment)) is not None:
+                # Never backwards, so that a file keeps its own order whatever its clock does.
+                self.moment = max(found, self.moment) if self.stamped else found
+                self.stamped = True
             lines.append(LogLine(self.attempt, self.rank, self.moment, text))
         return lines if last is None else lines[max(0, len(lines) - last) :]
-
-    def _note_time(self, text: str) -> None:
-        found = _moment_of(text, self.moment)
-        if found is not None:
-            # Never backwards, so that a file keeps its own order whatever its clock does.
-            self.moment = max(found, self.moment) if self.stamped else found
-            self.stamped = True
 
 
 def find_logs(run_dir: Path, *, rank: int | None = None) -> list[RankLog]:
     """Every log of a run, of all attempts, in their order; with `rank` only those of that rank."""
-    starts: dict[int, datetime] = {}
-    found = []
-    for path in sorted(RunPaths(run_dir).attempts.glob("[0-9]*/*.log")):
-        number = JOB if path.name == "job.log" else _number(path.stem.removeprefix("rank-"))
-        attempt = _number(path.parent.name)
-        if number is None or attempt is None or rank not in (None, number):
-            continue
-        if attempt not in starts:
-            starts[attempt] = _start(run_dir, attempt, path)
-        found.append(RankLog(path, attempt=attempt, rank=number, moment=starts[attempt]))
+    paths, found = RunPaths(run_dir), []
+    for attempt in paths.attempt_numbers():
+        moment = _start(run_dir, attempt)
+        for path in paths.attempt(attempt).glob("*.log"):
+            number = path.stem.removeprefix("rank-")
+            owner = JOB if path.name == "job.log" else int(number) if number.isdigit() else None
+            if owner is not None and rank in (None, owner):
+                found.append(RankLog(path, attempt=attempt, rank=owner, moment=moment))
     return sorted(found, key=lambda log: (log.attempt, log.rank))
 
 
@@ -90,19 +85,13 @@ def merge(logs: Iterable[list[LogLine]]) -> list[LogLine]:
     return sorted((line for lines in logs for line in lines), key=lambda line: (line.attempt, line.moment, line.rank))
 
 
-def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
-
-
-def _start(run_dir: Path, attempt: int, log: Path) -> datetime:
+def _start(run_dir: Path, attempt: int) -> datetime:
     """When the attempt began, in local time without a zone, as log lines have it."""
     record = read_attempt(run_dir, attempt)
     if record is not None:
-        try:
+        with suppress(ValueError):
             return parse_time(record.started).astimezone().replace(tzinfo=None, microsecond=0)
-        except ValueError:
-            pass
-    return datetime.fromtimestamp(log.parent.stat().st_mtime).replace(microsecond=0)
+    return datetime.fromtimestamp(RunPaths(run_dir).attempt(attempt).stat().st_mtime).replace(microsecond=0)
 
 
 def _moment_of(text: str, near: datetime) -> datetime | None:
@@ -116,8 +105,7 @@ def _moment_of(text: str, near: datetime) -> datetime | None:
         if moment - near > _HALF_A_DAY:
             return moment - timedelta(days=1)
         return moment + timedelta(days=1) if near - moment > _HALF_A_DAY else moment
-    slurm = _MOMENT.match(text)
-    try:
-        return datetime.fromisoformat(slurm.group(1)) if slurm is not None else None
-    except ValueError:
-        return None
+    if slurm := _MOMENT.match(text):
+        with suppress(ValueError):
+            return datetime.fromisoformat(slurm[1])
+    return None

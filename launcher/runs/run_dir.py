@@ -53,8 +53,7 @@ def create_run(config: RunConfig, derived: Derived | None, plan: object) -> Path
     Nothing is ever overwritten. config.yaml comes last: a folder without it is no run. Without `derived` the data is
     still to be prepared (start.complete_run).
 
-    Raises:
-        RunError: the name is taken or is no file name.
+    Raises: RunError: the name is taken or is not a file name.
     """
     root = make_folder(Path(config.runs_dir), config.name, config.experiment_name)
     paths = RunPaths(root)
@@ -87,10 +86,9 @@ def write_state(run_dir: Path, state: str, *, attempt: int = 0, **fields: object
 
 
 def refuse_taken_name(config: RunConfig) -> None:
-    """Stops early for what create_run would stop for at the end.
+    """Refuses early what create_run would refuse at the end.
 
-    Raises:
-        RunError: the name is taken or is no file name.
+    Raises: RunError: the name is taken or is not a file name.
     """
     if config.name is not None:
         _check_name(config.name)
@@ -116,8 +114,7 @@ def _taken(root: Path) -> RunError:
 def make_folder(runs_dir: Path, name: str | None, experiment: str) -> Path:
     """A new folder (mode 0700) under `runs_dir`: `name`, or experiment and time.
 
-    Raises:
-        RunError: the name is taken or is no file name.
+    Raises: RunError: the name is taken or is not a file name.
     """
     base = name if name is not None else f"{experiment}-{datetime.now():%Y%m%d-%H%M%S}"
     _check_name(base)
