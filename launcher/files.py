@@ -132,10 +132,10 @@ def read_record(cls: type[T], path: Path) -> T:
         OSError: the file cannot be read.
         RecordError: it is not JSON, lacks a key, or holds a value of another type; names file and key.
     """
-    return parse_record(cls, path.read_bytes(), path)
+    return record_from_json(cls, path.read_bytes(), path)
 
 
-def parse_record(cls: type[T], text: bytes, source: Path | str = "") -> T:
+def record_from_json(cls: type[T], text: bytes, source: Path | str = "") -> T:
     """`read_record` of a text that was read from `source`.
 
     Raises: RecordError.

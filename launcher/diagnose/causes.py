@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from launcher.diagnose.error_patterns import GPU_FAULT, class_of
 from launcher.diagnose.evidence import Evidence
-from launcher.diagnose.failed_ranks import Failure, class_of_code, find_failures, kind_of, rank_name
+from launcher.diagnose.failed_ranks import Failure, class_of_code, find_failures, kind_of, named
 from launcher.diagnose.log_tail import error_block, exception_line, traceback_place
 from launcher.diagnose.srun_messages import MessageKind
 from launcher.diagnose.stacks import find_hang
@@ -122,7 +122,7 @@ def _hung(evidence: Evidence, failures: list[Failure]) -> Cause | None:
         silent += f" in phase {beat.phase} for longer than {beat.limit_s:.0f} s"
     return Cause(
         verdict_class=VerdictClass.hang,
-        summary=f"{rank_name(found.rank)} hung{where}: {silent}; {found.why}",
+        summary=f"{named(found.rank)} hung{where}: {silent}; {found.why}",
         rank=found.rank.rank,
         node=found.rank.node,
         lines=error_block(found.rank.stacks) or error_block(found.rank.log),
@@ -166,12 +166,12 @@ def _rank_failed(evidence: Evidence, failure: Failure) -> Cause:
         missing = end.data.get("ranks") if end is not None else None
         first = missing[0] if isinstance(missing, list) and missing else None
         blamed = next((rank for rank in evidence.ranks if rank.rank == first), None)
-        cause = replace(_of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}"), node="")
+        cause = replace(_of_rank(failure, verdict_class, f"{named(failure.rank)}: {error or 'failed'}"), node="")
         return replace(cause, summary=error[:_LONGEST], node=blamed.node, rank=blamed.rank) if blamed else cause
     is_gpu = verdict_class is VerdictClass.node_failure and not is_ours
     if is_gpu and GPU_FAULT.search("\n".join([error, *failure.lines])):
         error = f"its GPU failed: {error}"
-    return _of_rank(failure, verdict_class, f"{rank_name(failure.rank)}: {error or 'failed'}")
+    return _of_rank(failure, verdict_class, f"{named(failure.rank)}: {error or 'failed'}")
 
 
 def _stopped(evidence: Evidence) -> Cause | None:
@@ -232,7 +232,7 @@ def _first_died(evidence: Evidence, spoken: list[Failure], mute: list[Failure]) 
 def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
     """A rank that left no error, though nobody had asked it to stop."""
     out_of_memory = evidence.messages_of(MessageKind.out_of_memory)
-    name, code = rank_name(failure.rank), failure.code
+    name, code = named(failure.rank), failure.code
     # A rank that was killed says nothing; who saw it says how.
     seen = [one.line for one in evidence.messages if failure.rank.rank in one.ranks or one in out_of_memory]
     failure = replace(failure, lines=[*failure.lines[-6:], *seen])

@@ -109,6 +109,6 @@ def class_of_code(code: int | None) -> VerdictClass | None:
     return _OF_CODE.get(code) if code is not None else None
 
 
-def rank_name(rank: RankEvidence) -> str:
+def named(rank: RankEvidence) -> str:
     """rank 3 on n2."""
     return f"rank {rank.rank}" + (f" on {rank.node}" if rank.node else "")

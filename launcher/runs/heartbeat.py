@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from launcher.errors import RecordError
-from launcher.files import parse_record, rewrite
+from launcher.files import record_from_json, rewrite
 from launcher.runs import jsonl
 
 EVERY_S = 1.0
@@ -99,6 +99,6 @@ class Heart:
 def parse_beat(line: bytes) -> Beat | None:
     """None where the line is not a beat, or half of one."""
     try:
-        return parse_record(Beat, line)
+        return record_from_json(Beat, line)
     except RecordError:
         return None

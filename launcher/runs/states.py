@@ -136,20 +136,18 @@ def run_state(run_dir: Path, job: JobState | None = None, *, not_asked: str = ""
     """The state of a run now. A run that says `running` but whose processes or job are gone has failed.
 
     Args:
-        job: what Slurm says of its job, asked before this call, so that the record is never the older of the two;
-            slurm/client/job_status.py does. None: there is no job, or Slurm was not asked.
+        job: as Slurm describes it, asked before this call so that the record is never the older of the two; None
+            where there is no job, or Slurm was not asked.
         not_asked: why Slurm could not be asked.
     """
     record = _Record.read(run_dir, job)
-    events, status, attempts, found = record.events, record.status, record.attempts, record.find()
+    events, status, found = record.events, record.status, record.find()
     saved_step, saved_at = _last_checkpoint(events, status)
-    is_starting = _is_starting(attempts, job)
     # What status.json says of speed belongs to the attempt that wrote it, not to one that is only starting.
-    is_live = found.alive is not False and status.attempt in (0, record.attempt) and not is_starting
+    is_live = found.alive is not False and status.attempt in (0, record.attempt) and not record.is_starting
     waiting = job is not None and job.phase is JobPhase.waiting and found.state not in FINAL_STATES
     queue = job if job is not None and waiting else _NO_JOB
     name, known_job = run_name(run_dir), job or _NO_JOB
-    nodes = attempts[-1].nodes if attempts and found.alive is not False else []
     return RunState(
         name=name,
         path=str(run_dir),
@@ -173,10 +171,10 @@ def run_state(run_dir: Path, job: JobState | None = None, *, not_asked: str = ""
         created=events[0].time if events else "",
         updated=max(status.updated, events[-1].time if events else ""),
         hint=queue.hint if waiting else _hint(name, found, slurm=record.on_slurm),
-        phase=_phase(record, is_starting) if found.alive and found.state == "running" else "",
+        phase=_phase(record) if found.alive and found.state == "running" else "",
         job_id=known_job.job_id or (record.job_id if record.on_slurm else ""),
         job_state=known_job.slurm_state,
-        nodes=known_job.nodes or nodes,
+        nodes=known_job.nodes or (record.attempts[-1].nodes if record.attempts and found.alive is not False else []),
         queue_reason=queue.reason,
         queue_why=queue.why,
         expected_start=queue.start,
@@ -223,7 +221,7 @@ def run_process(run_dir: Path) -> StarterProcess | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Condition:
     """What the record and the processes together say."""
 
     state: str
@@ -266,6 +264,12 @@ class _Record:
         return self.job is not None and self.job.job_id in known
 
     @property
+    def is_starting(self) -> bool:
+        """The job runs, or will, and has not made its next attempt yet."""
+        newest = self.attempts[-1] if self.attempts else None
+        return self.job is not None and not (newest and newest.job_id == self.job.job_id and not newest.ended)
+
+    @property
     def preempted(self) -> bool:
         """The newest attempt saved because it was asked to stop."""
         return self._last_of("attempt_start", "preempted") == "preempted"
@@ -274,42 +278,42 @@ class _Record:
     def cancelled(self) -> bool:
         return RunPaths(self.run_dir).cancel.exists()
 
-    def find(self) -> _Found:
+    def find(self) -> _Condition:
         states = valid_events(self.events, "state")
         state = str(states[-1].fields.get("state")) if states else "validating"
         if state in FINAL_STATES and not self._was_submitted_after(states[-1]):
             ends = valid_events(self.events, "attempt_end")
-            return _Found(state, self._alive(over=True), reason=_reason(states[-1:] + ends[-1:]))
+            return _Condition(state, self._alive(over=True), reason=_reason(states[-1:] + ends[-1:]))
         if self.job is None:
             return self._by_processes(state)
         if self.job.phase is JobPhase.waiting:
-            return _Found("running" if self.began else "queued", alive=False)
+            return _Condition("running" if self.began else "queued", alive=False)
         if self.job.phase is JobPhase.running:
-            return _Found("running", alive=True)
+            return _Condition("running", alive=True)
         return self._by_lost_job(self.job)
 
-    def _by_processes(self, state: str) -> _Found:
+    def _by_processes(self, state: str) -> _Condition:
         alive = self._alive(over=False)
         if alive is False and self.preempted:
-            return _Found("cancelled", alive) if self.cancelled else _Found(state, alive, preempted=True)
+            return _Condition("cancelled", alive) if self.cancelled else _Condition(state, alive, preempted=True)
         if alive is False and state == "running":
-            return _Found("failed", alive, reason="its processes are gone (killed, or the host went down)")
-        return _Found(state, alive)
+            return _Condition("failed", alive, reason="its processes are gone (killed, or the host went down)")
+        return _Condition(state, alive)
 
-    def _by_lost_job(self, job: JobState) -> _Found:
+    def _by_lost_job(self, job: JobState) -> _Condition:
         """The job is over, and nobody recorded how the run ended."""
         if job.reason and not self.cancelled:
-            return _Found("failed", alive=False, reason=f"job {job.job_id} never began: {job.why}")
+            return _Condition("failed", alive=False, reason=f"job {job.job_id} never began: {job.why}")
         if self.cancelled or job.slurm_state == "CANCELLED":
             when = "" if self.began else " before it began"
-            return _Found("cancelled", alive=False, reason=f"job {job.job_id} was cancelled{when}")
+            return _Condition("cancelled", alive=False, reason=f"job {job.job_id} was cancelled{when}")
         if job.phase is JobPhase.unknown:
             end = f"Slurm does not know its job {job.job_id} (any more)"
         else:
             end = f"its job {job.job_id} is over (Slurm: {job.slurm_state})"
         if self.preempted:
-            return _Found("running", alive=False, preempted=True, reason=f"{end}; it had saved")
-        return _Found("failed", alive=False, reason=f"{end}, and nothing says why")
+            return _Condition("running", alive=False, preempted=True, reason=f"{end}; it had saved")
+        return _Condition("failed", alive=False, reason=f"{end}, and nothing says why")
 
     def _alive(self, *, over: bool) -> bool | None:
         if self.job is not None:
@@ -348,14 +352,9 @@ def _last_checkpoint(events: list[Event], status: Status) -> tuple[int | None, s
     return step, saves[-1].time
 
 
-def _is_starting(attempts: list[AttemptRecord], job: JobState | None) -> bool:
-    """The job runs, or is to, and has not made its next attempt yet."""
-    return job is not None and not (attempts and attempts[-1].job_id == job.job_id and not attempts[-1].ended)
-
-
-def _phase(record: _Record, is_starting: bool) -> str:
+def _phase(record: _Record) -> str:
     """By the heartbeat of rank 0."""
-    beat = None if is_starting else find_record(Beat, RunPaths(record.run_dir).heartbeat(record.attempt, 0))
+    beat = None if record.is_starting else find_record(Beat, RunPaths(record.run_dir).heartbeat(record.attempt, 0))
     return beat.phase if beat is not None else Phase.start if record.job is not None else ""
 
 
@@ -369,7 +368,7 @@ def _reason(events: list[Event]) -> str:
     return next((text for text in texts if isinstance(text, str) and text not in ("", "done")), "")
 
 
-def _hint(name: str, found: _Found, *, slurm: bool) -> str:
+def _hint(name: str, found: _Condition, *, slurm: bool) -> str:
     again = f"launcher resume {name}" if slurm else f"launcher train --run {name}"
     if found.preempted or found.state in ("failed", "cancelled"):
         return again
