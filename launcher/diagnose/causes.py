@@ -19,7 +19,7 @@ _LONGEST = 500
 """Characters of a summary."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Cause:
     """Why an attempt ended, before its cost and remedy are known."""
 
@@ -63,7 +63,7 @@ def find_cause(evidence: Evidence) -> Cause:
 def _finished(evidence: Evidence) -> Cause | None:
     succeeded = any(event.event == "state" and event.fields.get("state") == "succeeded" for event in evidence.events)
     if evidence.exit_code == ExitCode.DONE or (evidence.exit_code is None and succeeded):
-        return Cause(verdict_class=VerdictClass.done, summary="finished", exit_code=0)
+        return Cause(VerdictClass.done, "finished", exit_code=0)
     return None
 
 
@@ -78,7 +78,7 @@ def _superseded(failures: list[Failure]) -> Cause | None:
 def _cancelled(evidence: Evidence) -> Cause | None:
     by_user = evidence.cancelled or evidence.report.stopped_by == "user" or evidence.exit_code == ExitCode.INTERRUPTED
     if by_user or evidence.slurm_state == "CANCELLED":
-        return Cause(verdict_class=VerdictClass.cancelled, summary=f"cancelled, {_how_saved(evidence)}")
+        return Cause(VerdictClass.cancelled, f"cancelled, {_how_saved(evidence)}")
     return None
 
 
@@ -99,8 +99,8 @@ def _node_lost(evidence: Evidence) -> Cause | None:
 
 def _node_failure(evidence: Evidence, node: str, lines: list[str]) -> Cause:
     return Cause(
-        verdict_class=VerdictClass.node_failure,
-        summary=f"node {node} failed" if node else "a node of the job failed",
+        VerdictClass.node_failure,
+        f"node {node} failed" if node else "a node of the job failed",
         rank=next((rank.rank for rank in evidence.ranks if rank.node == node), None) if node else None,
         node=node,
         lines=lines,
@@ -121,8 +121,8 @@ def _hung(evidence: Evidence, failures: list[Failure]) -> Cause | None:
     elif beat is not None:
         silent += f" in phase {beat.phase} for longer than {beat.limit_s:.0f} s"
     return Cause(
-        verdict_class=VerdictClass.hang,
-        summary=f"{named(found.rank)} hung{where}: {silent}; {found.why}",
+        VerdictClass.hang,
+        f"{named(found.rank)} hung{where}: {silent}; {found.why}",
         rank=found.rank.rank,
         node=found.rank.node,
         lines=error_block(found.rank.stacks) or error_block(found.rank.log),
@@ -140,8 +140,8 @@ def _start_failed(evidence: Evidence) -> Cause | None:
     is_settings = "execve" in first.line or "Only allocated" in first.line or "nable to" in first.line
     where = f" on {first.node}" if first.node else ""
     return Cause(
-        verdict_class=VerdictClass.configuration if is_settings else VerdictClass.node_failure,
-        summary=f"the ranks could not be started{where}: {first.line.partition('error: ')[2] or first.line}",
+        VerdictClass.configuration if is_settings else VerdictClass.node_failure,
+        f"the ranks could not be started{where}: {first.line.partition('error: ')[2] or first.line}",
         node=first.node,
         lines=[message.line for message in messages][:6],
         error=first.line,
@@ -185,14 +185,14 @@ def _stopped(evidence: Evidence) -> Cause | None:
     how = _how_saved(evidence)
     timed_out = MessageKind.time_limit in said or evidence.slurm_state in ("TIMEOUT", "DEADLINE")
     if timed_out or TIME_LIMIT in asked or (signal.SIGUSR2.name in asked and _near_time_limit(evidence)):
-        return Cause(verdict_class=VerdictClass.timeout, summary=f"the time limit came, {how}")
+        return Cause(VerdictClass.timeout, f"the time limit came, {how}")
     by_preemption = MessageKind.preempted in said or evidence.slurm_state == "PREEMPTED"
     is_requeued = evidence.slurm_state in SLURM_WAITING_STATES or MessageKind.requeued in said
     by_slurm = by_preemption or is_requeued or MessageKind.cancelled in said
     if by_slurm or stopped_by or _saved(evidence) or evidence.exit_code == ExitCode.PREEMPTED:
         by = stopped_by or ("Slurm" if by_slurm else "a signal")
         what = "preempted" if by_preemption else f"stopped by {by}"
-        return Cause(verdict_class=VerdictClass.preempted, summary=f"{what}, {how}")
+        return Cause(VerdictClass.preempted, f"{what}, {how}")
     return None
 
 
@@ -256,12 +256,12 @@ def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
 
 def _lost_each_other(failures: list[Failure]) -> Cause | None:
     """Every rank reports only that another one had gone, and all were there to do so."""
-    failure = next((failure for failure in failures if failure.is_echo), None)
-    if failure is None:
-        return None
-    error = exception_line(failure.lines)
-    summary = f"the ranks lost each other and none of them failed first: {error}"[:_LONGEST]
-    return Cause(verdict_class=VerdictClass.rendezvous, summary=summary, lines=failure.lines, error=error)
+    for failure in failures:
+        if failure.is_echo:
+            error = exception_line(failure.lines)
+            summary = f"the ranks lost each other and none of them failed first: {error}"[:_LONGEST]
+            return Cause(VerdictClass.rendezvous, summary, lines=failure.lines, error=error)
+    return None
 
 
 def _unexplained(evidence: Evidence) -> Cause:
@@ -270,13 +270,13 @@ def _unexplained(evidence: Evidence) -> Cause:
         node = evidence.record.host if evidence.record is not None else ""
         where = f" on {node}" if node else ""
         text = f"the process that ran the attempt{where} is gone without a trace; most often its node went down"
-        return Cause(verdict_class=VerdictClass.node_failure, summary=text, node=node)
+        return Cause(VerdictClass.node_failure, text, node=node)
     if evidence.report.error is not None:
         return _starter_failed(evidence.report.error, code)
     lines = error_block(evidence.starter_log)
     return Cause(
-        verdict_class=class_of("", {}, "\n".join(lines)) or class_of_code(code) or VerdictClass.bug,
-        summary=exception_line(lines).removeprefix("error: ") or f"it ended with exit code {code} and no message",
+        class_of("", {}, "\n".join(lines)) or class_of_code(code) or VerdictClass.bug,
+        exception_line(lines).removeprefix("error: ") or f"it ended with exit code {code} and no message",
         exit_code=code,
         lines=lines,
         error=exception_line(lines),
@@ -288,8 +288,8 @@ def _starter_failed(error: LauncherError, code: int) -> Cause:
     output = str(error.data["output"]) if isinstance(error, HostNotStarted) else ""
     lines = f"launcher: {error}".splitlines()
     return Cause(
-        verdict_class=class_of("", {}, output) or error.failure or class_of_code(code) or VerdictClass.bug,
-        summary=lines[0].removeprefix("launcher: "),
+        class_of("", {}, output) or error.failure or class_of_code(code) or VerdictClass.bug,
+        lines[0].removeprefix("launcher: "),
         exit_code=code,
         lines=lines,
         error=exception_line(output.splitlines()),
@@ -299,8 +299,8 @@ def _starter_failed(error: LauncherError, code: int) -> Cause:
 def _of_rank(failure: Failure, verdict_class: VerdictClass, summary: str) -> Cause:
     end = failure.rank.end
     return Cause(
-        verdict_class=verdict_class,
-        summary=summary[:_LONGEST],
+        verdict_class,
+        summary[:_LONGEST],
         rank=failure.rank.rank,
         node=failure.rank.node,
         exit_code=failure.code,
