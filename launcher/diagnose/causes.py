@@ -1,4 +1,4 @@
-"""What ended an attempt: the first cause that the evidence supports, and the rank and node it points at."""
+"""The cause of the end of an attempt: the first that the evidence supports, with the rank and node to blame."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_cause(evidence: Evidence) -> Cause:
 
     A cause outside the ranks (cancelled, a lost node) comes before the errors of the ranks, which are then its effects.
     An error that a rank names comes before a stop that was under way, because it kept the stop from ending well. A rank
-    that was killed and left no error counts only where nobody had asked for a stop.
+    that was killed and left no error counts only where no stop was requested.
     """
     failures = find_failures(evidence)
     spoken = [failure for failure in failures if failure.spoke and not failure.is_echo]
@@ -230,7 +230,7 @@ def _first_died(evidence: Evidence, spoken: list[Failure], mute: list[Failure]) 
 
 
 def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
-    """A rank that left no error, though nobody had asked it to stop."""
+    """A rank that left no error, though no stop was requested."""
     out_of_memory = evidence.messages_of(MessageKind.out_of_memory)
     name, code = named(failure.rank), failure.code
     # A rank that was killed says nothing; who saw it says how.
@@ -243,7 +243,7 @@ def _rank_died(evidence: Evidence, failure: Failure) -> Cause | None:
     if out_of_memory or evidence.slurm_state == "OUT_OF_MEMORY":
         return _of_rank(failure, VerdictClass.out_of_memory_host, f"{name} was killed: the node was out of memory")
     if code in (None, -signal.SIGKILL, 128 + signal.SIGKILL):
-        text = f"{name} was killed (SIGKILL) and nobody asked for it; most often the node was out of memory"
+        text = f"{name} was killed (SIGKILL) though no stop was requested; most often the node was out of memory"
         return _of_rank(failure, VerdictClass.out_of_memory_host, text)
     if code == -signal.SIGBUS:
         text = f"{name} was ended by SIGBUS; most often shared memory (/dev/shm) was full"

@@ -31,10 +31,10 @@ _NO_ROOM_FILES = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEnd:
-    """What Slurm says of a job whose attempt has ended."""
+    """The state of a job in Slurm, after its attempt ended."""
 
     state: str
-    """Slurm's word, such as RUNNING or PREEMPTED; empty where only `supervisor_lost` is known."""
+    """As Slurm names it, such as RUNNING or PREEMPTED; empty where only `supervisor_lost` is known."""
     restarted: bool = False
     """Slurm has counted another start of it."""
     supervisor_lost: bool = False
@@ -43,10 +43,10 @@ class JobEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StarterReport:
-    """What only the process that started the ranks knows of an attempt."""
+    """Facts about an attempt that only the process that started its ranks knows."""
 
     exit_code: int | None
-    """Of srun, or of the local starter; None: that process is gone, and nobody saw the end."""
+    """Of srun, or of the local starter; None: that process is gone too."""
     stopped_by: str = ""
     """user, or the name of the first stop signal."""
     stall: Stall | None = None
@@ -56,14 +56,14 @@ class StarterReport:
     first_failed: tuple[int, int] | None = None
     """Of these, the first one that failed."""
     error: LauncherError | None = None
-    """What the starter itself ran into, such as a lost host."""
+    """Of the starter itself, such as a lost host."""
     job: JobEnd | None = None
-    """What Slurm says of the job; None where there is none, or Slurm cannot be asked."""
+    """None where there is no job, or Slurm cannot be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEvidence:
-    """What one rank left behind."""
+    """Everything one rank left behind."""
 
     rank: int
     node: str
@@ -74,7 +74,7 @@ class RankEvidence:
     stacks: str = ""
     """Python stacks it dumped because it made no progress."""
     beat: Beat | None = None
-    """What it did last."""
+    """Its last heartbeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class Evidence:
     """Of srun and slurmd, in order."""
     starter_log: str
     slurm_state: str
-    """Slurm's own word for the job's state, such as PREEMPTED."""
+    """The job's state as Slurm names it, such as PREEMPTED."""
     cancelled: bool
     """`launcher cancel` left its mark."""
     ranks: list[RankEvidence]
@@ -121,7 +121,7 @@ _SLURM_ENDS_JOBS = frozenset(
 
 
 def end_of_job(job: JobEnd | None, messages: Sequence[SlurmMessage]) -> str:
-    """Slurm's word for how the job itself ends; empty while it goes on, or where Slurm cannot be asked. Pure.
+    """The state in which Slurm ends the job; empty while it goes on, or where Slurm cannot be asked. Pure.
 
     While a job is taken apart Slurm says COMPLETING and not why. A job that it starts again has been counted as
     restarted by then; and it names reasons of its own in the log of the first rank, if that one's node hears of them.

@@ -28,7 +28,7 @@ class Failure:
 
     rank: RankEvidence
     code: int | None
-    """-N when signal N ended it; None where nobody saw its end."""
+    """-N when signal N ended it; None where its end was not seen."""
     verdict_class: VerdictClass | None
     """None where its error points at nothing known."""
     is_echo: bool
@@ -50,7 +50,7 @@ def find_failures(evidence: Evidence) -> list[Failure]:
         if code in (ExitCode.DONE, ExitCode.PREEMPTED) or code == -signal.SIGTERM:
             continue
         found.append(_failure(rank, code, order.get(rank.rank, _UNKNOWN_ORDER)))
-    # Without the order of the exits, the earliest record; a rank that nobody saw end was often killed afterwards.
+    # Without the order of the exits, the earliest record; a rank without one was often killed afterwards.
     return sorted(found, key=lambda failure: (failure.order, _end_time(failure)))
 
 
@@ -105,7 +105,7 @@ def kind_of(end: RankEnd) -> str:
 
 
 def class_of_code(code: int | None) -> VerdictClass | None:
-    """What one of our exit codes means by itself."""
+    """The class of failure that one of our exit codes stands for."""
     return _OF_CODE.get(code) if code is not None else None
 
 

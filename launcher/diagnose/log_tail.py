@@ -85,7 +85,7 @@ def traceback_place(text: str) -> str:
         return ""
     frames = [match for line in text[start:].splitlines() if (match := _FRAME.match(line))]
     own = [match for match in frames if not is_library(match["file"])]
-    return place((own or frames)[-1]) if frames else ""
+    return frame_text((own or frames)[-1]) if frames else ""
 
 
 def is_library(file: str) -> bool:
@@ -93,7 +93,7 @@ def is_library(file: str) -> bool:
     return _INSTALLED.search(file) is not None or _PYTHON.search(file) is not None
 
 
-def place(frame: re.Match[str]) -> str:
+def frame_text(frame: re.Match[str]) -> str:
     """A frame as `file:line function`, the file shortened."""
     file = frame["file"]
     inside = file.rfind("launcher/")

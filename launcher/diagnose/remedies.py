@@ -1,4 +1,4 @@
-"""What helps after an attempt: the one setting to change, and the next step."""
+"""Remedies after an attempt: the one setting to change, and the next step."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ _ADVICE = {
     VerdictClass.non_finite: "look at the examples it names; a smaller learning rate needs a new run",
     VerdictClass.checkpoint: "see what is damaged: launcher verify {run}",
     VerdictClass.superseded: "nothing: look at the newer attempt with launcher status {run}",
-    VerdictClass.cancelled: "launcher resume {run} goes on from {from_step}; how good such a model is, nobody knows",
+    VerdictClass.cancelled: "launcher resume {run} goes on from {from_step}; the quality of such a model is unknown",
 }
 
 
 def what_to_do(cause: Cause, evidence: Evidence, setting: str) -> str:
-    """What happens next by itself, or what somebody has to do. Pure."""
+    """The next step, or what happens without one. Pure."""
     run = evidence.run_name
     if cause.verdict_class is VerdictClass.done:
         return f"launcher eval {run}"

@@ -1,4 +1,4 @@
-"""What srun and slurmd say about the end of an attempt."""
+"""Messages of srun and slurmd about the end of an attempt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class MessageKind(Enum):
-    """What a message is about."""
+    """The event that a message reports."""
 
     exited = "exited"
     """Ranks ended with an exit code."""

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from launcher.diagnose.evidence import Evidence, RankEvidence
-from launcher.diagnose.log_tail import frames_of, is_library, place
+from launcher.diagnose.log_tail import frame_text, frames_of, is_library
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", re.MULTILINE)
 _COLLECTIVE = re.compile(r"torch/distributed/(?!elastic)|deepspeed/comm/")
@@ -19,7 +19,7 @@ _WRAPPERS = re.compile(r"launcher/train/world\.py")
 
 
 @dataclass(frozen=True, slots=True)
-class HangPlace:
+class HungRank:
     """The rank to blame and where it is."""
 
     rank: RankEvidence
@@ -28,7 +28,7 @@ class HangPlace:
     why: str
 
 
-def find_hang(evidence: Evidence) -> HangPlace | None:
+def find_hang(evidence: Evidence) -> HungRank | None:
     """The rank that does not wait for others: one that cannot even dump its stack, or whose stack is in no collective.
 
     Pure. None without ranks. Where every rank waits in a collective, the one that did the least is named.
@@ -39,7 +39,7 @@ def find_hang(evidence: Evidence) -> HangPlace | None:
     silent = [rank for rank in evidence.ranks if not rank.stacks.strip() and rank.end is None]
     if dumped and silent:
         worst = min(silent, key=_progress)
-        return HangPlace(worst, "", "it dumped no stack, as a process that is stopped or whose node is down")
+        return HungRank(worst, "", "it dumped no stack, as a process that is stopped or whose node is down")
     if dumped:
         on_gpu = evidence.derived is not None and evidence.derived.device == "cuda"
         waits = {rank.rank: _waits(rank.stacks, on_gpu=on_gpu) for rank in dumped}
@@ -47,10 +47,10 @@ def find_hang(evidence: Evidence) -> HangPlace | None:
         # Of several that may be it, the one that is where the others are not.
         worst = min(dumped, key=lambda rank: (waits[rank.rank], places[hang_place(rank.stacks)], *_progress(rank)))
         why = "the others wait for it" if waits[worst.rank] < 2 else "all ranks wait in a collective"
-        return HangPlace(worst, hang_place(worst.stacks), why)
+        return HungRank(worst, hang_place(worst.stacks), why)
     stalled = evidence.report.stall.rank if evidence.report.stall is not None else None
     worst = next((rank for rank in evidence.ranks if rank.rank == stalled), min(evidence.ranks, key=_progress))
-    return HangPlace(worst, "", "no rank dumped its stack")
+    return HungRank(worst, "", "no rank dumped its stack")
 
 
 def main_thread(stacks: str) -> str:
@@ -68,7 +68,7 @@ def hang_place(stacks: str) -> str:
     frames = frames_of(main_thread(stacks))
     own = [frame for frame in frames if not is_library(frame["file"])]
     frames = [frame for frame in own if not _WRAPPERS.search(frame["file"])] or own or frames
-    return place(frames[0]) if frames else ""
+    return frame_text(frames[0]) if frames else ""
 
 
 def _waits(stacks: str, *, on_gpu: bool) -> int:

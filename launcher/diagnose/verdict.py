@@ -12,7 +12,7 @@ from launcher.paths import RunPaths
 
 
 class Action(Enum):
-    """What to do after an attempt."""
+    """The next step after an attempt."""
 
     none = "none"
     """It has finished."""
@@ -79,7 +79,7 @@ class Verdict:
     setting: str = ""
     """The one setting to change, as one would type it; empty where none helps."""
     hint: str = field(default="", metadata={"json": "todo"})
-    """What to do, or what happens by itself."""
+    """The next step, or what happens without one."""
     job_id: str = ""
     num_nodes: int = 1
     started: str = ""

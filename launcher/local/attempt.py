@@ -46,7 +46,7 @@ class RankExits:
 
     @property
     def exit_code(self) -> int:
-        """What `launcher train` exits with."""
+        """Of `launcher train`."""
         codes = {code for _, code in self.exits}
         saved = ExitCode.PREEMPTED in codes
         if self.killed:

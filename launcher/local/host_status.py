@@ -1,4 +1,4 @@
-"""What the hosts of a run without Slurm report to each other: a small file each in the attempt's folder.
+"""The hosts of a run without Slurm report to each other, in a small file each in the attempt's folder.
 
 A file is rewritten in place once a second. On network file systems a renamed file may be seen late, while opening one
 anew shows what was written into it. A reader needs no clock but its own: all that counts is whether the file changes.
@@ -34,7 +34,7 @@ class HostState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostStatus:
-    """What one host reports."""
+    """The report of one host."""
 
     index: int = field(metadata={"json": "box"})
     """In cluster.hosts, from 0."""

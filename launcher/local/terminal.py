@@ -32,7 +32,7 @@ class LogFilter:
         return b"".join(self._plain(line) + b"\n" for line in lines)
 
     def close(self) -> bytes:
-        """What is left when the writer has gone."""
+        """The rest, when the writer has gone."""
         rest, self._pending = self._plain(self._pending), b""
         return rest + b"\n" if rest else b""
 

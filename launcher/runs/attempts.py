@@ -23,7 +23,7 @@ class AttemptRecord:
     ended: str = ""
     """Empty while it runs, and for ever if its starter was killed or its host went down."""
     exit_code: int | None = None
-    """What the attempt ended with, as the starter saw it."""
+    """Of the attempt, as the starter saw it."""
     job_id: str = ""
     """Slurm job; ARRAY_TASK for a member of an array."""
     restart: int = 0

@@ -26,7 +26,7 @@ class Event:
     rank: int = -1
     """-1 for a process that is not a rank, such as the launcher itself."""
     fields: dict[str, object] = field(default_factory=dict)
-    """What belongs to this kind of event."""
+    """Depends on the kind of event."""
 
 
 class EventWriter:

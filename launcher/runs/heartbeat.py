@@ -1,4 +1,4 @@
-"""Heartbeats: what each rank does at this moment, `attempts/N/beat-RRRR.json`, rewritten in place as it goes on."""
+"""Heartbeats: the current phase and step of each rank, `attempts/N/beat-RRRR.json`, rewritten in place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HOST_LENGTH = 200
 
 
 class Phase(StrEnum):
-    """What a rank is doing."""
+    """The current activity of a rank."""
 
     start = "start"
     meet = "meet"
@@ -35,7 +35,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """What a rank did last."""
+    """The last sign of life of a rank."""
 
     rank: int
     host: str

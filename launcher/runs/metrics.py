@@ -89,7 +89,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """What metrics.jsonl says; empty where there is none.
+    """The numbers in metrics.jsonl that count; empty where there is no file.
 
     An attempt starts again from its checkpoint, so its first line removes everything an older attempt wrote for what
     it does and later, and lines an older attempt still writes afterwards do not count.

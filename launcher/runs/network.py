@@ -35,7 +35,7 @@ def is_this_host(host: str, names: set[str], addresses: set[str]) -> bool:
 
 
 def own_names() -> set[str]:
-    """Host name of this machine, in full and short, in lower case."""
+    """Name of this host, in full and short, in lower case."""
     name = socket.gethostname().lower()
     return {name, name.partition(".")[0]}
 
@@ -84,7 +84,7 @@ def interface_to(host: str) -> str:
 
 
 def free_port(address: str = "") -> int:
-    """A TCP port nobody on this host listens on at this moment, at an address or at all of its own."""
+    """A free TCP port of this host, at an address or at all of its own."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])

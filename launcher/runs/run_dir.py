@@ -50,7 +50,7 @@ _PACKAGES = (
 def create_run(config: RunConfig, derived: Derived | None, plan: object) -> Path:
     """A new run directory (mode 0700): config.yaml, plan.json, versions.json, the link to the data, a first event.
 
-    Nothing is ever overwritten. config.yaml comes last: a folder without it is no run. Without `derived` the data is
+    Nothing is ever overwritten. config.yaml comes last: a folder without it is not a run. Without `derived` the data is
     still to be prepared (start.complete_run).
 
     Raises: RunError: the name is taken or is not a file name.
@@ -168,7 +168,7 @@ def all_runs(runs_dir: str | Path = "runs") -> list[Path]:
 
 
 def run_name(run_dir: Path) -> str:
-    """What a run is called on the command line: its folder; NAME/00 for a member of a sweep."""
+    """The name of a run on the command line: its folder; NAME/00 for a member of a sweep."""
     parent = run_dir.absolute().parent
     return f"{parent.name}/{run_dir.name}" if (parent / SWEEP_FILE).is_file() else run_dir.name
 

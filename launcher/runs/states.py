@@ -41,15 +41,15 @@ class JobPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """What Slurm says of the job of a run. Times are UTC, ISO 8601; empty where there is none."""
+    """The job of a run as Slurm describes it. Times are UTC, ISO 8601; empty where there is none."""
 
     job_id: str
     phase: JobPhase
     slurm_state: str = ""
     reason: str = ""
-    """Why it waits, or why it never began: Slurm's own word."""
+    """Why it waits, or why it never began, as Slurm names it."""
     why: str = ""
-    """What that means."""
+    """The meaning of that reason."""
     hint: str = ""
     """The command that helps a job that will not start by itself."""
     submitted: str = ""
@@ -63,14 +63,14 @@ _NO_JOB = JobState(job_id="", phase=JobPhase.unknown)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What `launcher status` shows of a run."""
+    """The state of a run as `launcher status` shows it."""
 
     name: str
     path: str
     state: str
     """validating, queued, running, succeeded, failed or cancelled."""
     alive: bool | None
-    """Whether processes of it run now; None where they would be on another host and nobody could be asked."""
+    """Whether processes of it run now; None where that cannot be known, because they would be on another host."""
     preempted: bool
     """It was stopped, saved, and waits for somebody to start it again."""
     requeued: bool = False
@@ -97,13 +97,13 @@ class RunState:
     job_id: str = ""
     """Slurm job of the newest attempt or submission; empty for a run of this host."""
     job_state: str = ""
-    """Slurm's own word for the state of the job; empty when it was not asked."""
+    """The state of the job as Slurm names it; empty when it was not asked."""
     nodes: list[str] = field(default_factory=list)
     """That it runs on now."""
     queue_reason: str = ""
-    """Why the job waits: Slurm's own word."""
+    """Why the job waits, as Slurm names it."""
     queue_why: str = ""
-    """What that means."""
+    """The meaning of that reason."""
     expected_start: str = ""
     """When Slurm expects to start it."""
     not_asked: str = ""
@@ -209,7 +209,7 @@ def is_on_slurm(run_dir: Path, attempts: list[AttemptRecord], status: Status | N
 
 
 def run_process(run_dir: Path) -> StarterProcess | None:
-    """Who runs the newest attempt on this host; None when nobody does."""
+    """The processes of the newest attempt on this host; None where there are none."""
     found = find_record(StarterProcess, RunPaths(run_dir).process(last_attempt(run_dir)))
     if found is None or found.host != socket.gethostname() or not is_locked(run_dir):
         return None
@@ -222,7 +222,7 @@ def run_process(run_dir: Path) -> StarterProcess | None:
 
 @dataclass(frozen=True, slots=True)
 class _Condition:
-    """What the record and the processes together say."""
+    """The state of a run by its record and its processes."""
 
     state: str
     alive: bool | None
@@ -232,7 +232,7 @@ class _Condition:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """What the run directory and the scheduler say."""
+    """The content of the run directory, and the job as Slurm describes it."""
 
     run_dir: Path
     attempt: int
@@ -301,7 +301,7 @@ class _Record:
         return _Condition(state, alive)
 
     def _by_lost_job(self, job: JobState) -> _Condition:
-        """The job is over, and nobody recorded how the run ended."""
+        """The job is over, and the end of the run is not on record."""
         if job.reason and not self.cancelled:
             return _Condition("failed", alive=False, reason=f"job {job.job_id} never began: {job.why}")
         if self.cancelled or job.slurm_state == "CANCELLED":
