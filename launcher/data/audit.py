@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
-from launcher.errors import DataError, Problem
+from launcher.data.example import Example
+from launcher.errors import DataError, ExampleError, Problem
 from launcher.files import as_json
 
 MAX_LOCATIONS = 20
@@ -181,6 +183,17 @@ class Tally:
         known = self.places.setdefault(code, [])
         if location is not None and len(known) < MAX_LOCATIONS:
             known.append(location)
+
+    def note(self, example: Example, code: str, detail: str = "") -> None:
+        self.add(code, Location(example.source, example.line, detail))
+
+    @contextmanager
+    def catching(self, example: Example) -> Iterator[None]:
+        """Counts an ExampleError raised in the block."""
+        try:
+            yield
+        except ExampleError as error:
+            self.note(example, error.code, error.why)
 
     def remove(self, code: str) -> None:
         self.counts.pop(code, None)

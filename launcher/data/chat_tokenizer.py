@@ -32,64 +32,31 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer_json: Path, chat: ChatFormat) -> None:
         try:
-            self._tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer_json))
+            self.tokenizer: Tokenizer = Tokenizer.from_file(str(tokenizer_json))
         except Exception as error:  # the library raises no narrower type
             raise ModelError(f"{tokenizer_json} cannot be read as a tokenizer: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
         self._prefix_ids = self._read_prefix()
         self._joins = self._can_join()
-        self._special_ids = np.array(
-            [self._tokenizer.token_to_id(token) for token in chat.added_tokens], dtype=np.int32
-        )
+        self._special_ids = np.array([self.tokenizer.token_to_id(x) for x in chat.added_tokens], dtype=np.int32)
         # Offsets must include the leading space of a token; templates write their own special tokens.
-        self._tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        self.tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         self._eos = chat.special_tokens.get("eos_token")
-        self._eos_id = self._tokenizer.token_to_id(self._eos) if self._eos else None
+        self._eos_id = self.tokenizer.token_to_id(self._eos) if self._eos else None
         self._ends_turns = chat.end_of_turn is not None
 
-    def encode(self, texts: Sequence[tuple[str, Sequence[Turn]]]) -> list[MaskedTokens | ExampleError]:
-        """Ids and label mask of each text with its supervised turns, or the error if the mask is ambiguous."""
-        encodings = self._tokenizer.encode_batch([text for text, _ in texts], add_special_tokens=False)
-        made: list[MaskedTokens | ExampleError] = []
-        for (text, turns), encoding in zip(texts, encodings, strict=True):
-            try:
-                made.append(self._masked(text, turns, encoding))
-            except ExampleError as error:
-                made.append(error)
-        return made
+    def encode(self, texts: Sequence[str]) -> list[Encoding]:
+        encodings: list[Encoding] = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
 
-    def as_document(self, text: str, tokens: MaskedTokens) -> tuple[str, MaskedTokens]:
-        """Plain text as a document: with the tokenizer's prefix and one eos token; all of it is supervised."""
-        begun = tokens.ids[: len(self._prefix_ids)].tolist() == self._prefix_ids
-        before = [] if begun else self._prefix_ids
-        after = [] if self._eos_id is None or tokens.ids[-1:].tolist() == [self._eos_id] else [self._eos_id]
-        ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array(after, np.int32)])
-        mask = np.ones(len(ids), dtype=np.bool_)
-        mask[: len(self._prefix_ids)] = False
-        ends = np.pad(tokens.ends, (len(before), len(after)), constant_values=(0, len(text) + len(self._eos or "")))
-        return text + (self._eos or "" if after else ""), MaskedTokens(ids, mask, ends)
+    def masked(self, text: str, turns: Sequence[Turn], encoding: Encoding) -> MaskedTokens:
+        """Token ids of an encoded text, with the tokens of its supervised turns as labels.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
-
-    def _read_prefix(self) -> list[int]:
-        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
-        prefixed = self._tokenizer.encode("a", add_special_tokens=True).ids
-        at = next((i for i in range(len(prefixed)) if prefixed[i : i + len(bare)] == bare), 0)
-        return list(prefixed[:at])
-
-    def _can_join(self) -> bool:
-        """Whether pieces can be encoded on their own; not if the tokenizer puts a space in front of each."""
-        x_ids = self._tokenizer.encode("x", add_special_tokens=False).ids
-        y_ids = self._tokenizer.encode("y", add_special_tokens=False).ids
-        return self.decode(x_ids + y_ids) == "xy"
-
-    def _masked(self, text: str, turns: Sequence[Turn], encoding: Encoding) -> MaskedTokens:
+        Raises ExampleError: the mask is ambiguous.
+        """
         ids = np.array(encoding.ids, dtype=np.int32)
-        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        starts, ends = offsets[:, 0], offsets[:, 1]
+        starts, ends = _offsets(encoding)
         torn = [turn.start for turn in turns if bool(((starts < turn.start) & (ends > turn.start)).any())]
         if torn and self._joins:
             ids, starts, ends = self._in_pieces(text, torn)
@@ -104,6 +71,28 @@ class ChatTokenizer:
             mask |= inside
         return MaskedTokens(ids, mask, ends)
 
+    def as_document(self, text: str, tokens: MaskedTokens) -> tuple[str, MaskedTokens]:
+        """Plain text as a document: with the tokenizer's prefix and one eos token; all of it is supervised."""
+        begun = tokens.ids[: len(self._prefix_ids)].tolist() == self._prefix_ids
+        before = [] if begun else self._prefix_ids
+        after = [] if self._eos_id is None or tokens.ids[-1:].tolist() == [self._eos_id] else [self._eos_id]
+        ids = np.concatenate([np.array(before, np.int32), tokens.ids, np.array(after, np.int32)])
+        mask = np.ones(len(ids), dtype=np.bool_)
+        mask[: len(self._prefix_ids)] = False
+        ends = np.pad(tokens.ends, (len(before), len(after)), constant_values=(0, len(text) + len(self._eos or "")))
+        return text + (self._eos or "" if after else ""), MaskedTokens(ids, mask, ends)
+
+    def _read_prefix(self) -> list[int]:
+        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+        prefixed = self.tokenizer.encode("a", add_special_tokens=True).ids
+        at = next((i for i in range(len(prefixed)) if prefixed[i : i + len(bare)] == bare), 0)
+        return list(prefixed[:at])
+
+    def _can_join(self) -> bool:
+        """Whether pieces can be encoded on their own; not if the tokenizer puts a space in front of each."""
+        x_ids, y_ids = (self.tokenizer.encode(text, add_special_tokens=False).ids for text in "xy")
+        return bool(self.tokenizer.decode(x_ids + y_ids, skip_special_tokens=False) == "xy")
+
     def _torn(
         self, text: str, turn: Turn, ids: npt.NDArray[np.int32], starts: IntArray, ends: IntArray
     ) -> npt.NDArray[np.bool_]:
@@ -112,24 +101,22 @@ class ChatTokenizer:
         A special token that includes the white space after it is not a label. A word that includes the space at the
         end of the prompt is. Any other token is ambiguous.
         """
-        across = (starts < turn.start) & (ends > turn.start)
-        across &= ~np.isin(ids, self._special_ids)
+        across = (starts < turn.start) & (ends > turn.start) & ~np.isin(ids, self._special_ids)
         if across.any() and text[int(starts[across].min()) : turn.start].strip():
-            why = (
-                f"one token contains both the end of the prompt and the start of the answer, at character {turn.start}"
-            )
-            raise ExampleError("mask_unresolved", why)
+            why = "one token contains both the end of the prompt and the start of the answer"
+            raise ExampleError("mask_unresolved", f"{why}, at character {turn.start}")
         return across
 
     def _in_pieces(self, text: str, cuts: Sequence[int]) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
         """Ids and offsets with a token boundary at each cut, where the prompt ends at inference."""
         bounds = [0, *cuts, len(text)]
-        parts = [text[a:b] for a, b in pairwise(bounds)]
-        encodings = self._tokenizer.encode_batch(parts, add_special_tokens=False)
+        encodings = self.encode([text[a:b] for a, b in pairwise(bounds)])
         ids = np.array([i for encoding in encodings for i in encoding.ids], dtype=np.int32)
-        shifted = [
-            np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + bound
-            for encoding, bound in zip(encodings, bounds[:-1], strict=True)
-        ]
-        offsets = np.concatenate(shifted)
-        return ids, offsets[:, 0], offsets[:, 1]
+        offsets = [_offsets(encoding) + bound for encoding, bound in zip(encodings, bounds, strict=False)]
+        starts, ends = np.concatenate(offsets, axis=1)
+        return ids, starts, ends
+
+
+def _offsets(encoding: Encoding) -> IntArray:
+    """[2, num_tokens], the characters where each token starts and ends."""
+    return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T

@@ -55,15 +55,14 @@ def describe_formats() -> str:
 def to_example(record: Record, kind: DataFormat, source: str = "", line: int = 0) -> Example:
     """The record as an Example.
 
-    Raises ExampleError: a field is missing, of a wrong type, or holds what cannot be taught.
+    Raises ExampleError: a field is missing, of a wrong type, or holds something other than text.
     """
     missing = [field for field in FIELDS[kind] if field not in record]
     if missing:
         seen = ", ".join(list(record)[:8]) or "none"
         raise ExampleError("wrong_fields", f"no {' or '.join(missing)} ({kind.value} format); fields seen: {seen}")
     example = _READERS[kind](record)
-    for text in _all_texts(example):
-        _check_unicode(text)
+    _check_unicode(example)
     return replace(example, source=source, line=line)
 
 
@@ -79,8 +78,6 @@ def _openai_message(turn: object, at: int) -> Message:
     calls = fields.get("tool_calls") or []
     if fields.get("function_call") is not None:
         calls = [{"type": "function", "function": fields["function_call"]}]
-    if not isinstance(calls, list):
-        raise ExampleError("wrong_fields", f"{where}.tool_calls is no list")
     content = fields.get("content")
     if content is None and not calls:
         raise ExampleError("wrong_fields", f"{where} ({role}) has no content")
@@ -89,14 +86,14 @@ def _openai_message(turn: object, at: int) -> Message:
         content=_content(content, where),
         train=_weight(fields, where),
         reasoning=_content(fields.get("reasoning_content"), where),
-        tool_calls=tuple(_tool_call(call, where) for call in calls),
+        tool_calls=tuple(_tool_call(call, where) for call in _as_list(calls, f"{where}.tool_calls")),
         tool_call_id=str(fields.get("tool_call_id") or ""),
         name=str(fields.get("name") or ""),
     )
 
 
 def _weight(fields: Json, where: str) -> bool:
-    """Whether the turn is taught: OpenAI's `weight` 0 or 1, or `train` true or false."""
+    """Whether the turn is supervised: OpenAI's `weight` 0 or 1, or `train` true or false."""
     weight = fields.get("weight", fields.get("train"))
     if weight is None:
         return True
@@ -130,17 +127,15 @@ def _tools(record: Record) -> tuple[Json, ...]:
         tools = [{"type": "function", "function": function} for function in _list(record, "functions")]
     if tools is None or tools == "":
         return ()
-    if isinstance(tools, str):
-        tools = _parse(tools, "tools")
-    if not isinstance(tools, list):
-        raise ExampleError("wrong_fields", "tools is no list")
-    return tuple(_object(tool, f"tools[{at}]") for at, tool in enumerate(tools))
+    return tuple(_object(tool, f"tools[{index}]") for index, tool in enumerate(_as_list(tools, "tools")))
+
+
+def _system(record: Record) -> list[Message]:
+    return [Message("system", _text(record, "system"))] if _has_text(record, "system") else []
 
 
 def _conversations(record: Record) -> Example:
-    messages: list[Message] = []
-    if _has_text(record, "system"):
-        messages.append(Message("system", _text(record, "system")))
+    messages = _system(record)
     for at, turn in enumerate(_list(record, "conversations")):
         where = f"conversations[{at}]"
         fields = _object(turn, where)
@@ -161,20 +156,15 @@ def _contents(record: Record) -> Example:
     messages: list[Message] = []
     system = _either(record, "systemInstruction", "system_instruction")
     if system is not None:
-        messages.append(
-            _gemini_message({**_object(system, "systemInstruction"), "role": "system"}, "systemInstruction")
-        )
+        fields = {**_object(system, "systemInstruction"), "role": "system"}
+        messages.append(_gemini_message(fields, "systemInstruction"))
     for at, turn in enumerate(_list(record, "contents")):
         where = f"contents[{at}]"
         messages.append(_gemini_message(_object(turn, where), where))
-    declared = [
-        {"type": "function", "function": function}
-        for group in _tools(record)
-        for function in _as_list(
-            _either(group, "functionDeclarations", "function_declarations"), "functionDeclarations"
-        )
-    ]
-    return Example(messages=tuple(messages), tools=tuple(declared))
+    groups = [_either(group, "functionDeclarations", "function_declarations") for group in _tools(record)]
+    functions = [function for group in groups for function in _as_list(group, "functionDeclarations")]
+    tools = tuple({"type": "function", "function": function} for function in functions)
+    return Example(messages=tuple(messages), tools=tools)
 
 
 def _either(fields: Json, camel: str, snake: str) -> object:
@@ -212,15 +202,12 @@ def _instruction(record: Record) -> Example:
     asked = _text(record, "instruction")
     if _has_text(record, "input"):
         asked = f"{asked}\n\n{_text(record, 'input')}"
-    messages: list[Message] = []
-    if _has_text(record, "system"):
-        messages.append(Message("system", _text(record, "system")))
+    messages = _system(record)
     for at, turn in enumerate(_list(record, "history") if record.get("history") else []):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
-            raise ExampleError("wrong_fields", f"history[{at}] is no pair of question and answer")
+            raise ExampleError("wrong_fields", f"history[{at}] is not a pair of question and answer")
         messages += [Message("user", _content(turn[0], "history")), Message("assistant", _content(turn[1], "history"))]
-    messages += [Message("user", asked), Message("assistant", _text(record, "output"))]
-    return Example(messages=tuple(messages))
+    return Example(messages=(*messages, *_pair(asked, _text(record, "output")).messages))
 
 
 def _prompt_completion(record: Record) -> Example:
@@ -229,7 +216,7 @@ def _prompt_completion(record: Record) -> Example:
         return _pair(_text(record, "prompt"), _text(record, "completion"))
     asked = [_openai_message(turn, at) for at, turn in enumerate(_list(record, "prompt"))]
     answered = [_openai_message(turn, at) for at, turn in enumerate(_list(record, "completion"))]
-    # What the assistant said before belongs to the prompt: context, not a lesson.
+    # Answers inside the prompt are context; they are not supervised.
     return Example(messages=(*(replace(turn, train=False) for turn in asked), *answered), tools=_tools(record))
 
 
@@ -287,7 +274,7 @@ def _part(part: object, where: str) -> str:
         return str(fields["text"])
     if fields.get("type") == "refusal" and isinstance(fields.get("refusal"), str):
         return str(fields["refusal"])
-    raise ExampleError("non_text_content", f"{where}: a part of type {fields.get('type')!r}; only text can be taught")
+    raise ExampleError("non_text_content", f"{where}: a part of type {fields.get('type')!r}; only text is supported")
 
 
 def _has_text(record: Record, field: str) -> bool:
@@ -330,7 +317,7 @@ def _parse(text: str, where: str) -> object:
     try:
         parsed: object = json.loads(text)
     except ValueError as error:
-        raise ExampleError("wrong_fields", f"{where} is no JSON: {error}") from error
+        raise ExampleError("wrong_fields", f"{where} is not JSON: {error}") from error
     return parsed
 
 
@@ -340,20 +327,14 @@ def _object(value: object, where: str) -> Json:
     return value
 
 
-def _all_texts(example: Example) -> list[str]:
-    texts = [example.text or ""]
-    for message in example.messages:
-        texts += [message.content, message.reasoning]
-        if message.tool_calls:
-            texts.append(json.dumps(message.tool_calls, ensure_ascii=False))
-    if example.tools:
-        texts.append(json.dumps(example.tools, ensure_ascii=False))
-    return texts
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        why = f"half of a surrogate pair (\\u{ord(text[error.start]):04x}) at character {error.start}"
-        raise ExampleError("bad_unicode", why) from error
+def _check_unicode(example: Example) -> None:
+    texts = [example.text or "", *(message.content + message.reasoning for message in example.messages)]
+    texts += [
+        json.dumps(calls, ensure_ascii=False) for calls in (*(m.tool_calls for m in example.messages), example.tools)
+    ]
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            why = f"half of a surrogate pair (\\u{ord(text[error.start]):04x}) at character {error.start}"
+            raise ExampleError("bad_unicode", why) from error

@@ -25,6 +25,10 @@ _RECORDS_TO_DETECT = 20
 Payload = bytes | Mapping[str, object] | ExampleError
 """A line of JSON still to be parsed, a record, or why there is none."""
 
+Record = tuple[int, Payload, int]
+"""Line (row, or number), payload and size in bytes."""
+Records = Iterator[Record]
+
 
 @dataclass(slots=True)
 class Chunk:
@@ -60,14 +64,11 @@ def parse(payload: Payload) -> Mapping[str, object]:
     if not isinstance(payload, bytes):
         return payload
     try:
-        text = payload.decode("utf-8")
+        return parse(_checked(DECODER.decode(payload.decode("utf-8"))))
     except UnicodeDecodeError as error:
         raise ExampleError("not_utf8", f"byte 0x{payload[error.start]:02x} at position {error.start}") from error
-    try:
-        value: object = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise ExampleError("broken_json", json_why(error)) from error
-    return _record(value)
 
 
 def first_records(source: Source, count: int) -> list[Mapping[str, object]]:
@@ -97,7 +98,7 @@ def source_format(source: Source, tally: Tally) -> DataFormat | None:
     return found
 
 
-def _records(source: Source) -> Iterator[tuple[int, Payload, int]]:
+def _records(source: Source) -> Records:
     if source.path is None:
         for number, record in enumerate(source.records, 1):
             yield number, _checked(record), 100
@@ -116,7 +117,7 @@ def _records(source: Source) -> Iterator[tuple[int, Payload, int]]:
         raise DataError(f"{source.name} cannot be read: {error}") from error
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Payload, int]]:
+def _read_lines(path: Path) -> Records:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:
@@ -128,7 +129,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Payload, int]]:
             yield number, text if text else ExampleError("empty_line", ""), len(line)
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, Payload, int]]:
+def _read_json(path: Path) -> Records:
     """A JSON file: an array of records, an object that holds one, one record, or (often so named) JSON lines."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -163,7 +164,7 @@ def _is_an_object(line: str) -> bool:
         return False
 
 
-def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
+def _read_object(path: Path) -> Records:
     size = path.stat().st_size
     try:
         value = DECODER.decode(path.read_text(encoding="utf-8-sig"))
@@ -186,7 +187,7 @@ def _read_object(path: Path) -> Iterator[tuple[int, Payload, int]]:
     yield 1, _checked(value), size
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> tuple[int, Payload, int]:
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> Record:
     """The finding, with the line of the first byte that is no UTF-8: the error knows only its place in a buffer."""
     line = 1
     with path.open("rb") as file:
@@ -203,7 +204,7 @@ def _is_records(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
+def _read_array(file: IO[str]) -> Records:
     """Values of a JSON array one by one, so that a big file is never whole in memory."""
     window = JsonWindow(file)
     window.skip_space()
@@ -235,14 +236,14 @@ def _read_array(file: IO[str]) -> Iterator[tuple[int, Payload, int]]:
         window.take(",")
 
 
-def _nothing_behind(window: JsonWindow) -> Iterator[tuple[int, Payload, int]]:
+def _nothing_behind(window: JsonWindow) -> Records:
     window.take("]")
     if window.skip_space():
         why = f"more text after the end of the array at column {window.column}; it is not read"
         yield window.line, ExampleError("broken_json", why), 0
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Payload, int]]:
+def _read_parquet(path: Path) -> Records:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -267,7 +268,7 @@ def _without_nulls(value: object) -> object:
     return value
 
 
-def _read_table(path: Path, delimiter: str | None) -> Iterator[tuple[int, Payload, int]]:
+def _read_table(path: Path, delimiter: str | None) -> Records:
     csv.field_size_limit(1 << 30)
     # Bytes that are no UTF-8 come as lone surrogates, so that the row they stand in can be named and the rest read.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -314,16 +315,7 @@ def _row(header: list[str], cells: list[str]) -> Payload:
 
 
 def _checked(value: object) -> Payload:
-    try:
-        return _record(value)
-    except ExampleError as error:
-        return error
-
-
-def _record(value: object) -> Mapping[str, object]:
-    if not isinstance(value, dict):
-        raise ExampleError("not_an_object", f"it is of type {type(value).__name__}")
-    return value
+    return value if isinstance(value, dict) else ExampleError("not_an_object", f"it is of type {type(value).__name__}")
 
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")

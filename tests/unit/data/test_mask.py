@@ -61,7 +61,7 @@ def taught(encoder: Encoder, encoded: EncodedExample) -> list[str]:
 
 def decode(encoder: Encoder, ids: Sequence[int]) -> str:
     assert isinstance(encoder.tokenizer, ModelTokenizer)
-    return encoder.tokenizer.decode(ids)
+    return str(encoder.tokenizer.tokens.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def turns(*contents: str, system: str | None = None) -> Turns:

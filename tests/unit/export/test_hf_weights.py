@@ -191,7 +191,7 @@ def test_missing_empty_and_broken_adapter_tensors_are_all_named(tiny_model: Path
 
 
 def test_a_checkpoint_without_any_adapter_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(CheckpointError, match="no adapter in it"):
+    with pytest.raises(CheckpointError, match="holds no adapter"):
         hf_weights.adapter_config(
             MethodConfig(kind=MethodKind.lora), {}, hf_weights.empty_model(tiny_model), str(tiny_model)
         )
