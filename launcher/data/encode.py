@@ -17,7 +17,7 @@ import numpy.typing as npt
 from launcher.config.schema import DataConfig, DataFormat
 from launcher.data.audit import RULES, Location, Severity, Tally
 from launcher.data.example import Example
-from launcher.data.example_checks import check_example, check_text, digests
+from launcher.data.example_checks import check_example, digests
 from launcher.data.formats import to_example
 from launcher.data.prepared import TokenBatch
 from launcher.data.prompt_prefix import Opening, opening_of
@@ -79,7 +79,7 @@ class Tokenizer(Protocol):
     """Tokenizes examples that passed the checks."""
 
     @property
-    def special_tokens(self) -> re.Pattern[str] | None:
+    def special_tokens(self) -> re.Pattern[str]:
         """Matches text that the tokenizer reads as a special token."""
 
     @property
@@ -146,13 +146,9 @@ class Encoder:
     def _checked(self, payload: Payload, kind: DataFormat, name: str, line: int, tally: Tally) -> Example | None:
         """The example; None if a finding, which is counted already, makes it unusable."""
         example = to_example(parse(payload), kind, name, line)
-        special_tokens, limits = self.tokenizer.special_tokens, self._data
-        if example.text is not None:
-            issues = check_text(example.text, special_tokens, self.tokenizer.end_token, limits.max_output_chars)
-        else:
-            issues = check_example(example, special_tokens, limits.max_input_chars, limits.max_output_chars)
+        issues = check_example(example, self._data, self.tokenizer.special_tokens, self.tokenizer.end_token)
         for code, detail in issues:
-            tally.add(code, Location(name, line, detail))
+            tally.note(example, code, detail)
         if any(not RULES[code].keeps and RULES[code].severity is Severity.error for code, _ in issues):
             return None
         if example.text is None and not example.supervised_messages:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Json = Mapping[str, object]
+Turns = Sequence[Json]
+"""Messages (or tools) as chat templates take them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
-"""What can be said about one example without rendering it: order of roles, empty turns, sizes, digests."""
+"""Checks of one example before it is rendered: order of roles, empty turns, sizes, special tokens; and digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from launcher.config.schema import DataConfig
 from launcher.data.example import Example, Message
 
 Issue = tuple[str, str]
@@ -14,51 +15,36 @@ Issue = tuple[str, str]
 
 
 def check_example(
-    example: Example, special_tokens: re.Pattern[str] | None, max_input_chars: int | None, max_output_chars: int | None
+    example: Example, data: DataConfig, special_tokens: re.Pattern[str], end_token: str | None
 ) -> list[Issue]:
-    """Findings in one conversation."""
-    issues: list[Issue] = []
+    """Findings in one example."""
+    if example.text is not None:
+        # One end token at the end is fine: it would be added there.
+        body = example.text.removesuffix(end_token) if end_token else example.text
+        issues = [] if body.strip() else [("empty_output", "text is empty")]
+        return [*issues, *_sizes(0, [body], data), *_special([("", body)], special_tokens)]
     last = example.last_answer
     if last < 0:
         roles = ", ".join(message.role for message in example.messages) or "none"
         return [("no_assistant_turn", f"roles: {roles}")]
-    issues += _order(example.messages)
+    issues = [*_order(example.messages)]
     if last < len(example.messages) - 1:
         issues.append(("last_turn_not_assistant", f"last role: {example.messages[-1].role}"))
     issues += _empty(example.messages)
-    issues += _sizes(example, max_input_chars, max_output_chars)
-    if special_tokens is not None:
-        issues += _special(example, special_tokens)
-    return issues
-
-
-def check_text(
-    text: str, special_tokens: re.Pattern[str] | None, end_token: str | None, max_output_chars: int | None
-) -> list[Issue]:
-    """Findings in plain text, all of which is output. One end token at its end is no fault: it would be added there."""
-    body = text.removesuffix(end_token) if end_token else text
-    issues: list[Issue] = []
-    if not body.strip():
-        issues.append(("empty_output", "text is empty"))
-    if max_output_chars is not None and len(body) > max_output_chars:
-        issues.append(("too_long_output_chars", f"{len(body)} characters"))
-    found = special_tokens.search(body) if special_tokens is not None else None
-    if found:
-        issues.append(("special_token_in_text", f"{found.group()!r} at character {found.start()}"))
-    return issues
-
-
-def input_text(example: Example) -> str:
-    """All that stands before the last answer, as one text that is equal only for equal inputs."""
-    return _joined(example, example.messages[: example.last_answer])
+    num_input = sum(len(message.content) for message in example.messages[:last])
+    issues += _sizes(num_input, [example.messages[index].content for index in example.supervised_messages], data)
+    texts = ((f" in message {index} ({m.role})", _all_text(m)) for index, m in enumerate(example.messages))
+    return [*issues, *_special(texts, special_tokens)]
 
 
 def digests(example: Example) -> tuple[int, int]:
-    """64-bit digests of the input and of the whole example; plain text is its own input."""
+    """64-bit digests of the input (all before the last answer) and of the whole; plain text is its own input."""
     if example.text is not None:
         digest = _digest(example.text.strip())
         return digest, digest
-    return _digest(input_text(example)), _digest(_joined(example, example.messages))
+    return _digest(_joined(example, example.messages[: example.last_answer])), _digest(
+        _joined(example, example.messages)
+    )
 
 
 def _order(messages: tuple[Message, ...]) -> Iterator[Issue]:
@@ -91,23 +77,25 @@ def _empty(messages: tuple[Message, ...]) -> Iterator[Issue]:
             yield "empty_input", f"message {at}"
 
 
-def _sizes(example: Example, max_input_chars: int | None, max_output_chars: int | None) -> Iterator[Issue]:
-    num_input = sum(len(message.content) for message in example.messages[: example.last_answer])
-    answers = [message for message in example.messages if message.role == "assistant" and message.train]
-    num_output = max((len(message.content) for message in answers), default=0)
-    if max_input_chars is not None and num_input > max_input_chars:
+def _sizes(num_input: int, answers: list[str], data: DataConfig) -> Iterator[Issue]:
+    num_output = max(map(len, answers), default=0)
+    if data.max_input_chars is not None and num_input > data.max_input_chars:
         yield "too_long_input_chars", f"{num_input} characters"
-    if max_output_chars is not None and num_output > max_output_chars:
+    if data.max_output_chars is not None and num_output > data.max_output_chars:
         yield "too_long_output_chars", f"{num_output} characters"
 
 
-def _special(example: Example, special_tokens: re.Pattern[str]) -> Iterator[Issue]:
-    for at, message in enumerate(example.messages):
-        calls = json.dumps(message.tool_calls, ensure_ascii=False) if message.tool_calls else ""
-        found = special_tokens.search(message.content + message.reasoning + calls)
-        if found:
-            yield "special_token_in_text", f"{found.group()!r} in message {at} ({message.role})"
+def _special(texts: Iterable[tuple[str, str]], special_tokens: re.Pattern[str]) -> Iterator[Issue]:
+    """At most one finding, for (place, text) pairs; where the place is empty, the character is given."""
+    for place, text in texts:
+        if found := special_tokens.search(text):
+            yield "special_token_in_text", f"{found.group()!r}{place or f' at character {found.start()}'}"
             return
+
+
+def _all_text(message: Message) -> str:
+    calls = json.dumps(message.tool_calls, ensure_ascii=False) if message.tool_calls else ""
+    return message.content + message.reasoning + calls
 
 
 def _joined(example: Example, messages: tuple[Message, ...]) -> str:

@@ -1,9 +1,9 @@
-"""Which characters of a rendered conversation the assistant says, its end-of-turn token included, for any template.
+"""Finds the characters of a rendered conversation that the assistant writes, its end-of-turn token included.
 
-Two ways, each verified against the final text; where neither holds, an error, never a guess.
+Works for any template, in two ways, each verified against the final text; if neither holds, an error, never a guess.
 
-1. An answer is what `conversation so far + generation prompt` lacks of `conversation up to and with the answer`. That
-   is by definition what the model has to write at inference.
+1. An answer is what `conversation up to and with the answer` has after `conversation so far + generation prompt`: by
+   definition what the model has to write at inference.
 2. Some templates write earlier turns differently once later ones exist (thinking removed, tools moved to the last
    question). There the answer is replaced by a mark in the final text: what stays the same before and after the mark
    bounds the answer.
@@ -12,14 +12,13 @@ Two ways, each verified against the final text; where neither holds, an error, n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.data.example import Json, Turns
 from launcher.data.template import ChatFormat
 from launcher.data.template_markers import ANSWER_MARK
 from launcher.errors import DataError, ExampleError
-
-Messages = Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +33,27 @@ class Turn:
     follows_prompt: bool
     """False if it does not follow exactly what inference puts before it."""
     complete: bool
-    """Whether all that the example says stands in the text (white space aside)."""
+    """Whether the whole answer is in the text (white space aside)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as text, with the turns to be taught."""
+    """A conversation as text, with its supervised turns."""
 
     text: str
     turns: tuple[Turn, ...]
 
 
 def render_with_turns(
-    chat: ChatFormat, messages: Messages, taught: Sequence[int], tools: Messages | None = None
+    chat: ChatFormat, messages: Turns, supervised: Sequence[int], tools: Turns | None = None
 ) -> Rendered:
-    """The text of a conversation and where the answers `taught` (indices into `messages`, ascending) stand in it.
+    """The text of a conversation and where the answers `supervised` (indices into `messages`, ascending) are in it.
 
     Raises ExampleError: the template refuses the conversation, or an answer cannot be found beyond doubt.
     """
     finder = _Finder(chat, messages, tools)
     turns: list[Turn] = []
-    for index in taught:
+    for index in supervised:
         turn = finder.find(index)
         if turns and turn.start < turns[-1].end:
             raise ExampleError("mask_unresolved", f"answers {turns[-1].message} and {index} overlap in the text")
@@ -65,7 +64,7 @@ def render_with_turns(
 class _Finder:
     """Finds answers in one conversation."""
 
-    def __init__(self, chat: ChatFormat, messages: Messages, tools: Messages | None) -> None:
+    def __init__(self, chat: ChatFormat, messages: Turns, tools: Turns | None) -> None:
         self._chat = chat
         self._shape = chat.shape
         self._original = messages
@@ -76,7 +75,7 @@ class _Finder:
         self.text = self._render(self._messages)
 
     def find(self, index: int) -> Turn:
-        """The answer of message `index` of the conversation as it was given."""
+        """The answer at `index` of the conversation as given."""
         at = index + self._shift
         prompts = self._prompts(at)
         span = self._as_last(at, prompts)
@@ -91,9 +90,9 @@ class _Finder:
         return Turn(index, start, end, as_last=as_last, follows_prompt=follows, complete=says_all)
 
     def _prompts(self, at: int) -> list[str]:
-        """What inference gives the model before this answer, and the same without what training text may lack."""
+        """The prompt before this answer at inference, and the same without the surplus that training text lacks."""
         try:
-            prompt = self._chat.render_raw(self._messages[:at], self._tools, True)
+            prompt = self._chat.render_dressed(self._messages[:at], self._tools, True)
         except DataError:
             return []
         shorter = prompt.removesuffix(self._shape.surplus)
@@ -127,9 +126,9 @@ class _Finder:
         return start, end
 
     def _close(self, after: str, has_calls: bool) -> tuple[int, str]:
-        """Where the ending stands in the text after an answer's content, and that ending; -1 if nowhere.
+        """Where the ending starts in the text after an answer's content, and that ending; -1 if nowhere.
 
-        Only tool calls may stand between content and ending.
+        Only tool calls may come between content and ending.
         """
         for ending in dict.fromkeys((self._shape.ending, self._shape.other_ending)):
             close = after.find(ending) if has_calls else 0 if after.startswith(ending) else -1
@@ -148,9 +147,9 @@ class _Finder:
         # At least the content itself: what stands before it does not depend on it.
         return len(before) if self.text.startswith(before) else None
 
-    def _render(self, messages: Messages) -> str:
+    def _render(self, messages: Turns) -> str:
         try:
-            return self._chat.render_raw(messages, self._tools)
+            return self._chat.render_dressed(messages, self._tools)
         except DataError as error:
             raise ExampleError("template_error", str(error)) from error
 
@@ -158,8 +157,8 @@ class _Finder:
         return ExampleError("mask_unresolved", f"answer {at - self._shift} cannot be found in the text: {why}")
 
 
-def _says_all(message: Mapping[str, object], said: str) -> bool:
-    """Whether content, reasoning and tool names stand in `said`, white space and JSON escapes aside."""
+def _says_all(message: Json, said: str) -> bool:
+    """Whether content, reasoning and tool names are in `said`, white space and JSON escapes aside."""
     squeezed = "".join(said.split())
     texts = [str(message.get("content") or ""), str(message.get("reasoning_content") or "")]
     calls = message.get("tool_calls")

@@ -15,6 +15,9 @@ from launcher.data.mask import Rendered, Turn, render_with_turns
 from launcher.data.template import ChatFormat
 from launcher.errors import ExampleError
 
+_NOTHING = "(?!)"
+"""Matches no text."""
+
 
 class ModelTokenizer:
     """The `Tokenizer` of a model."""
@@ -25,7 +28,7 @@ class ModelTokenizer:
         self._seq_len_tokens = seq_len_tokens
         self._over_length = over_length
         longest_first = sorted(chat.added_tokens, key=len, reverse=True)
-        self.special_tokens = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.special_tokens = re.compile("|".join(map(re.escape, longest_first)) or _NOTHING)
         self.end_token = chat.special_tokens.get("eos_token")
         self.system_prompt = chat.system_prompt
 

@@ -1,4 +1,4 @@
-"""Which files a data configuration names, and on which side (training or held-out) each one stands."""
+"""The files that a data configuration names, for training and for validation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 BUILTIN = "builtin:"
 HUB = "hub:"
 
-_HELD_OUT = ("validation", "valid", "val", "dev", "heldout", "held_out", "eval")
-_TEST = ("test",)
+_VALIDATION = ("validation", "valid", "val", "dev", "heldout", "held_out", "eval")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file, or records that lie in memory."""
+    """One file, or records in memory."""
 
     name: str
     """As findings show it."""
@@ -60,124 +59,114 @@ class Sources:
         return self.train + self.validation
 
 
-@dataclass(slots=True)
-class _Found:
-    """What was found so far, and what decides how to look."""
-
-    data: DataConfig
-    download: bool
-    train: list[Source] = field(default_factory=list)
-    validation: list[Source] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
-
-
 def find_sources(data: DataConfig, *, download: bool = True) -> Sources:
-    """The sources a configuration names; what lies on the Hub is fetched once, if `download` allows it.
+    """The sources a configuration names; data of the Hub is fetched once, if `download` allows it.
 
     Raises:
         NotFetched: a Hub data set is not in the cache and `download` is off.
         DataError: everything that cannot be found or read.
     """
     problems: list[Problem] = []
-    found = _Found(data, download)
+    found = _Finder(data, download, problems)
     weights = [1.0]
     if data.mixture:
         weights = [part.weight for part in data.mixture]
         for number, part in enumerate(data.mixture):
-            _resolve(f"data.mixture[{number}].path", part.path, part.format, number, found, problems)
+            found.add(f"data.mixture[{number}].path", Source(part.path, format=part.format, part=number))
     elif data.path is not None:
-        _resolve("data.path", data.path, data.format, 0, found, problems)
+        found.add("data.path", Source(data.path, format=data.format))
     if data.inline:
         found.train.append(Source("data.inline", records=data.inline, format=data.format, part=len(weights)))
         weights.append(1.0)
     if not (data.mixture or data.path or data.inline):
         problems.append(Problem("data.path", None, "no examples given", "Set data.path, data.mixture or data.inline"))
-    held_out = _validation(data, found, problems)
+    validation = _validation(data, found)
     if problems:
         raise DataError("the data cannot be found:", problems)
-    return Sources(tuple(found.train), tuple(held_out), tuple(weights), tuple(found.ignored))
+    return Sources(tuple(found.train), tuple(validation), tuple(weights), tuple(found.ignored))
 
 
-def _validation(data: DataConfig, found: _Found, problems: list[Problem]) -> list[Source]:
-    """The held-out sources: those asked for, else those that came with the training data."""
+def _validation(data: DataConfig, found: _Finder) -> list[Source]:
+    """The validation sources: those configured, or those that came with the training data."""
+    split = data.hub_validation_split
     if data.validation_path is not None:
-        given = _Found(data, found.download)
-        _resolve("data.validation_path", data.validation_path, data.format, 0, given, problems, held_out=True)
-        # A folder or built-in set given for validation: all of it is held out, unless it marks a part of itself.
+        given = _Finder(data, found.download, found.problems)
+        given.add("data.validation_path", Source(data.validation_path, format=data.format), split=split)
+        # All of a folder or built-in set given for validation, unless it marks a part of itself.
         return given.validation or given.train
-    if data.hub_validation_split and data.path is not None and data.path.startswith(HUB):
-        path = _fetch(data.path, data.hub_validation_split, found)
-        return [Source(f"{data.path}[{data.hub_validation_split}]", path, format=data.format)]
+    if split and data.path is not None and data.path.startswith(HUB):
+        return [found.fetched(Source(data.path, format=data.format), split)]
     return found.validation
 
 
-def _resolve(
-    key: str,
-    text: str,
-    kind: DataFormat,
-    part: int,
-    found: _Found,
-    problems: list[Problem],
-    *,
-    held_out: bool = False,
-) -> None:
-    """Adds the sources that one path names."""
-    blank = Source(text, format=kind, part=part)
-    if text.startswith(BUILTIN):
-        if text != f"{BUILTIN}next_number":
-            problems.append(Problem(key, text, "no such built-in data set", f"Write {BUILTIN}next_number"))
-            return
-        train, heldout = next_number.generate(found.data.seed)
-        found.train.append(replace(blank, records=train))
-        found.validation.append(replace(blank, name=f"{text}[held out]", records=heldout))
-    elif text.startswith(HUB):
-        own_split = found.data.hub_validation_split if held_out else None
-        split = own_split or found.data.hub_split
-        found.train.append(replace(blank, name=f"{text}[{split}]", path=_fetch(text, split, found)))
-    else:
-        _resolve_path(key, Path(text).expanduser(), blank, found, problems)
+@dataclass(slots=True)
+class _Finder:
+    """Collects the sources that paths name; what is wrong goes to `problems`."""
 
+    data: DataConfig
+    download: bool
+    problems: list[Problem]
+    train: list[Source] = field(default_factory=list)
+    validation: list[Source] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
-def _fetch(text: str, split: str, found: _Found) -> Path:
-    return fetch_split(text.removeprefix(HUB), split, found.data.hub_revision, download=found.download)
+    def add(self, key: str, blank: Source, *, split: str | None = None) -> None:
+        """Adds the sources that the path `blank.name` names; `split` is read of a Hub data set."""
+        text = blank.name
+        if text.startswith(HUB):
+            self.train.append(self.fetched(blank, split or self.data.hub_split))
+        elif text == f"{BUILTIN}next_number":
+            train, validation = next_number.generate(self.data.seed)
+            self.train.append(replace(blank, records=train))
+            # The name is part of the cache key of prepared data, so it stays.
+            self.validation.append(replace(blank, name=f"{text}[held out]", records=validation))
+        elif text.startswith(BUILTIN):
+            self.problems.append(Problem(key, text, "no such built-in data set", f"Write {BUILTIN}next_number"))
+        else:
+            self._add_path(key, Path(text).expanduser(), blank)
 
+    def fetched(self, blank: Source, split: str) -> Source:
+        """A split of the Hub data set `blank.name`."""
+        name = blank.name.removeprefix(HUB)
+        path = fetch_split(name, split, self.data.hub_revision, download=self.download)
+        return replace(blank, name=f"{blank.name}[{split}]", path=path)
 
-def _resolve_path(key: str, path: Path, blank: Source, found: _Found, problems: list[Problem]) -> None:
-    known = ", ".join(SUFFIXES)
-    if path.is_dir():
-        files = [
-            file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and _is_visible(file, path)
-        ]
-        if not files:
-            problems.append(Problem(key, str(path), "the folder holds no data files", f"Files read: {known}"))
-        _sort_by_name(files, path, blank, found)
-    elif not path.exists():
-        hint = f"Did you mean {HUB}{blank.name}?" if blank.name.count("/") == 1 else "Check the spelling"
-        problems.append(Problem(key, blank.name, f"there is no such file or folder (looked in {Path.cwd()})", hint))
-    elif path.suffix.lower() not in SUFFIXES:
-        problems.append(Problem(key, blank.name, f"a file of unknown type {path.suffix!r}", f"Files read: {known}"))
-    else:
-        found.train.append(replace(blank, path=path))
+    def _add_path(self, key: str, path: Path, blank: Source) -> None:
+        types = f"Files read: {', '.join(SUFFIXES)}"
+        if path.is_dir():
+            files = [
+                file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and _is_visible(file, path)
+            ]
+            if not files:
+                self.problems.append(Problem(key, str(path), "the folder holds no data files", types))
+            self._add_by_name(files, path, blank)
+        elif not path.exists():
+            hint = f"Did you mean {HUB}{blank.name}?" if blank.name.count("/") == 1 else "Check the spelling"
+            why = f"there is no such file or folder (looked in {Path.cwd()})"
+            self.problems.append(Problem(key, blank.name, why, hint))
+        elif path.suffix.lower() not in SUFFIXES:
+            self.problems.append(Problem(key, blank.name, f"a file of unknown type {path.suffix!r}", types))
+        else:
+            self.train.append(replace(blank, path=path))
+
+    def _add_by_name(self, files: list[Path], folder: Path, blank: Source) -> None:
+        """train*, validation* and test* files go where their names say, so that nothing is trained on by mistake."""
+        for file in files:
+            relative = file.relative_to(folder)
+            names = [part.lower() for part in (*relative.parts[:-1], relative.stem)]
+            source = replace(blank, name=str(Path(blank.name) / relative), path=file)
+            if any(_begins(name, ("test",)) for name in names):
+                self.ignored.append(source.name)
+            elif any(_begins(name, _VALIDATION) for name in names):
+                self.validation.append(source)
+            else:
+                self.train.append(source)
 
 
 def _is_visible(file: Path, folder: Path) -> bool:
     return file.is_file() and not any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
 
 
-def _sort_by_name(files: list[Path], folder: Path, blank: Source, found: _Found) -> None:
-    """train*, validation* and test* files go where their names say, so that held-out data is not trained on."""
-    for file in files:
-        relative = file.relative_to(folder)
-        words = [part.lower() for part in (*relative.parts[:-1], relative.stem)]
-        source = replace(blank, name=str(Path(blank.name) / relative), path=file)
-        if any(_begins(word, _TEST) for word in words):
-            found.ignored.append(source.name)
-        elif any(_begins(word, _HELD_OUT) for word in words):
-            found.validation.append(source)
-        else:
-            found.train.append(source)
-
-
-def _begins(word: str, names: tuple[str, ...]) -> bool:
-    """Whether the word is one of the names, or one followed by something that is no letter (val-00000-of-00001)."""
-    return any(word == name or (word.startswith(name) and not word[len(name)].isalpha()) for name in names)
+def _begins(name: str, words: tuple[str, ...]) -> bool:
+    """Whether the name is one of the words, or one followed by a non-letter (val-00000-of-00001)."""
+    return any(name == word or (name.startswith(word) and not name[len(word)].isalpha()) for word in words)

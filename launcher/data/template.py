@@ -1,4 +1,4 @@
-"""How a conversation becomes the text a model reads: template, special tokens, system prompt, preamble.
+"""Renders conversations as the text a model reads: template, special tokens, system prompt, preamble.
 
 The same object renders in training and at inference; it travels with the tuned model (`save`, `from_folder`).
 """
@@ -6,7 +6,7 @@ The same object renders in training and at inference; it travels with the tuned 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
@@ -18,6 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+from launcher.data.example import Json, Turns
 from launcher.data.template_markers import TurnShape, learn_turn_shape
 from launcher.errors import DataError, ModelError, ProbeError, RecordError
 from launcher.files import as_json, read_record, write_json
@@ -27,7 +28,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-# Roles in words and an end token after each answer: all that a tokenizer without chat tokens can express.
+# Roles as plain words and an end token after each answer: all that a tokenizer without chat tokens can express.
 _PLAIN = """\
 {{ START }}
 {%- if tools %}{{ 'Tools:\\n' + (tools | tojson) + '\\n\\n' }}{% endif %}
@@ -120,27 +121,17 @@ class ChatFormat:
         write_json(Path(folder) / FORMAT_FILE, document, durable=False)
         (Path(folder) / TEMPLATE_FILE).write_text(self.template, encoding="utf-8", newline="")
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, object]],
-        tools: Sequence[Mapping[str, object]] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> str:
+    def render(self, messages: Turns, tools: Turns | None = None, add_generation_prompt: bool = False) -> str:
         """The text of a conversation, system prompt and preamble put in where they belong.
 
         Args:
             add_generation_prompt: end where an answer begins.
         Raises:
-            DataError: the template refuses the conversation; carries the template's own words.
+            DataError: the template refuses the conversation; carries the template's own message.
         """
-        return self.render_raw(self.dressed(messages), tools, add_generation_prompt)
+        return self.render_dressed(self.dressed(messages), tools, add_generation_prompt)
 
-    def render_raw(
-        self,
-        messages: Sequence[Mapping[str, object]],
-        tools: Sequence[Mapping[str, object]] | None = None,
-        add_generation_prompt: bool = False,
-    ) -> str:
+    def render_dressed(self, messages: Turns, tools: Turns | None = None, add_generation_prompt: bool = False) -> str:
         """As `render`, of messages that are dressed already."""
         try:
             return _compiled(self.template).render(
@@ -151,13 +142,13 @@ class ChatFormat:
                 **self.special_tokens,
             )
         except jinja2.exceptions.SecurityError as error:
-            raise DataError(f"the chat template tries what templates may not do: {error}") from error
+            raise DataError(f"the chat template does something that templates may not do: {error}") from error
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise DataError(f"the chat template refuses this conversation: {error}") from error
 
-    def dressed(self, messages: Sequence[Mapping[str, object]]) -> list[Mapping[str, object]]:
+    def dressed(self, messages: Turns) -> list[Json]:
         """The messages with the system prompt (unless they begin with one) and the preamble put in."""
-        made: list[Mapping[str, object]] = list(messages)
+        made = list(messages)
         if "developer" not in self.template:
             made = [{**m, "role": "system"} if m.get("role") == "developer" else m for m in made]
         if self.system_prompt is not None and (not made or made[0].get("role") not in ("system", "developer")):
@@ -170,13 +161,13 @@ class ChatFormat:
 
 
 def _with_shape(made: ChatFormat) -> ChatFormat:
-    """The format with what was learnt about its turns; a missing generation prompt is added to the template."""
+    """The format with the shape of its turns; a missing generation prompt is added to the template."""
     try:
-        shape = learn_turn_shape(made.render_raw, made.added_tokens)
+        shape = learn_turn_shape(made.render_dressed, made.added_tokens)
         if shape.ignores_flag and shape.lead.strip():
             header = _ADD_HEADER.format(template=made.template.removesuffix("\n"), header=jinja_literal(shape.lead))
             made = replace(made, template=header)
-            shape = replace(learn_turn_shape(made.render_raw, made.added_tokens), header_added=True)
+            shape = replace(learn_turn_shape(made.render_dressed, made.added_tokens), header_added=True)
     except ProbeError as error:
         raise DataError(f"the chat template ({made.origin}) cannot be used: {error}") from error
     return _checked(replace(made, shape=shape))
@@ -187,7 +178,7 @@ def _checked(made: ChatFormat) -> ChatFormat:
     if made.system_prompt is not None:
         question = [{"role": "system", "content": made.system_prompt}, {"role": "user", "content": "question"}]
         try:
-            made.render_raw(question, None, True)
+            made.render_dressed(question, None, True)
         except DataError as error:
             raise DataError(f"data.system_prompt is set, but {error}. Use data.preamble instead") from error
     return made
@@ -299,7 +290,7 @@ def _compiled(template: str) -> jinja2.Template:
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"the chat template is no valid Jinja: line {error.lineno}: {error.message}") from error
+        raise DataError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
 
 
 def _tojson(

@@ -1,14 +1,15 @@
-"""What a chat template writes around an answer, learnt by rendering a question and an answer made of marks."""
+"""The text a chat template writes around an answer, learnt by rendering a question and an answer made of marks."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from launcher.data.example import Turns
 from launcher.errors import DataError, ProbeError
 
-Render = Callable[[Sequence[Mapping[str, object]], Sequence[Mapping[str, object]] | None, bool], str]
+Render = Callable[[Turns, Turns | None, bool], str]
 """(messages, tools, add_generation_prompt) -> text."""
 
 # Letters and digits only: nothing a template strips, splits at or escapes.
@@ -24,13 +25,13 @@ class TurnShape:
     """
 
     header: str = ""
-    """What opens an answer and is given at inference (the end of the generation prompt)."""
+    """Opens an answer and is given at inference: the end of the generation prompt."""
     lead: str = ""
-    """What the template puts before the answer and the model must write itself, e.g. an empty thinking block."""
+    """Text before the answer that the model must write itself, e.g. an empty thinking block."""
     ending: str = ""
     """Text after the answer up to and including the end-of-turn token; empty where there is no such token."""
     rest: str = ""
-    """What follows the ending when the answer is the last turn."""
+    """Text after the ending when the answer is the last turn."""
     other_ending: str = ""
     """How turns of the user end; some templates end earlier answers so, and only the last one with `ending`."""
     end_token: str | None = None
@@ -56,21 +57,17 @@ def learn_turn_shape(render: Render, special_tokens: Sequence[str]) -> TurnShape
     except DataError as error:
         raise ProbeError(f"it cannot render a plain question and answer: {error}") from error
     if full.count(ANSWER_MARK) != 1:
-        raise ProbeError(f"it writes an answer {full.count(ANSWER_MARK)} times into the text; once is needed")
+        raise ProbeError(f"it writes an answer {full.count(ANSWER_MARK)} times instead of once")
     if _QUESTION not in prompt:
         raise ProbeError("it does not write the question of the user into the text")
     before, after = full.split(ANSWER_MARK)
-    surplus = ""
-    opening = _common_prefix(asked, prompt)
-    if not before.startswith(prompt):
-        shared = _common_prefix(prompt, before)
-        if not prompt[opening:shared].strip():
-            raise ProbeError(
-                f"its generation prompt has {prompt[shared : shared + 40]!r} where a finished conversation has "
-                f"{before[shared : shared + 40]!r}"
-            )
-        surplus = prompt[shared:]
-        prompt = prompt[:shared]
+    opening, shared = _common_length(asked, prompt), _common_length(prompt, before)
+    prompt, surplus = prompt[:shared], prompt[shared:]
+    if surplus and not prompt[opening:].strip():
+        raise ProbeError(
+            f"its generation prompt has {surplus[:40]!r} where a finished conversation has "
+            f"{before[shared : shared + 40]!r}"
+        )
     ending, token = _ending(after, special_tokens)
     return TurnShape(
         header=prompt[opening:],
@@ -94,6 +91,7 @@ def _ending(after: str, special_tokens: Sequence[str]) -> tuple[str, str | None]
     return (after[: found.end()], found.group()) if found else ("", None)
 
 
-def _common_prefix(one: str, other: str) -> int:
+def _common_length(one: str, other: str) -> int:
+    """The length of the common prefix."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)

@@ -14,16 +14,16 @@ _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eigh
 
 
 def generate(
-    seed: int, num_train: int = 600, num_heldout: int = 100
+    seed: int, num_train: int = 600, num_validation: int = 100
 ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Training and held-out examples as `text_input` and `output`; no input is in both, none comes twice.
+    """Training and validation examples as `text_input` and `output`; no input is in both, none comes twice.
 
     Digits, thousands separators, number words and negative numbers, in fixed shares; the same for the same seed.
 
     Raises:
         UserError: more examples asked for than there are different ones.
     """
-    wanted = num_train + num_heldout
+    wanted = num_train + num_validation
     rng = random.Random(seed)
     drawn: dict[str, str] = {}
     # Duplicates are drawn again; the words are the smallest pool, and far larger than this asks for.

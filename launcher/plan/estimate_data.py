@@ -7,6 +7,7 @@ only the beginning of each file is read.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def _unread(readings: list[_Reading], num_bytes: int) -> str:
 class EstimatingTokenizer:
     """A `Tokenizer` that only estimates lengths: its token ids are all 0, and the supervised ones come last."""
 
-    special_tokens = None
+    special_tokens = re.compile("(?!)")  # matches no text
     end_token = None
 
     def __init__(self, data: DataConfig) -> None:

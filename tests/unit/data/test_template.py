@@ -171,7 +171,7 @@ def test_a_folder_without_tokenizer_json_says_how_to_make_one(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("{% for m in messages %}", "no valid Jinja"),
+        ("{% for m in messages %}", "not valid Jinja"),
         ("{{ messages[0].content }}", "an answer 0 times"),
         ("{{ raise_exception('never') }}", "never"),
         ("{{ messages.__class__.__mro__ }}", "may not"),
