@@ -34,26 +34,30 @@ def run(args: argparse.Namespace) -> int:
     if args.cfg and not args.json:
         _print_settings(config, problems)
         return ExitCode.USER if problems else ExitCode.DONE
-    seen = _Planning()
-    if not _blocks_planning(problems):
-        seen = _plan(config)
-        problems = problems + seen.problems
+    preview = _Preview()
+    # Settings of the run's name and tracking do not keep it from being planned; others may.
+    if all(problem.key.split(".")[0].lstrip("+~") in ("name", "runs_dir", "track") for problem in problems):
+        preview = _plan(config)
+        problems = problems + preview.problems
     if args.json:
-        print(json.dumps(_document(config, seen, problems, with_config=args.cfg), indent=2))
+        document = {
+            "ok": not problems,
+            "problems": problems,
+            "warnings": preview.warnings,
+            "unaudited": preview.unaudited or None,
+            "plan": preview.plan,
+            **({"config": config} if args.cfg else {}),
+        }
+        print(json.dumps(as_json(document), indent=2))
     else:
         options = ["--conf-dir", str(args.conf_dir)] if args.conf_dir else []
-        _print(config, seen, problems, [*options, *args.overrides])
+        _print(config, preview, problems, [*options, *args.overrides])
     return ExitCode.USER if problems else ExitCode.DONE
 
 
-def _blocks_planning(problems: list[Problem]) -> bool:
-    """Whether what is wrong leaves nothing to look at data and memory with."""
-    return any(problem.key.split(".")[0].lstrip("+~") not in ("name", "runs_dir", "track") for problem in problems)
-
-
 @dataclass(slots=True)
-class _Planning:
-    """What planning showed."""
+class _Preview:
+    """What planning found."""
 
     plan: Plan | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -62,10 +66,10 @@ class _Planning:
     unaudited: str = ""
     """As PlannedRun.unaudited."""
     is_elsewhere: bool = False
-    """This machine cannot run it; another one may."""
+    """This host cannot run it; another one may."""
 
 
-def _plan(config: RunConfig) -> _Planning:
+def _plan(config: RunConfig) -> _Preview:
     problems = package_problems(config) + allow_problems(config)
     lacking = machine_problems(config, visible_gpus())
     warnings = [f"this machine cannot run it: {problem}" for problem in lacking]
@@ -73,23 +77,10 @@ def _plan(config: RunConfig) -> _Planning:
         planned = plan_cheaply(config)
     except DataError as error:
         found = error.problems or [Problem("data.path", config.data.path, str(error))]
-        return _Planning(None, problems + found, warnings)
+        return _Preview(None, problems + found, warnings)
     audit = [in_short(finding) for finding in planned.findings if not finding.blocks]
     plan = planned.plan
-    return _Planning(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
-
-
-def _document(config: RunConfig, seen: _Planning, problems: list[Problem], *, with_config: bool) -> dict[str, object]:
-    document: dict[str, object] = {
-        "ok": not problems,
-        "problems": as_json(problems),
-        "warnings": seen.warnings,
-        "unaudited": seen.unaudited or None,
-        "plan": as_json(seen.plan),
-    }
-    if with_config:
-        document["config"] = as_json(config)
-    return document
+    return _Preview(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
 
 
 def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
@@ -99,13 +90,13 @@ def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
         print(to_yaml(config), end="")
 
 
-def _print(config: RunConfig, seen: _Planning, problems: list[Problem], overrides: list[str]) -> None:
+def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overrides: list[str]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
-    if seen.plan is not None:
-        print_plan(console, seen.plan, config)
-    for warning in seen.warnings:
+    if preview.plan is not None:
+        print_plan(console, preview.plan, config)
+    for warning in preview.warnings:
         console.print(f"[yellow]warning[/]  {escape(warning)}", soft_wrap=True)
     for problem in problems:
         console.print(f"[red]problem[/]  {escape(str(problem))}", soft_wrap=True)
@@ -113,17 +104,19 @@ def _print(config: RunConfig, seen: _Planning, problems: list[Problem], override
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         console.print(f"[bold red]{count}: this run should not start[/]")
     else:
-        console.print(_verdict(config, seen, overrides), soft_wrap=True)
+        console.print(_verdict(config, preview, overrides), soft_wrap=True)
 
 
-def _verdict(config: RunConfig, seen: _Planning, overrides: list[str]) -> str:
+def _verdict(config: RunConfig, preview: _Preview, overrides: list[str]) -> str:
     """What follows for a run in which nothing wrong was found, as rich markup."""
-    where = ", where its devices and packages are" if seen.is_elsewhere else ""
-    so_far = f"[bold green]this plan holds[/]{where}" if seen.is_elsewhere else "[bold green]nothing wrong was found[/]"
-    if seen.unaudited:
+    where = ", where its devices and packages are" if preview.is_elsewhere else ""
+    so_far = (
+        f"[bold green]this plan holds[/]{where}" if preview.is_elsewhere else "[bold green]nothing wrong was found[/]"
+    )
+    if preview.unaudited:
         prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
-        return f"{so_far}; the audit has not run on all of it: {escape(seen.unaudited)}. {prepare} does"
-    if seen.is_elsewhere:
+        return f"{so_far}; the audit has not run on all of it: {escape(preview.unaudited)}. {prepare} does"
+    if preview.is_elsewhere:
         return so_far
     verb = "submit" if config.cluster.is_slurm else "train"
     return "[bold green]this run can start[/]  " + escape(shlex.join(["launcher", verb, *overrides]))

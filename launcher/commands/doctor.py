@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -15,41 +16,40 @@ from rich.text import Text
 from launcher.config.compose import compose_with_problems
 from launcher.config.schema import RunConfig
 from launcher.doctor.filesystem import folder_findings, shared_finding
-from launcher.doctor.findings import CheckResult, has_failed, of_problem, ok
+from launcher.doctor.findings import CheckLevel, CheckResult, has_failed, of_problem, ok
 from launcher.doctor.machine import machine_findings
 from launcher.doctor.site import plan_job, run_job, site_findings, tool_findings
 from launcher.errors import ExitCode, Problem, UserError
 from launcher.files import as_json
 from launcher.slurm.client.query import Slurm
 
-_COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+_COLOURS = {CheckLevel.ok: "green", CheckLevel.warn: "yellow", CheckLevel.fail: "bold red"}
 
 
 def run(args: argparse.Namespace) -> int:
-    """0, or 2 when something fails."""
     if args.wait <= 0:
         raise UserError(f"--wait {args.wait:g}: give more than 0 seconds")
     config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
-    mine = [problem for problem in problems if _concerns_place(problem, args.overrides)]
+    mine = [problem for problem in problems if _concerns_site(problem, args.overrides)]
     if args.dry_run:
         return _dry_run(args, config)
     findings = _look(args, config, mine)
     if args.json:
-        failed = sum(finding.level.value == "FAIL" for finding in findings)
+        failed = sum(finding.level is CheckLevel.fail for finding in findings)
         print(json.dumps({"failed": failed, "findings": as_json(findings)}, indent=2))
     else:
         _show(findings)
-    return ExitCode.USER if any(finding.level.value == "FAIL" for finding in findings) else ExitCode.DONE
+    return ExitCode.USER if has_failed(findings) else ExitCode.DONE
 
 
-def _concerns_place(problem: Problem, overrides: list[str]) -> bool:
-    """A doctor needs no data and no model; what was typed must be right all the same."""
+def _concerns_site(problem: Problem, overrides: list[str]) -> bool:
+    """Data and model settings do not matter here, unless the user typed them."""
     typed = {override.partition("=")[0] for override in overrides}
     return problem.key.partition(".")[0] in ("cluster", "runs_dir", "--conf-dir") or problem.key in typed
 
 
 def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) -> list[CheckResult]:
-    # A doctor finds out whether the controller answers; waiting long for it would hide that it does not.
+    # Short retries: whether the controller answers at all is one of the findings.
     slurm = Slurm(retry_s=5.0)
     findings = [*machine_findings(), *folder_findings(Path(config.runs_dir))]
     findings += tool_findings(slurm, needed=config.cluster.is_slurm)
@@ -69,9 +69,7 @@ def _look(args: argparse.Namespace, config: RunConfig, problems: list[Problem]) 
 
 
 def _dry_run(args: argparse.Namespace, config: RunConfig) -> int:
-    argv: list[str] = []
-    if config.cluster.is_slurm and not args.no_job:
-        argv = plan_job(config, os.environ).argv
+    argv = plan_job(config, os.environ).argv if config.cluster.is_slurm and not args.no_job else []
     if args.json:
         print(json.dumps({"dry_run": True, "argv": argv}, indent=2))
         return ExitCode.DONE
@@ -89,9 +87,9 @@ def _show(findings: list[CheckResult]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for finding in findings:
         text = Text(finding.text)
-        if finding.hint and finding.level.value != "OK":
+        if finding.hint and finding.level is not CheckLevel.ok:
             text.append(f"\n-> {finding.hint}", style="cyan")
-        table.add_row(Text(finding.level.value, style=_COLOURS[finding.level.value]), finding.check, text)
+        table.add_row(Text(finding.level.value, style=_COLOURS[finding.level]), finding.check, text)
     console.print(table)
-    count = {level: sum(finding.level.value == level for finding in findings) for level in _COLOURS}
-    print(f"{count['FAIL']} failed, {count['WARN']} warnings, {count['OK']} fine")
+    count = Counter(finding.level for finding in findings)
+    print(f"{count[CheckLevel.fail]} failed, {count[CheckLevel.warn]} warnings, {count[CheckLevel.ok]} fine")

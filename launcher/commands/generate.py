@@ -75,15 +75,17 @@ def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, ob
 
 
 def show_side_by_side(document: dict[str, object], *, width: int | None = None) -> None:
-    """Prints the prompt, and the answers in two columns; `width` in characters, left out that of the terminal."""
+    """Prints the prompt, and the answers in two columns; `width` in characters, by default that of the terminal."""
     console = Console(highlight=False, width=width)
     console.print(Panel(Text(str(document["prompt"])), title="prompt", border_style="dim"))
     titles = {"base": ("base", "yellow"), "tuned": (f"tuned, step {document['step']}", "green")}
-    shown = [name for name in titles if name in document]
+    panels = [
+        Panel(Text(str(document[name])), title=title, border_style=colour)
+        for name, (title, colour) in titles.items()
+        if name in document
+    ]
     table = Table.grid(expand=True)
-    for _ in shown:
+    for _ in panels:
         table.add_column(ratio=1)
-    table.add_row(
-        *(Panel(Text(str(document[name])), title=titles[name][0], border_style=titles[name][1]) for name in shown)
-    )
+    table.add_row(*panels)
     console.print(table)

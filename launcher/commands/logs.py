@@ -6,27 +6,27 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from launcher.errors import ExitCode, RunError
-from launcher.runs.rank_logs import JOB, LogLine, RankLog, find_logs, merge
+from launcher.runs.rank_logs import JOB, RankLog, find_logs, merge
 from launcher.runs.run_dir import find_run, last_attempt
 from launcher.runs.states import RunState
 from launcher.runs.status import FINAL_STATES
 from launcher.slurm.client.job_status import Jobs, live_state
 
 _POLL_S = 0.5
-# The record is read at every poll, but only a word from Slurm says that a job has gone; it is asked this often.
+# The record is read at every poll; Slurm, which alone knows that a job is gone, is asked less often.
 _ASK_SLURM_S = 5.0
 
 
 def run(args: argparse.Namespace) -> int:
     run_dir = find_run(args.run, args.runs_dir)
     if args.follow and not args.json:
-        _Follower(run_dir, args).follow()
+        _follow(run_dir, args)
         return ExitCode.DONE
-    newest = last_attempt(run_dir)
-    logs = _wanted(run_dir, args, newest, only=True)
+    logs = _wanted(run_dir, args, last_attempt(run_dir), only=True)
     if args.json:
         document = [
             {
@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     elif not logs:
         raise RunError(_nothing(run_dir, args.attempt, args.rank))
     else:
-        _Screen(prefix=len({log.rank for log in logs}) > 1, attempts=args.attempt == 0).show(
-            merge(log.new_lines(args.lines) for log in logs)
-        )
+        _Screen(mark_attempts=args.attempt == 0).show(logs, args.lines)
     return ExitCode.DONE
 
 
@@ -72,63 +70,47 @@ def _nothing(run_dir: Path, attempt: int | None, rank: int | None) -> str:
 class _Screen:
     """Prints merged lines: which rank wrote each, and where another attempt begins."""
 
-    def __init__(self, *, prefix: bool, attempts: bool) -> None:
-        self.prefix = prefix
-        self._attempts = attempts
-        self._shown = 0
+    def __init__(self, *, mark_attempts: bool) -> None:
+        self._mark_attempts = mark_attempts
+        self._attempt = 0
 
-    def show(self, lines: list[LogLine]) -> None:
-        for line in lines:
-            if line.attempt != self._shown and (self._attempts or self._shown):
+    def show(self, logs: Collection[RankLog], last: int | None) -> None:
+        """New lines of all logs; of each at most the `last` ones."""
+        has_prefix = len({log.rank for log in logs}) > 1
+        for line in merge(log.new_lines(last) for log in logs):
+            if line.attempt != self._attempt and (self._mark_attempts or self._attempt):
                 print(f"--- attempt {line.attempt} ---")
-            self._shown = line.attempt
-            mark = "" if not self.prefix else "[job] " if line.rank == JOB else f"[{line.rank}] "
-            print(mark + line.text)
-
-
-class _Follower:
-    """Shows lines as they are written, until the run is over; says on stderr what it waits for."""
-
-    def __init__(self, run_dir: Path, args: argparse.Namespace) -> None:
-        self._run_dir = run_dir
-        self._args = args
-        self._first = last_attempt(run_dir)
-        self._jobs: Jobs = Jobs(fresh_s=_ASK_SLURM_S)
-        self._logs: dict[Path, RankLog] = {}
-        self._screen = _Screen(prefix=False, attempts=args.attempt == 0)
-        self._said = ""
-
-    def follow(self) -> None:
-        last = self._args.lines
-        while True:
-            # Asked first: what was written before the end is then shown for certain.
-            state = live_state(self._run_dir, self._jobs)
-            self._show_new(last)
-            last = None
-            if self._is_over(state):
-                break
-            self._say(_waiting(state))
-            time.sleep(_POLL_S)
-        print(_ending(state), file=sys.stderr)
-
-    def _show_new(self, last: int | None) -> None:
-        for log in _wanted(self._run_dir, self._args, self._first, only=False):
-            self._logs.setdefault(log.path, log)
-        self._screen.prefix = len({log.rank for log in self._logs.values()}) > 1
-        self._screen.show(merge(log.new_lines(last) for log in self._logs.values()))
+            self._attempt = line.attempt
+            prefix = "" if not has_prefix else "[job] " if line.rank == JOB else f"[{line.rank}] "
+            print(prefix + line.text)
         sys.stdout.flush()
 
-    def _is_over(self, state: RunState) -> bool:
-        if state.not_asked:
-            return state.state in FINAL_STATES
-        past = self._args.attempt not in (None, 0) and last_attempt(self._run_dir) > self._args.attempt
-        return state.over or past
 
-    def _say(self, text: str) -> None:
-        """Once, until there is something else to say."""
-        if text and text != self._said:
-            print(text, file=sys.stderr, flush=True)
-        self._said = text
+def _follow(run_dir: Path, args: argparse.Namespace) -> None:
+    """Shows lines as they are written, until the run is over; says on stderr what it waits for."""
+    first, jobs, screen = last_attempt(run_dir), Jobs(fresh_s=_ASK_SLURM_S), _Screen(mark_attempts=args.attempt == 0)
+    logs: dict[Path, RankLog] = {}
+    last, said = args.lines, ""
+    while True:
+        # Asked before the logs are read, so that everything written before the end is shown.
+        state = live_state(run_dir, jobs)
+        for log in _wanted(run_dir, args, first, only=False):
+            logs.setdefault(log.path, log)
+        screen.show(logs.values(), last)
+        if _is_over(run_dir, state, args.attempt):
+            print(_ending(state), file=sys.stderr)
+            return
+        waiting = _waiting(state)
+        if waiting and waiting != said:
+            print(waiting, file=sys.stderr, flush=True)
+        last, said = None, waiting
+        time.sleep(_POLL_S)
+
+
+def _is_over(run_dir: Path, state: RunState, attempt: int | None) -> bool:
+    if state.not_asked:
+        return state.state in FINAL_STATES
+    return state.over or (attempt not in (None, 0) and last_attempt(run_dir) > (attempt or 0))
 
 
 def _waiting(state: RunState) -> str:

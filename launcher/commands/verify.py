@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +14,7 @@ from launcher.checkpoint.commit import Checkpoint, verify
 from launcher.checkpoint.manifest import read_manifest
 from launcher.config.frozen import load_prepared
 from launcher.errors import CheckpointError, ExitCode
+from launcher.files import as_json
 from launcher.paths import RunPaths
 from launcher.runs.events import written_manifests
 from launcher.runs.run_dir import find_run
@@ -24,10 +25,10 @@ def run(args: argparse.Namespace) -> int:
     checked = _verify_all(run_dir)
     damaged = [item for item in checked if item.problems]
     if args.json:
-        document = {"run": run_dir.name, "ok": not damaged, "checkpoints": [asdict(item) for item in checked]}
+        document = {"run": run_dir.name, "ok": not damaged, "checkpoints": as_json(checked)}
         print(json.dumps(document, indent=2))
     else:
-        _tell(run_dir, checked)
+        _show(run_dir, checked)
     return ExitCode.CHECKPOINT if damaged else ExitCode.DONE
 
 
@@ -42,16 +43,10 @@ class _Checked:
 
 def _verify_all(run_dir: Path) -> list[_Checked]:
     """Every folder that looks like a checkpoint, oldest first."""
-    run_id, trusted = _identity(run_dir)
-    folders = [path for path in RunPaths(run_dir).checkpoints.glob("step-*") if path.is_dir()]
-    return [_verify_one(folder, run_id, trusted) for folder in sorted(folders)]
-
-
-def _identity(run_dir: Path) -> tuple[str, set[str]]:
-    """The run's id, and the hashes of the manifests its journal says it wrote."""
     paths = RunPaths(run_dir)
-    _, derived = load_prepared(paths.config)
-    return derived.run_id, written_manifests(paths.events)
+    run_id, trusted = load_prepared(paths.config)[1].run_id, written_manifests(paths.events)
+    folders = sorted(path for path in paths.checkpoints.glob("step-*") if path.is_dir())
+    return [_verify_one(folder, run_id, trusted) for folder in folders]
 
 
 def _verify_one(folder: Path, run_id: str, trusted: set[str]) -> _Checked:
@@ -65,18 +60,18 @@ def _verify_one(folder: Path, run_id: str, trusted: set[str]) -> _Checked:
     return _Checked(folder.name, manifest.step, len(manifest.files), manifest.size_bytes, problems)
 
 
-def _tell(run_dir: Path, checked: list[_Checked]) -> None:
+def _show(run_dir: Path, checked: list[_Checked]) -> None:
     console = Console(highlight=False)
     if not checked:
         print(f"{run_dir.name} has no checkpoints")
     for item in checked:
-        verdict = Text("damaged", "bold red") if item.problems else Text("whole", "green")
+        verdict = ("damaged", "bold red") if item.problems else ("whole", "green")
         size = f"{item.files} files, {item.size_bytes / 2**20:,.1f} MiB"
-        console.print(Text(f"{item.checkpoint}  ") + verdict + Text(f"  {size}"))
+        console.print(Text.assemble(f"{item.checkpoint}  ", verdict, f"  {size}"))
         for problem in item.problems:
             console.print(Text(f"  {problem}"), soft_wrap=True)
     whole = [item for item in checked if not item.problems]
     if checked and not whole:
-        print("No checkpoint is whole: this run cannot go on, and nothing can be exported from it.")
+        print("No checkpoint is whole: this run can neither be resumed nor exported.")
     elif len(whole) < len(checked):
-        print(f"Resuming and exporting pass damaged checkpoints over and take {whole[-1].checkpoint}.")
+        print(f"Resume and export skip the damaged checkpoints and use {whole[-1].checkpoint}.")

@@ -68,9 +68,8 @@ class Advice:
 def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
     """What the curve of a run says about the next one."""
     if not metrics.steps:
-        return Advice(
-            [Finding("no_data", Level.advice, "no optimizer step was recorded, so there is no curve to read")]
-        )
+        text = "no optimizer step was recorded, so there is no curve to read"
+        return Advice([Finding("no_data", Level.advice, text)])
     losses = [record.loss for record in metrics.steps]
     trouble = [*_stability(losses, config), *_oscillation(snapshots(metrics), config)]
     epochs = epoch_advice(snapshots(metrics))
@@ -93,40 +92,38 @@ def epoch_advice(found: list[Snapshot]) -> Advice:
     advice = _from_points(train_points, "training loss", train_falls=False)
     if points or any(shot.validation_loss is not None for shot in found):
         return advice
-    text = "without validation examples over-fitting cannot be seen; hold some out"
+    text = "without validation examples over-fitting cannot be seen"
     blind = Finding("no_heldout", Level.advice, text, "data.validation_fraction=0.1")
     return Advice([*advice.findings, blind], advice.best_epochs)
 
 
 def _from_points(points: list[tuple[float, float]], what: str, *, train_falls: bool) -> Advice:
-    losses = [loss for _, loss in points]
+    epochs, losses = [epoch for epoch, _ in points], [loss for _, loss in points]
     last = len(points) - 1
     lowest = losses.index(min(losses))
-    flat = next(place for place in range(last + 1) if _gain(losses[place], min(losses[place:])) < FLAT_GAIN)
-    epochs = points[flat][0]
-    override = f"optim.epochs={epochs:g}"
+    flat = next(index for index in range(last + 1) if _gain(losses[index], min(losses[index:])) < FLAT_GAIN)
+    best = epochs[flat]
+    override = f"optim.epochs={best:g}"
     if losses[last] > losses[lowest] * (1 + RISE):
         rise = losses[last] / losses[lowest] - 1 if losses[lowest] > 0 else math.inf
-        over = "over-fitting: " if train_falls else ""
-        also = " while training loss falls" if train_falls else ""
-        near = f"; epoch {epochs:g} is within {_percent(FLAT_GAIN)} of it" if flat < lowest else ""
-        text = (
-            f"{over}{what} is lowest after epoch {points[lowest][0]:g} ({losses[lowest]:.4g}) and rises to "
-            f"{losses[last]:.4g} ({_percent(rise)} more){also}{near}; set {override}"
+        code, over, also = (
+            ("overfit", "over-fitting: ", " while training loss falls") if train_falls else ("rising", "", "")
         )
-        return Advice([Finding("overfit" if train_falls else "rising", Level.warning, text, override)], epochs)
+        near = f"; epoch {best:g} is within {FLAT_GAIN:.1%} of it" if flat < lowest else ""
+        text = (
+            f"{over}{what} is lowest after epoch {epochs[lowest]:g} ({losses[lowest]:.4g}) and rises to "
+            f"{losses[last]:.4g} ({rise:.1%} more){also}{near}; set {override}"
+        )
+        return Advice([Finding(code, Level.warning, text, override)], best)
     if flat < last:
-        bought = _gain(losses[flat], min(losses[flat:]))
-        text = (
-            f"{what} flattens after epoch {epochs:g}: {_span(points, flat)} bought {_percent(bought)}; set {override}"
-        )
-        return Advice([Finding("plateau", Level.advice, text, override)], epochs)
-    gain = _gain(losses[last - 1], losses[last])
-    longer = math.ceil(points[last][0] * 1.5)
-    text = (
-        f"{what} still falls: the last epoch bought {_percent(gain)}; train longer, for example optim.epochs={longer}"
-    )
-    return Advice([Finding("still_falling", Level.advice, text, f"optim.epochs={longer}")], None)
+        span = f"epochs {epochs[flat + 1]:g}-{epochs[last]:g}" if flat + 1 < last else f"epoch {epochs[last]:g}"
+        gained = _gain(losses[flat], min(losses[flat:]))
+        text = f"{what} flattens after epoch {best:g}: {span} gained {gained:.1%}; set {override}"
+        return Advice([Finding("plateau", Level.advice, text, override)], best)
+    override = f"optim.epochs={math.ceil(epochs[last] * 1.5)}"
+    gained = _gain(losses[last - 1], losses[last])
+    text = f"{what} still falls: the last epoch gained {gained:.1%}; train longer, for example {override}"
+    return Advice([Finding("still_falling", Level.advice, text, override)])
 
 
 def _stability(losses: list[float], config: RunConfig) -> list[Finding]:
@@ -146,13 +143,13 @@ def _stability(losses: list[float], config: RunConfig) -> list[Finding]:
 
 
 def _spikes(losses: list[float], lower: str) -> list[Finding]:
-    places = spike_places(losses)
-    if not places:
+    spikes = [losses[index] for index in spike_indices(losses)]
+    if not spikes:
         return []
-    highest = max(losses[place] for place in places)
+    count = _count(len(spikes), "loss spike")
     text = (
-        f"{_count(len(places), 'loss spike')} (up to {highest:.4g}): look at those examples; "
-        f"if they go on, warm up longer or lower the learning rate: {lower}"
+        f"{count} (up to {max(spikes):.4g}): look at those examples; "
+        f"if they persist, warm up longer or lower the learning rate: {lower}"
     )
     return [Finding("spikes", Level.advice, text, lower)]
 
@@ -164,21 +161,21 @@ def _stillness(losses: list[float], config: RunConfig) -> list[Finding]:
         return []
     higher = f"optim.lr_multiplier={config.optim.lr_multiplier * 3:.2g}"
     course = f"training loss hardly moved ({start:.4g} to {end:.4g})"
-    text = f"{course}: nothing left to learn, or a learning rate too small; try {higher}"
+    text = f"{course}: nothing left to learn, or the learning rate is too low; try {higher}"
     return [Finding("slow", Level.advice, text, higher)]
 
 
-def spike_places(losses: list[float]) -> list[int]:
-    """Places where the loss jumps far out of what the steps before it show."""
-    places = []
-    for place in range(SPIKE_WINDOW_STEPS, len(losses)):
-        window = losses[place - SPIKE_WINDOW_STEPS : place]
+def spike_indices(losses: list[float]) -> list[int]:
+    """Indices of losses far above those of the steps before them."""
+    found = []
+    for index in range(SPIKE_WINDOW_STEPS, len(losses)):
+        window = losses[index - SPIKE_WINDOW_STEPS : index]
         middle = statistics.median(window)
         spread = statistics.median(abs(loss - middle) for loss in window)
         threshold = max(SPIKE_RATIO * middle, middle + SPIKE_SPREADS * spread, SPIKE_FLOOR * losses[0])
-        if losses[place] > threshold:
-            places.append(place)
-    return places
+        if losses[index] > threshold:
+            found.append(index)
+    return found
 
 
 def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
@@ -197,15 +194,6 @@ def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
 
 def _gain(before: float, after: float) -> float:
     return (before - after) / before if before > 0 else 0.0
-
-
-def _span(points: list[tuple[float, float]], flat: int) -> str:
-    first, last = points[flat + 1][0], points[-1][0]
-    return f"epoch {first:g}" if first == last else f"epochs {first:g}-{last:g}"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
 
 
 def _count(number: int, noun: str) -> str:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from launcher.config.schema import RunConfig
-from launcher.report.advice import Advice, epoch_advice, plateau_advice, spike_places
+from launcher.report.advice import Advice, epoch_advice, plateau_advice, spike_indices
 from launcher.report.epochs import Snapshot, best_eval, snapshots
 from launcher.report.smoothing import centred, smoothed
 from launcher.runs.metrics import Metrics
@@ -50,15 +50,15 @@ def test_epochs_follow_the_held_out_losses(heldout: list[float | None], code: st
     assert (codes(advice)[0], advice.best_epochs) == (code, epochs)
 
 
-def test_plateau_advice_says_what_the_later_epochs_bought() -> None:
+def test_plateau_advice_says_what_the_later_epochs_gained() -> None:
     advice = epoch_advice(shots([2.0, 1.5, 1.2, 1.0, 0.999, 0.998, 0.997]))
-    assert advice.headline == "validation loss flattens after epoch 4: epochs 5-7 bought 0.3 %; set optim.epochs=4"
+    assert advice.headline == "validation loss flattens after epoch 4: epochs 5-7 gained 0.3%; set optim.epochs=4"
     assert advice.findings[0].override == "optim.epochs=4"
 
 
 def test_over_fitting_advice_names_the_lowest_epoch_and_the_rise() -> None:
     assert epoch_advice(shots([1.0, 0.8, 0.9, 1.2])).headline == (
-        "over-fitting: validation loss is lowest after epoch 2 (0.8) and rises to 1.2 (50.0 % more) "
+        "over-fitting: validation loss is lowest after epoch 2 (0.8) and rises to 1.2 (50.0% more) "
         "while training loss falls; set optim.epochs=2"
     )
 
@@ -72,7 +72,7 @@ def test_held_out_loss_that_rises_with_the_training_loss_is_not_over_fitting() -
 def test_a_loss_that_still_falls_asks_for_more_epochs() -> None:
     advice = epoch_advice(shots([2.0, 1.5, 1.2, 1.0]))
     assert advice.findings[0].override == "optim.epochs=6"
-    assert "the last epoch bought 16.7 %" in advice.headline
+    assert "the last epoch gained 16.7%" in advice.headline
 
 
 def test_without_held_out_examples_training_loss_is_read_and_the_blindness_said() -> None:
@@ -116,14 +116,14 @@ def test_a_loss_that_is_no_number_is_counted() -> None:
 def test_the_noise_of_small_batches_near_zero_loss_is_no_spike() -> None:
     losses = [2.0] * 10 + [0.01] * 60
     losses[40], losses[60] = 0.3, 0.9
-    assert spike_places(losses) == [60]
+    assert spike_indices(losses) == [60]
 
 
 def test_spikes_are_found_where_they_are() -> None:
     losses = falling(200)
     losses[120] *= 4
     losses[150] *= 5
-    assert spike_places(losses) == [120, 150]
+    assert spike_indices(losses) == [120, 150]
     assert "spikes" in codes(plateau_advice(metrics_of(losses), RunConfig()))
 
 
