@@ -109,10 +109,9 @@ def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overri
 
 def _verdict(config: RunConfig, preview: _Preview, overrides: list[str]) -> str:
     """What follows for a run in which nothing wrong was found, as rich markup."""
-    where = ", where its devices and packages are" if preview.is_elsewhere else ""
-    so_far = (
-        f"[bold green]this plan holds[/]{where}" if preview.is_elsewhere else "[bold green]nothing wrong was found[/]"
-    )
+    so_far = "[bold green]nothing wrong was found[/]"
+    if preview.is_elsewhere:
+        so_far = "[bold green]this plan holds[/], where its devices and packages are"
     if preview.unaudited:
         prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
         return f"{so_far}; the audit has not run on all of it: {escape(preview.unaudited)}. {prepare} does"

@@ -15,33 +15,33 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from launcher.data.template import ChatFormat
 from launcher.errors import ModelError
 from launcher.evaluate.questions import Prompt, render
-from launcher.evaluate.scores import LabelLoss, mean_loss
+from launcher.evaluate.scores import LabelLoss
 from launcher.export.hf_weights import quiet_transformers
 
 Progress = Callable[[int, int], None]
-"""Told (done, of)."""
+"""Called with how much is done, and of how much."""
 
 BATCH_SEQUENCES = 64
 ANSWER_BATCH_TOKENS = 16_384
-# Losses need logits at every place, a hundred thousand numbers for each token.
+# Losses need logits at every position, a hundred thousand numbers for each token.
 LOSS_BATCH_TOKENS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One tokenised example: ids int[len], and which of them are labels (bool[len])."""
+    """One tokenized example: ids int[len], and which of them are labels (bool[len])."""
 
     ids: list[int]
     is_label: list[bool] = field(default_factory=list)
 
 
 def pick_device() -> str:
-    """cuda where a GPU is visible, else cpu."""
+    """cuda if a GPU is visible, otherwise cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pick_dtype(device: str) -> torch.dtype:
-    """bf16 where the device multiplies it natively, else fp32.
+    """bf16 if the device multiplies it natively, otherwise fp32.
 
     On a CPU with AMX, 100 short answers of a 135M model took 3.2 s in bf16 and 9.8 s in fp32.
     """
@@ -67,10 +67,10 @@ class Answerer:
         """
         Args:
             folder: Hugging Face folder with all weights.
-            chat_format: how prompts are written; left out, the format that lies in `folder`.
+            chat_format: how prompts are written; None: the format in `folder`.
             adapter: folder of a peft adapter for the model in `folder`.
-            device: cpu or cuda; left out, see `pick_device`. dtype: left out, see `pick_dtype`.
-        Raises: ModelError when the folder holds no model that loads.
+            device: cpu or cuda; None: see `pick_device`. dtype: None: see `pick_dtype`.
+        Raises: ModelError when the model in the folder cannot be loaded.
         """
         self.device = device or pick_device()
         self.format = chat_format or ChatFormat.from_folder(folder)
@@ -121,8 +121,8 @@ class Answerer:
         longest = max((len(ids) for ids in encoded), default=0)
         if longest + max_new_tokens > self.max_tokens:
             raise ModelError(
-                f"A prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the {self.max_tokens} "
-                "tokens this model was built for; shorten the prompt or lower --max-new-tokens."
+                f"A prompt of {longest} tokens and {max_new_tokens} new tokens exceed the {self.max_tokens} tokens of "
+                "this model; shorten the prompt or lower --max-new-tokens."
             )
         answers = [""] * len(encoded)
         done = 0
@@ -133,10 +133,6 @@ class Answerer:
             if progress is not None:
                 progress(done, len(encoded))
         return answers
-
-    def loss(self, examples: Sequence[Tokens], *, progress: Progress | None = None) -> float:
-        """Mean cross-entropy over the labels of all examples, natural log; NaN where there is no label."""
-        return mean_loss(self.losses(examples, progress=progress))
 
     @torch.inference_mode()
     def losses(self, examples: Sequence[Tokens], *, progress: Progress | None = None) -> list[LabelLoss]:
@@ -167,7 +163,7 @@ class Answerer:
         return [self._decode(row[width:]) for row in output.tolist()]
 
     def _decode(self, ids: list[int]) -> str:
-        end = next((place for place, token in enumerate(ids) if token in self._stop_ids), len(ids))
+        end = next((index for index, token in enumerate(ids) if token in self._stop_ids), len(ids))
         text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text
 
@@ -176,7 +172,7 @@ class Answerer:
         width = max(len(example.ids) for example in batch)
         input_ids = torch.tensor([example.ids + [0] * (width - len(example.ids)) for example in batch])
         is_label = torch.tensor([example.is_label + [False] * (width - len(example.ids)) for example in batch])
-        # The token at place i is predicted at i - 1; the first token of an example is predicted by nothing.
+        # The token at position i is predicted at i - 1; nothing predicts the first token of an example.
         wanted = is_label[:, 1:].to(self.device)
         if not bool(wanted.any()):
             return [LabelLoss(0.0, 0)] * len(batch)
@@ -190,14 +186,14 @@ class Answerer:
     def _stop_tokens(self) -> set[int]:
         configured = self._model.generation_config.eos_token_id
         stops = set(configured if isinstance(configured, list) else [configured]) - {None}
-        # The end of a turn, and that of a document, which is what training puts behind plain text.
+        # Training ends an answer with the end of a turn, and plain text with the end of a document.
         ends = (self.format.end_of_turn, self.format.special_tokens.get("eos_token"))
         found = [self._tokenizer.token_to_id(end) for end in ends if end]
         return stops | {token for token in found if token is not None}
 
 
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first, so that memory is at its peak in the first batch.
+    """Indices in batches of similar length, longest first, so that memory peaks in the first batch.
 
     A batch, padded to its longest, has at most `most_tokens` tokens, or one row.
     """

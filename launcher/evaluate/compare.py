@@ -120,20 +120,21 @@ class Answers:
     texts: list[str]
     exact: list[float]
     f1: list[float]
+    shots: int | None = None
 
     @classmethod
-    def score(cls, texts: Sequence[str], expected: Sequence[str]) -> Answers:
+    def score(cls, texts: Sequence[str], expected: Sequence[str], *, shots: int | None = None) -> Answers:
         pairs = list(zip(texts, expected, strict=True))
-        return cls(list(texts), [exact_match(*pair) for pair in pairs], [token_f1(*pair) for pair in pairs])
+        return cls(list(texts), [exact_match(*pair) for pair in pairs], [token_f1(*pair) for pair in pairs], shots)
 
-    def scores(self, *, shots: int | None = None) -> Scores:
+    def scores(self) -> Scores:
         count = len(self.texts)
         return Scores(
             exact_match=sum(self.exact) / count,
             exact_match_ci=wilson_interval(round(sum(self.exact)), count),
             token_f1=sum(self.f1) / count,
             token_f1_ci=bootstrap_interval(self.f1),
-            shots=shots,
+            shots=self.shots,
         )
 
 

@@ -21,7 +21,6 @@ from launcher.evaluate.compare import (
     Answers,
     EvalResult,
     LossDifference,
-    Scores,
     TuningEffect,
     compare_answers,
     judge_tuning,
@@ -41,7 +40,7 @@ NUM_SAMPLES = 20
 MAX_POOL = 20_000
 
 StageProgress = Callable[[str, int, int], None]
-"""Told (what is being done, done, of)."""
+"""Called with the stage, how much of it is done, and of how much; 0 of 0 as long as that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +51,8 @@ class _Task:
     tokens: list[Tokens]
     pool: list[Question]
     """Training examples that shots are taken from."""
-    max_new_tokens: int
+    max_new_tokens: int = 0
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def expected(self) -> list[str]:
-        return [question.expected for question in self.questions]
 
 
 def evaluate_run(
@@ -73,14 +68,14 @@ def evaluate_run(
 ) -> EvalResult:
     """Measures base and tuned model on the run's validation examples and writes eval.json.
 
-    A partial evaluation goes to eval-partial.json where eval.json holds a fuller one of the same checkpoint.
+    If eval.json holds a fuller evaluation of the same checkpoint, this one goes to eval-partial.json.
 
     Args:
-        limit: at most so many validation examples, drawn with the run's seed; left out, all.
+        limit: validation examples at most, drawn with the run's seed; None: all.
         shots: worked examples shown to the base model in few_shot and retrieval.
-        max_new_tokens: longest answer; left out, a little longer than the longest expected one.
+        max_new_tokens: longest answer; None: a little longer than the longest expected one.
         conditions: of zero_shot, few_shot, retrieval, tuned.
-    Raises: RunError when the run holds nothing to evaluate on, DataError when its examples cannot be read again.
+    Raises: RunError when the run has no validation examples, DataError when they cannot be read again.
     """
     _refuse_unknown(conditions, shots)
     tell = progress or (lambda stage, done, of: None)
@@ -88,13 +83,12 @@ def evaluate_run(
     chat = ChatFormat.from_folder(Path(source.derived.data_dir))
     task = _make_task(source, limit, needs_pool=bool({"few_shot", "retrieval"} & set(conditions)))
     answers: dict[str, Answers] = {}
-    used_shots: dict[str, int] = {}
     tell("loading the base model", 0, 0)
     base = Answerer(source.base_dir, chat_format=chat, device=device)
     task = _fitting(task, base, max_new_tokens)
     for name in [name for name in BASELINES if name in conditions and task.questions]:
-        prompts, used_shots[name] = _prompts(name, task, base, shots, seed=source.config.seed)
-        answers[name] = _answer(base, prompts, task, tell, name)
+        prompts, fewest = _prompts(name, task, base, shots, seed=source.config.seed)
+        answers[name] = _answer(base, prompts, task, tell, name, fewest or None)
     losses = {"base": base.losses(task.tokens, progress=lambda done, of: tell("validation loss of the base", done, of))}
     del base
     gc.collect()
@@ -106,7 +100,7 @@ def evaluate_run(
         losses[TUNED] = tuned.losses(
             task.tokens, progress=lambda done, of: tell("validation loss of the tuned", done, of)
         )
-    return _kept(source.paths, _result(source, task, answers, used_shots, losses))
+    return _write(source.paths, _result(source, task, answers, losses))
 
 
 def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
@@ -118,7 +112,7 @@ def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None
 
 
 def visible_answer(text: str) -> str:
-    """An answer without the thinking that some models put in front of it."""
+    """An answer without the thinking that some models write first."""
     return re.sub(r"^.*</think>", "", text, flags=re.DOTALL)
 
 
@@ -134,8 +128,8 @@ def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> 
     folder, config = Path(source.derived.data_dir), source.config
     if not Prepared.exists(folder, "validation"):
         raise RunError(
-            f"{source.paths.root} has no validation examples to evaluate on, and a model cannot be judged by the "
-            "examples it was trained on. Start the run with data.validation_path=FILE or data.validation_fraction=0.1."
+            f"{source.paths.root} has no validation examples, and a model cannot be judged by the examples it was "
+            "trained on. Start the run with data.validation_path=FILE or data.validation_fraction=0.1."
         )
     validation = Prepared.open(folder, "validation")
     chosen = _draw(validation.num_examples, limit, config.seed)
@@ -156,7 +150,7 @@ def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> 
         pool = [question for question in found if question is not None and not question.prompt.tools]
     if source.config.method.kind is MethodKind.qlora:
         notes.append("Measured with the adapter over the full-precision base; it was trained over a 4-bit one.")
-    return _Task(usable, tokens, pool, 0, notes)
+    return _Task(usable, tokens, pool, notes=notes)
 
 
 def _draw(count: int, limit: int | None, seed: int) -> list[int]:
@@ -171,13 +165,12 @@ def _fitting(task: _Task, base: Answerer, max_new_tokens: int | None) -> _Task:
     longest = max((base.count(question.expected) for question in task.questions), default=0)
     room = max_new_tokens or longest + 8
     fits = [question for question in task.questions if len(base.encode(question.prompt)) + room <= base.max_tokens]
-    notes = list(task.notes)
     if len(fits) < len(task.questions):
-        notes.append(
-            f"{len(task.questions) - len(fits)} questions were left out: with {room} tokens of answer they are longer "
-            f"than the {base.max_tokens} tokens this model was built for."
+        task.notes.append(
+            f"{len(task.questions) - len(fits)} questions were left out: with an answer of {room} tokens they exceed "
+            f"the {base.max_tokens} tokens of this model."
         )
-    return _Task(fits, task.tokens, task.pool, room, notes)
+    return replace(task, questions=fits, max_new_tokens=room)
 
 
 def _prompts(name: str, task: _Task, base: Answerer, shots: int, *, seed: int) -> tuple[list[Prompt], int]:
@@ -189,7 +182,7 @@ def _prompts(name: str, task: _Task, base: Answerer, shots: int, *, seed: int) -
     index = NearestTexts([question.asked for question in task.pool]) if name == "retrieval" else None
     prompts, fewest = [], shots
     for question in task.questions:
-        # The nearest example stands last, right before the question.
+        # The nearest example comes last, right before the question.
         chosen = [task.pool[i] for i in index.search(question.asked, shots)][::-1] if index else drawn
         while True:
             prompt = with_shots(question, chosen, base.format.preamble)
@@ -199,26 +192,23 @@ def _prompts(name: str, task: _Task, base: Answerer, shots: int, *, seed: int) -
         prompts.append(prompt)
         fewest = min(fewest, len(chosen))
     if fewest < shots:
-        task.notes.append(f"{name}: some prompts had room for {fewest} examples only, not {shots}.")
+        task.notes.append(f"{name}: some prompts had room for only {fewest} of {shots} examples.")
     return prompts, fewest
 
 
-def _answer(model: Answerer, prompts: list[Prompt], task: _Task, tell: StageProgress, name: str) -> Answers:
+def _answer(
+    model: Answerer, prompts: list[Prompt], task: _Task, tell: StageProgress, name: str, shots: int | None = None
+) -> Answers:
     stage = f"{name.replace('_', '-')} answers"
     texts = model.answer(prompts, max_new_tokens=task.max_new_tokens, progress=lambda done, of: tell(stage, done, of))
-    return Answers.score([visible_answer(text) for text in texts], task.expected)
+    expected = [question.expected for question in task.questions]
+    return Answers.score([visible_answer(text) for text in texts], expected, shots=shots)
 
 
 def _result(
-    source: ExportSource,
-    task: _Task,
-    answers: dict[str, Answers],
-    shots: dict[str, int],
-    losses: dict[str, list[LabelLoss]],
+    source: ExportSource, task: _Task, answers: dict[str, Answers], losses: dict[str, list[LabelLoss]]
 ) -> EvalResult:
-    conditions: dict[str, Scores] = {
-        name: found.scores(shots=shots[name] if shots.get(name) else None) for name, found in answers.items()
-    }
+    conditions = {name: found.scores() for name, found in answers.items()}
     compared = compare_answers(answers)
     loss = {name: mean_loss(found) for name, found in losses.items()}
     has_both = TUNED in losses and any(found.labels for found in losses["base"])
@@ -228,9 +218,9 @@ def _result(
         {
             "prompt": question.asked,
             "expected": question.expected,
-            **{name: found.texts[place] for name, found in answers.items()},
+            **{name: found.texts[index] for name, found in answers.items()},
         }
-        for place, question in enumerate(task.questions[:NUM_SAMPLES])
+        for index, question in enumerate(task.questions[:NUM_SAMPLES])
     ]
     return EvalResult(
         examples=len(task.questions) or len(task.tokens),
@@ -247,14 +237,14 @@ def _result(
     )
 
 
-def _kept(paths: RunPaths, result: EvalResult) -> EvalResult:
-    """The result as it was written: to eval.json, or beside it where that holds a fuller one of the same checkpoint."""
+def _write(paths: RunPaths, result: EvalResult) -> EvalResult:
+    """Writes the result, and returns it with its path."""
     path, before = paths.eval, find_record(EvalResult, paths.eval)
     if before is not None and _is_fuller(before, result):
         path = paths.eval_partial
         note = (
-            f"eval.json holds a fuller evaluation of step {result.step} ({before.examples} examples) and was left "
-            f"as it is; this one is in {path.name}."
+            f"eval.json holds a fuller evaluation of step {result.step} ({before.examples} examples) and was kept; "
+            f"this one is in {path.name}."
         )
         result = replace(result, notes=[*result.notes, note])
     write_json(path, result.as_dict(), indent=2)

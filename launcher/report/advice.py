@@ -106,9 +106,9 @@ def _from_points(points: list[tuple[float, float]], what: str, *, train_falls: b
     override = f"optim.epochs={best:g}"
     if losses[last] > losses[lowest] * (1 + RISE):
         rise = losses[last] / losses[lowest] - 1 if losses[lowest] > 0 else math.inf
-        code, over, also = (
-            ("overfit", "over-fitting: ", " while training loss falls") if train_falls else ("rising", "", "")
-        )
+        code, over, also = "rising", "", ""
+        if train_falls:
+            code, over, also = "overfit", "over-fitting: ", " while training loss falls"
         near = f"; epoch {best:g} is within {FLAT_GAIN:.1%} of it" if flat < lowest else ""
         text = (
             f"{over}{what} is lowest after epoch {epochs[lowest]:g} ({losses[lowest]:.4g}) and rises to "

@@ -166,7 +166,7 @@ def test_a_partial_eval_leaves_the_fuller_one_and_says_where_it_went(
     assert "eval.json holds a fuller evaluation of step 60 (12 examples)" in said
     assert f"written to {learned / 'eval-partial.json'}" in said
     assert launcher(learned, "eval", "--conditions", "zero_shot", "--json") == ExitCode.DONE
-    assert "left as it is" in json.loads(capsys.readouterr().out)["notes"][-1]
+    assert "was kept; this one is in" in json.loads(capsys.readouterr().out)["notes"][-1]
     assert (learned / "eval.json").read_text() == full
     assert json.loads((learned / "eval-partial.json").read_text())["conditions"].keys() == {"zero_shot"}
 

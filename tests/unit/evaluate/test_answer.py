@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from launcher.config.frozen import load_config
 from launcher.errors import ModelError
 from launcher.evaluate.answer import Answerer, Tokens, batches_by_length
 from launcher.evaluate.questions import Prompt
+from launcher.evaluate.scores import mean_loss
 from launcher.export.export import export
 from tests.unit.export import finished_runs
 
@@ -69,7 +71,7 @@ def test_progress_counts_prompts(answerer: Answerer) -> None:
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(answerer: Answerer) -> None:
-    with pytest.raises(ModelError, match=r"prompt of 5\d\d tokens and 20 new ones do not fit into the 512"):
+    with pytest.raises(ModelError, match=r"prompt of 5\d\d tokens and 20 new tokens exceed the 512"):
         answerer.answer([ask("x" * 500)], max_new_tokens=20)
 
 
@@ -81,15 +83,15 @@ def test_a_folder_without_weights_is_an_error_that_names_it(tiny_model: Path, tm
 
 
 def test_the_first_token_is_never_a_label_and_none_gives_no_number(answerer: Answerer) -> None:
-    with_first = answerer.loss([Tokens([5, 6, 7], [True, True, True])])
-    assert with_first == pytest.approx(answerer.loss([Tokens([5, 6, 7], [False, True, True])]))
-    assert answerer.loss([Tokens([5, 6], [True, False])]) != answerer.loss([Tokens([5, 6], [True, False])])
+    with_first = mean_loss(answerer.losses([Tokens([5, 6, 7], [True, True, True])]))
+    assert with_first == pytest.approx(mean_loss(answerer.losses([Tokens([5, 6, 7], [False, True, True])])))
+    assert math.isnan(mean_loss(answerer.losses([Tokens([5, 6], [True, False])])))
 
 
 def test_padding_does_not_change_the_loss(answerer: Answerer) -> None:
     short, long = Tokens([5, 6, 7], [False, True, True]), Tokens(list(range(40)), [False] + [True] * 39)
-    apart = (answerer.loss([short]) * 2 + answerer.loss([long]) * 39) / 41
-    assert answerer.loss([short, long]) == pytest.approx(apart, rel=1e-5)
+    apart = (mean_loss(answerer.losses([short])) * 2 + mean_loss(answerer.losses([long])) * 39) / 41
+    assert mean_loss(answerer.losses([short, long])) == pytest.approx(apart, rel=1e-5)
 
 
 def test_an_adapter_over_its_base_answers_as_the_merged_model(tiny_model: Path, tmp_path: Path) -> None:

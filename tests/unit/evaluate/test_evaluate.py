@@ -44,6 +44,7 @@ def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(tiny_model: 
     from launcher.config.frozen import load_config
     from launcher.data.prepared import Prepared
     from launcher.evaluate.answer import Answerer, Tokens
+    from launcher.evaluate.scores import mean_loss
 
     answers = ["a", "a much longer answer than the others", "two words"]
     records = [{"prompt": f"question {i}", "completion": answers[i % 3]} for i in range(9)]
@@ -60,7 +61,7 @@ def test_the_validation_loss_is_the_mean_over_all_supervised_tokens(tiny_model: 
             count += labels
     tokens = [Tokens(split.tokens(i).tolist(), split.mask(i).tolist()) for i in range(split.num_examples)]
     answerer = Answerer(tiny_model, dtype=torch.float32)
-    assert answerer.loss(tokens) == pytest.approx(total / count, rel=1e-5)
+    assert mean_loss(answerer.losses(tokens)) == pytest.approx(total / count, rel=1e-5)
     # One by one they are the same, in the order of the examples and not of their length.
     apart = [answerer.losses([one])[0] for one in tokens]
     assert [found.total for found in answerer.losses(tokens)] == pytest.approx([one.total for one in apart], rel=1e-4)
