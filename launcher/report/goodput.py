@@ -10,9 +10,10 @@ from launcher.errors import ExitCode
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempt
 from launcher.runs.events import Event, read_events
-from launcher.runs.jsonl import parse_time
+from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Record, StepRecord, read_every_record
 
+_WORK_EVENTS = ("loaded", "rehearsal", "resume", "checkpoint")
 PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
 """What allocated time is spent on, in the order a run meets them."""
 
@@ -30,17 +31,14 @@ class AttemptSpan:
     ended: str
     """When they were given back; of an attempt that runs, now or its last sign of life."""
     queued: str = ""
-    """When it became able to run; empty where nobody queued it."""
+    """When it became able to run; empty for a run that was not queued."""
     is_failed: bool = False
-    """It ended, and neither finished nor saved because it was told to stop."""
+    """It ended otherwise than finished, or preempted and saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goodput:
-    """Allocated device time by what it was spent on.
-
-    Whole device-milliseconds, so that the parts add up to `allocated_ms` exactly.
-    """
+    """Allocated device time by what it was spent on, in whole device-milliseconds: the parts add up exactly."""
 
     parts_ms: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     """start: until the ranks have met; load: model, data and checkpoint; rehearse; data: waiting for examples within
@@ -49,7 +47,7 @@ class Goodput:
     rest."""
     allocated_ms: int = 0
     queue_ms: int = 0
-    """Waiting for an allocation, in milliseconds of the clock; no device was held."""
+    """Waiting for an allocation, in milliseconds of wall-clock time; no device was held."""
     num_attempts: int = 0
 
     @property
@@ -93,8 +91,8 @@ def goodput(events: list[Event], records: list[Record], spans: list[AttemptSpan]
     for span in spans:
         held = _ms_between(span.started, span.ended)
         mine = [record for record in records if record.attempt == span.attempt]
-        told = [event for event in events if event.attempt == span.attempt]
-        for part, spent in _account(span, held, told, mine, redone).items():
+        its_events = [event for event in events if event.attempt == span.attempt]
+        for part, spent in _account(span, held, its_events, mine, redone).items():
             parts[part] += spent * span.devices
         allocated += held * span.devices
         queue += _ms_between(span.queued, span.started)
@@ -113,8 +111,7 @@ def attempt_spans(paths: RunPaths, events: list[Event], records: list[Record]) -
     numbers = {event.attempt for event in events if event.attempt > 0}
     names = [path.parent.name for path in paths.attempts.glob("[0-9]*/attempt.json")]
     numbers |= {int(name) for name in names if name.isdigit()}
-    spans = [_span(paths, number, events, records) for number in sorted(numbers)]
-    return [span for span in spans if span is not None]
+    return [span for number in sorted(numbers) if (span := _span(paths, number, events, records)) is not None]
 
 
 def _span(paths: RunPaths, number: int, events: list[Event], records: list[Record]) -> AttemptSpan | None:
@@ -123,7 +120,7 @@ def _span(paths: RunPaths, number: int, events: list[Event], records: list[Recor
     signs = [event.time for event in mine] + [record.time for record in records if record.attempt == number]
     jobs = [event for event in mine if event.event == "job_start"]
     started = kept.started if kept is not None else mine[0].time if mine else ""
-    # A job holds its devices before its first process has written a word.
+    # A job holds its devices before its first process has written anything.
     started = min([started, *(event.time for event in jobs[:1])])
     if not started:
         return None
@@ -157,11 +154,11 @@ def _redone(records: list[Record]) -> set[tuple[int, int]]:
 def _account(
     span: AttemptSpan, held_ms: int, events: list[Event], records: list[Record], redone: set[tuple[int, int]]
 ) -> dict[str, int]:
-    """Milliseconds of the clock by part, of one attempt; they add up to `held_ms`."""
+    """Wall-clock milliseconds of one attempt by part; they add up to `held_ms`."""
     steps = [record for record in records if isinstance(record, StepRecord)]
     rehearsals = [event for event in events if event.event == "rehearsal"]
     begun = [event.time for event in events if event.event == "attempt_start"]
-    work = [record.time for record in records] + [event.time for event in events if event.event in _WORK]
+    work = [record.time for record in records] + [event.time for event in events if event.event in _WORK_EVENTS]
     start_ms = _ms_between(span.started, begun[0]) if begun else 0
     spent = {
         "start": start_ms,
@@ -185,15 +182,12 @@ def _data_ms(step: StepRecord) -> int:
     return min(_ms(step.data_time_s), _ms(step.step_time_s))
 
 
-_WORK = ("loaded", "rehearsal", "resume", "checkpoint")
-
-
 def _is_save(event: Event, rehearsed: bool) -> bool:
     return event.event == "checkpoint" and not (rehearsed and event.fields.get("step") == 0)
 
 
 def _loaded_after_ms(span: AttemptSpan, events: list[Event], steps: list[StepRecord]) -> int:
-    """When model, data and checkpoint were there, counted from the start of the attempt."""
+    """When model, data and checkpoint were loaded, from the start of the attempt."""
     known = [event.time for event in events if event.event in ("loaded", "resume")]
     if known:
         return _ms_between(span.started, max(known))
@@ -204,7 +198,7 @@ def _loaded_after_ms(span: AttemptSpan, events: list[Event], steps: list[StepRec
 
 
 def _within(spent: dict[str, int], held_ms: int) -> dict[str, int]:
-    """The same parts, cut where clocks of different machines make them longer than the whole; `other` is the rest."""
+    """The parts, cut where clocks of different nodes make them longer than the whole; `other` is the rest."""
     left, parts = held_ms, dict.fromkeys(PARTS, 0)
     for part in PARTS:
         parts[part] = min(max(0, spent.get(part, 0)), left)
@@ -218,8 +212,4 @@ def _ms(seconds: object) -> int:
 
 
 def _ms_between(start: str, end: str) -> int:
-    """Milliseconds from one time to another; 0 where one is missing or they run backwards."""
-    try:
-        return max(0, round((parse_time(end) - parse_time(start)).total_seconds() * 1000))
-    except (ValueError, TypeError):
-        return 0
+    return round(seconds_between(start, end) * 1000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def panels_figure(metrics: Metrics, size_inch: tuple[float, float] = (7.0, 4.8))
     """Loss, learning rate, gradient norm and throughput over the same steps."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size_inch, layout="constrained")
-        loss, rate, norm, speed = (figure.add_subplot(2, 2, place) for place in range(1, 5))
+        loss, rate, norm, speed = (figure.add_subplot(2, 2, index) for index in range(1, 5))
         _draw_loss(loss, metrics)
         steps = [record.step for record in metrics.steps]
         _draw_curve(rate, steps, [record.lr for record in metrics.steps], "learning rate", smooth=False)
@@ -106,16 +107,16 @@ def panels_figure(metrics: Metrics, size_inch: tuple[float, float] = (7.0, 4.8))
         for axes in (rate, norm, speed):
             _mark_epochs(axes, metrics, labels=False)
             axes.set_ylim(bottom=0)
-        for place, axes in zip("abcd", (loss, rate, norm, speed), strict=True):
-            axes.set_title(place, loc="left", fontsize=9, fontweight="bold", pad=16 if axes in (loss, rate) else 6)
+        for letter, axes in zip("abcd", (loss, rate, norm, speed), strict=True):
+            axes.set_title(letter, loc="left", fontsize=9, fontweight="bold", pad=16 if axes in (loss, rate) else 6)
         _mark_best(figure, loss, metrics)
         return figure
 
 
 def page_svg(figure: Figure, *, name: str) -> str:
-    """The figure as SVG to put into a page: its colours follow the page's theme, its text the page's font.
+    """The figure as inline SVG in the colours and the font of the page.
 
-    `name` keeps the ids of several figures on one page apart, and is read out to those who cannot see it.
+    `name` keeps the ids of several figures on one page apart, and is its text for screen readers.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
@@ -137,18 +138,16 @@ def thinned(steps: list[int], values: list[float], limit: int = MOST_POINTS) -> 
     stretch = math.ceil(2 * len(steps) / limit)
     kept: list[int] = []
     for start in range(0, len(steps), stretch):
-        places = [place for place in range(start, min(start + stretch, len(steps))) if math.isfinite(values[place])]
-        if places:
-            kept += sorted({min(places, key=lambda at: values[at]), max(places, key=lambda at: values[at])})
-    return [steps[place] for place in kept], [values[place] for place in kept]
+        indices = [index for index in range(start, min(start + stretch, len(steps))) if math.isfinite(values[index])]
+        if indices:
+            kept += sorted({min(indices, key=values.__getitem__), max(indices, key=values.__getitem__)})
+    return [steps[index] for index in kept], [values[index] for index in kept]
 
 
 def _draw_loss(axes: Axes, metrics: Metrics) -> None:
     steps = [record.step for record in metrics.steps]
     losses = [record.loss for record in metrics.steps]
-    smooth = centred(losses)
-    axes.plot(*thinned(steps, losses), color=TRAIN_COLOR, alpha=0.32, linewidth=0.6)
-    axes.plot(*thinned(steps, smooth), color=TRAIN_COLOR, linewidth=1.6, label="training, smoothed")
+    _draw_curve(axes, steps, losses, "loss (nats per token)", legend="training, smoothed")
     evals = [record for record in metrics.evals if math.isfinite(record.loss)]
     if evals:
         axes.plot(
@@ -163,9 +162,6 @@ def _draw_loss(axes: Axes, metrics: Metrics) -> None:
             label="validation",
         )
     hidden = _limit_losses(axes, losses, [record.loss for record in evals])
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     _mark_epochs(axes, metrics, labels=True)
     if steps:
         axes.legend(loc="upper right", title=hidden or None, title_fontsize=7)
@@ -173,60 +169,52 @@ def _draw_loss(axes: Axes, metrics: Metrics) -> None:
         axes.text(0.5, 0.5, "no optimizer step recorded", ha="center", va="center", transform=axes.transAxes)
 
 
-def _draw_curve(axes: Axes, steps: list[int], values: list[float], label: str, *, smooth: bool = True) -> None:
+def _draw_curve(
+    axes: Axes, steps: list[int], values: list[float], label: str, *, smooth: bool = True, legend: str = ""
+) -> None:
     if smooth:
         axes.plot(*thinned(steps, values), color=TRAIN_COLOR, alpha=0.32, linewidth=0.6)
         values = centred(values)
-    axes.plot(*thinned(steps, values), color=TRAIN_COLOR, linewidth=1.4)
+    axes.plot(*thinned(steps, values), color=TRAIN_COLOR, linewidth=1.5, label=legend or None)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _mark_best(figure: Figure, axes: Axes, metrics: Metrics) -> None:
-    """Names the lowest validation loss beside its point, within the axes and where it covers no curve.
+    """Labels the lowest validation loss next to its point, within the axes and off the curves.
 
-    Called last: which place is free shows only when everything else has its own.
+    Called last: only then is it known what is free.
     """
     best = best_eval(metrics)
     if best is None:
         return
     figure.draw_without_rendering()
-    # Above first: the lowest point often lies just over the axis and its numbers.
-    for side in (1, -1):
-        for align in ("center", "right", "left"):
-            label = axes.annotate(
-                f"{best.loss:.3g}",
-                (best.step, best.loss),
-                textcoords="offset points",
-                xytext=(0, 6 * side),
-                ha=align,
-                va="bottom" if side > 0 else "top",
-                fontsize=8,
-                color=VALIDATION_COLOR,
-            )
-            if _is_free(axes, label):
-                return
-            label.remove()
-    # Every place covers something: beside the point, on a ground of its own.
-    beside = best.step > sum(axes.get_xlim()) / 2
-    axes.annotate(
+    annotate = partial(
+        axes.annotate,
         f"{best.loss:.3g}",
         (best.step, best.loss),
         textcoords="offset points",
-        xytext=(-6 if beside else 6, 0),
-        ha="right" if beside else "left",
-        va="center",
         fontsize=8,
         color=VALIDATION_COLOR,
-        bbox={"boxstyle": "square,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none"},
     )
+    # Above first: the lowest point often lies just over the axis and its numbers.
+    for side in (1, -1):
+        for align in ("center", "right", "left"):
+            label = annotate(xytext=(0, 6 * side), ha=align, va="bottom" if side > 0 else "top")
+            if _is_free(axes, label):
+                return
+            label.remove()
+    # Nothing is free: left or right of the point, on a white background.
+    offset, align = (-6, "right") if best.step > sum(axes.get_xlim()) / 2 else (6, "left")
+    background = {"boxstyle": "square,pad=0.15", "facecolor": "#ffffff", "edgecolor": "none"}
+    annotate(xytext=(offset, 0), ha=align, va="center", bbox=background)
 
 
 def _is_free(axes: Axes, label: Annotation) -> bool:
     """Whether a label lies within the axes, off the legend, and on no curve."""
     box, frame, legend = label.get_window_extent(), axes.get_window_extent(), axes.get_legend()
-    # A pixel of room, so that the last letter may end where the axis does.
+    # A pixel of tolerance, so that the last letter may end where the axis does.
     if box.x0 < frame.x0 - 1 or box.x1 > frame.x1 + 1 or box.y0 < frame.y0 or box.y1 > frame.y1:
         return False
     if legend is not None and legend.get_window_extent().overlaps(box):
@@ -236,7 +224,7 @@ def _is_free(axes: Axes, label: Annotation) -> bool:
 
 
 def _limit_losses(axes: Axes, losses: list[float], validation: list[float]) -> str:
-    """Keeps single spikes from flattening the curve; says how many points lie outside."""
+    """Keeps single spikes from flattening the curve; returns how many points lie outside."""
     finite = sorted(loss for loss in losses if math.isfinite(loss))
     if not finite:
         return ""
