@@ -1,4 +1,4 @@
-"""launcher check: all that is wrong with a run, and the plan of what it would do, before anything starts."""
+"""launcher check: all problems of a run and its plan, before anything starts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(slots=True)
 class _Preview:
-    """What planning found."""
+    """The result of planning."""
 
     plan: Plan | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -108,7 +108,7 @@ def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overri
 
 
 def _verdict(config: RunConfig, preview: _Preview, overrides: list[str]) -> str:
-    """What follows for a run in which nothing wrong was found, as rich markup."""
+    """The last line for a run without problems, as rich markup."""
     so_far = "[bold green]nothing wrong was found[/]"
     if preview.is_elsewhere:
         so_far = "[bold green]this plan holds[/], where its devices and packages are"

@@ -1,4 +1,4 @@
-"""launcher doctor: checks this machine, and with cluster=SITE a whole site, by a small job on its nodes."""
+"""launcher doctor: checks this machine, or with cluster=SITE a whole site, by a small job on its nodes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.terminal import progress_view
+from launcher.commands.console import progress_view
 from launcher.errors import ExitCode, UserError
 from launcher.evaluate.compare import NAMES, EvalResult
 from launcher.runs.run_dir import find_run

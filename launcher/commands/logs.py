@@ -1,4 +1,4 @@
-"""launcher logs: what the ranks and the job of a run wrote, merged by time, as it is written with -f."""
+"""launcher logs: the logs of the ranks and the job of a run, merged by time; -f follows them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from launcher.commands.terminal import fact_table, print_trimmed
+from launcher.commands.console import fact_table, print_trimmed
 from launcher.config.schema import RunConfig
 from launcher.data.audit import AuditFinding
 from launcher.plan.plan import Batch, DataFacts, Plan

@@ -1,4 +1,4 @@
-"""`launcher prepare`: the examples read, masked, audited and packed, and shown as the model will see them."""
+"""launcher prepare: reads, masks, audits and packs the examples, and shows some as the model sees them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.commands.console import printable, progress_view
 from launcher.commands.options import DEFAULT_SHOWN
-from launcher.commands.terminal import printable, progress_view
 from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
 from launcher.data.audit import RULES, AuditFinding
@@ -77,7 +77,7 @@ def _dry_run(config: RunConfig, *, as_json: bool) -> int:
 
 
 def _as_dict(encoded: EncodedExample) -> dict[str, object]:
-    """One example for machines; spans count characters of `text`, `mask` is 1 where a token is a label."""
+    """For --json; spans count characters of `text`, `mask` is 1 where a token is a label."""
     return {
         "file": encoded.example.source,
         "line": encoded.example.line,
@@ -97,7 +97,7 @@ def _show(info: PreparedInfo, shown: list[EncodedExample]) -> None:
     _show_splits(console, info)
     _show_findings(console, info.audit.findings)
     if info.audit.blocked:
-        console.print("The audit refuses this data; no run will start on it.", style="bold red")
+        console.print("The audit rejects this data; runs do not start on it.", style="bold red")
     source = "found in the cache" if info.from_cache else "prepared"
     console.print(f"{source}: {info.folder}", markup=False)
 

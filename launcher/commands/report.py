@@ -1,4 +1,4 @@
-"""`launcher report RUN`: one page about a run, its figures, and what to do differently next time."""
+"""launcher report: one page about a run, its figures, and advice for the next one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 import webbrowser
 
-from launcher.commands.terminal import printable
+from launcher.commands.console import printable
 from launcher.errors import ExitCode
 from launcher.report.report import Report, make_report
 from launcher.report.terminal_curve import terminal_curve

@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from launcher.commands.console import print_trimmed
 from launcher.commands.status_page import further_facts, page
 from launcher.commands.status_table import best_member, grid, table
-from launcher.commands.terminal import print_trimmed
 from launcher.errors import ExitCode
 from launcher.report.goodput import run_goodput
 from launcher.runs.run_dir import all_runs, find_run
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
-    """What is shown: one run (`single`), the members of a sweep, or all runs of a folder."""
+    """The runs to show: one (`single`), the members of a sweep, or all of a folder."""
 
     states: list[RunState]
     folders: list[Path]

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from launcher.commands.console import fact_table
 from launcher.commands.status_table import age, coloured, left, number
-from launcher.commands.terminal import fact_table
 from launcher.commands.verdict_view import goodput_page, verdict_page
 from launcher.config.frozen import load_config
 from launcher.diagnose.verdict import Verdict, read_verdicts
@@ -28,7 +28,7 @@ _MOST_ATTEMPTS = 12
 
 
 def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
-    """Everything that is known of a run and fits on a screen."""
+    """Everything known about a run that fits on a screen."""
     attempts, verdicts = read_attempts(run_dir), {verdict.attempt: verdict for verdict in read_verdicts(run_dir)}
     start = f"Slurm expects to start it at {_local_time(state.expected_start)}" if state.expected_start else ""
     rows: list[tuple[str, str | Text]] = [
@@ -64,7 +64,7 @@ def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
 
 
 def further_facts(run_dir: Path, jobs: Jobs) -> dict[str, object]:
-    """What --json says of one run besides its state."""
+    """Fields of --json for one run, apart from its state."""
     account = run_goodput(run_dir)
     return {
         "stages": as_json(stages_of(run_dir, jobs)),
@@ -130,6 +130,6 @@ def _bill(run_dir: Path, account: Goodput) -> Bill:
     try:
         price = load_config(RunPaths(run_dir).config).config.cluster.price_per_device_hour
     except LauncherError:
-        price = None  # of another version; the page is shown all the same
+        price = None  # config.yaml of another version
     plan = find_record(Plan, RunPaths(run_dir).plan)
     return make_bill(account.device_hours, price_per_device_hour=price, planned=plan.bill if plan is not None else None)

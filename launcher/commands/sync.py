@@ -1,4 +1,4 @@
-"""`launcher sync RUN`: sends a run to its trackers after the fact."""
+"""launcher sync: sends a run to its trackers after the fact."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from launcher.commands.terminal import fact_table, printable
+from launcher.commands.console import fact_table, printable
 from launcher.diagnose.verdict import Action, Verdict
 from launcher.errors import VerdictClass
 from launcher.report.cost import Bill

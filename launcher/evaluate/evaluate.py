@@ -45,7 +45,7 @@ StageProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What all conditions answer."""
+    """The same for all conditions."""
 
     questions: list[Question]
     tokens: list[Tokens]
@@ -139,7 +139,7 @@ def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> 
     notes = []
     if len(usable) < len(questions):
         notes.append(
-            f"{len(questions) - len(usable)} of {len(questions)} validation examples have no answer in words (plain "
+            f"{len(questions) - len(usable)} of {len(questions)} validation examples have no text answer (plain "
             "text, or a tool call); only their loss was measured."
         )
     pool: list[Question] = []

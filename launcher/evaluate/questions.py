@@ -22,7 +22,7 @@ MessageDict = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: the conversation up to the answer, and the tools it may call; or a text to go on with."""
+    """Input of a model: the conversation up to the answer and the tools it may call, or a plain text to continue."""
 
     messages: tuple[MessageDict, ...] = ()
     tools: tuple[MessageDict, ...] = ()
@@ -32,7 +32,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An example up to its last answer, which is what should be said."""
+    """An example split into the prompt and its last answer, which is expected."""
 
     prompt: Prompt
     expected: str
@@ -45,7 +45,7 @@ class Question:
 
 
 def read_examples(data: DataConfig, data_dir: Path, split: Prepared, wanted: Sequence[int]) -> list[Example]:
-    """The examples behind rows of a prepared split, read again where they came from, in the order of `wanted`.
+    """The examples behind rows of a prepared split, read again from their source, in the order of `wanted`.
 
     Raises: DataError when the source is gone or no longer holds them.
     """
@@ -64,14 +64,14 @@ def read_examples(data: DataConfig, data_dir: Path, split: Prepared, wanted: Seq
     missing = [f"{name}:{line}" for name, line in places if (name, line) not in found]
     if missing:
         raise DataError(
-            f"{len(missing)} examples are no longer where they were when the data was prepared, such as {missing[0]}. "
-            "Evaluation reads them again: put the data back, and run in the folder where training was started."
+            f"{len(missing)} examples are missing from the data they were prepared from, such as {missing[0]}. "
+            "Evaluation reads them again: restore the data, and run in the folder where training was started."
         )
     return [found[place] for place in places]
 
 
 def as_question(example: Example) -> Question | None:
-    """The example as a question; None where there is no text to compare with: plain text, or a tool call as answer."""
+    """The example as a question; None if it has no answer to compare with: plain text, or a tool call as answer."""
     at = example.last_answer
     if at < 1 or not example.messages[at].content.strip() or example.messages[at].tool_calls:
         return None
@@ -84,8 +84,7 @@ def as_question(example: Example) -> Question | None:
 def with_shots(question: Question, shots: Sequence[Question], preamble: str | None) -> Prompt:
     """The question after worked examples, each a user turn and its answer; the question's system message stays first.
 
-    A preamble stands in front of each worked example and of the question, as it does in training; rendering puts it in
-    front of the first user turn, so that one is left alone here.
+    A preamble begins each worked example and the question, as in training; rendering adds it to the first user turn.
     """
     messages = list(question.prompt.messages)
     start = next((i for i, message in enumerate(messages) if message["role"] not in ("system", "developer")), 0)
@@ -95,8 +94,8 @@ def with_shots(question: Question, shots: Sequence[Question], preamble: str | No
     first_user = len(turns) + next((i for i, m in enumerate(messages[start:]) if m["role"] == "user"), 0)
     turns += messages[start:]
     if preamble is not None and shots:
-        for place in (*range(2, 2 * len(shots), 2), first_user):
-            turns[place] = {**turns[place], "content": preamble + str(turns[place].get("content") or "")}
+        for index in (*range(2, 2 * len(shots), 2), first_user):
+            turns[index] = {**turns[index], "content": preamble + str(turns[index].get("content") or "")}
     return Prompt((*messages[:start], *turns), question.prompt.tools)
 
 
@@ -113,4 +112,4 @@ def _example(payload: Payload, kind: DataFormat, name: str, line: int) -> Exampl
     try:
         return to_example(parse(payload), kind, name, line)
     except ExampleError as error:
-        raise DataError(f"{name}:{line} is not what it was when the data was prepared: {error.why}") from error
+        raise DataError(f"{name}:{line} has changed since the data was prepared: {error.why}") from error

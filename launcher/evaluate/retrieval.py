@@ -14,7 +14,7 @@ NGRAM_CHARS = (2, 3, 4)
 
 
 class NearestTexts:
-    """An inverted index over texts; `search` finds those most like a query by cosine."""
+    """An inverted index over texts, searched by cosine similarity."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         counts = [_ngrams(text) for text in texts]
@@ -33,7 +33,7 @@ class NearestTexts:
         self._size = len(texts)
 
     def search(self, query: str, k: int) -> list[int]:
-        """Indices of the `k` most similar texts, best first; equal ones in the order they were given."""
+        """Indices of the `k` most similar texts, best first; ties in input order."""
         scores = np.zeros(self._size)
         for gram, weight in self._unit_vector(_ngrams(query)).items():
             if gram in self._postings:

@@ -1,4 +1,4 @@
-"""Scores of answers and how sure they are: exact match, token F1, loss, intervals, paired differences. Pure numpy."""
+"""Scores of answers and their confidence intervals: exact match, token F1, loss, paired differences. Pure numpy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize_exact(text: str) -> str:
-    """Text as exact match compares it: NFKC, runs of white space as one space, ends stripped; case is kept."""
+    """Text as exact match compares it: NFKC, white space collapsed and stripped, case kept."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def exact_match(answer: str, expected: str) -> float:
-    """1.0 if the two are the same after `normalize_exact`, else 0.0."""
+    """1.0 if the two are equal after `normalize_exact`, otherwise 0.0."""
     return float(normalize_exact(answer) == normalize_exact(expected))
 
 
@@ -36,7 +36,7 @@ def f1_tokens(text: str) -> list[str]:
 
 
 def token_f1(answer: str, expected: str) -> float:
-    """Harmonic mean of word precision and recall, words counted with multiplicity; 1.0 when both have no words."""
+    """Harmonic mean of word precision and recall, words counted with multiplicity; 1.0 if neither has any."""
     ours, theirs = f1_tokens(answer), f1_tokens(expected)
     if not ours or not theirs:
         return float(ours == theirs)
@@ -62,9 +62,9 @@ def bootstrap_interval(
 ) -> Interval:
     """95 % percentile bootstrap interval of the mean; resampling is by example, so pass one value per example.
 
-    For a paired difference pass the per-example differences. Where all values are equal, resampling shows no other, and
-    the interval would be a point, from one example as well as from a thousand. There the share of other values that
-    may exist unseen (Wilson's upper end for none in so many) is taken to lie at `bounds`, the ends of the scale.
+    For a paired difference pass the per-example differences. If all values are equal, the bootstrap would give a point,
+    for one example as for a thousand; instead, the share of other values that may exist unseen (Wilson's upper end for
+    none in so many) is assumed to lie at `bounds`, the ends of the scale.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0:
@@ -85,7 +85,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], *, seed: i
 
 @dataclass(frozen=True, slots=True)
 class Discordant:
-    """Right or wrong, paired by example: where the two differ is all that tells them apart."""
+    """Paired outcomes, right or wrong: only the examples where the two differ count."""
 
     ours_only: int
     """Examples only ours has right."""
@@ -119,7 +119,7 @@ class Discordant:
         return (low, high)
 
     def exact_p(self) -> float:
-        """Two-sided p of McNemar's exact test: were neither better, each that differs would be a toss of a coin."""
+        """Two-sided p of McNemar's exact test: if neither is better, each difference is a coin toss."""
         tosses = self.ours_only + self.theirs_only
         fewer = min(self.ours_only, self.theirs_only)
         logs = [
@@ -131,7 +131,7 @@ class Discordant:
     def _score(self, delta: float) -> float:
         """Tango's statistic for a true difference of `delta`; falls as delta grows."""
         ours, theirs, n = self.ours_only, self.theirs_only, self.pairs
-        # The likeliest share of `theirs_only` given delta solves a x^2 + b x + c = 0.
+        # The most likely share of `theirs_only` given delta solves a x^2 + b x + c = 0.
         a, b, c = 2 * n, (2 * n - ours + theirs) * delta - ours - theirs, -theirs * delta * (1 - delta)
         share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
         variance = n * (2 * share + delta * (1 - delta))
@@ -160,8 +160,8 @@ def loss_difference(
 ) -> tuple[float, Interval]:
     """Mean loss of ours - that of theirs, with its 95 % interval: a paired percentile bootstrap over the examples.
 
-    The mean is over labels, but what is drawn again is examples: labels of one example are not independent. At least
-    one example must have a label.
+    The mean is over labels, but examples are resampled, because labels of one example are not independent. At least one
+    example must have a label.
     """
     _refuse_unpaired(ours, theirs)
     totals = np.array([mine.total - other.total for mine, other in zip(ours, theirs, strict=True)], dtype=np.float64)
@@ -176,7 +176,7 @@ def _refuse_unpaired(ours: Sequence[object], theirs: Sequence[object]) -> None:
 
 
 def _falling_root(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero between `low` and `high`; the end it does not reach, where it does not."""
+    """Where a falling function crosses zero between `low` and `high`; the nearer end if it does not."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if function(middle) > 0 else (low, middle)

@@ -1,7 +1,7 @@
-"""What the loss curve says about the next run: how many epochs, which learning rate, what went wrong.
+"""Advice for the next run from the loss curve: number of epochs, learning rate, what went wrong.
 
-The rule for epochs is the one hosted tuning services teach: take the lowest point just before the plateau. An epoch is
-on the plateau when nothing after it lowers the loss by a further `FLAT_GAIN`.
+The rule for epochs is that of hosted tuning services: take the lowest point just before the plateau. An epoch is on the
+plateau when nothing after it lowers the loss by a further `FLAT_GAIN`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing the curve says, and the override that acts on it."""
+    """One observation about the curve, and the setting that acts on it."""
 
     code: str
     """plateau, overfit, rising, still_falling, too_short, no_heldout, no_data, diverged, not_finite, spikes, ..."""
     level: Level
     text: str
     override: str = ""
-    """What to add to the next command, such as `optim.epochs=4`."""
+    """The setting to add to the next command, such as `optim.epochs=4`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Advice:
 
     findings: list[Finding] = field(default_factory=list)
     best_epochs: float | None = None
-    """Epochs the next run should take; None where the curve does not tell."""
+    """Epochs for the next run; None if the curve does not tell."""
 
     @property
     def headline(self) -> str:
@@ -66,9 +66,9 @@ class Advice:
 
 
 def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
-    """What the curve of a run says about the next one."""
+    """All advice from the curve of a run."""
     if not metrics.steps:
-        text = "no optimizer step was recorded, so there is no curve to read"
+        text = "no optimizer step was recorded, so there is no loss curve"
         return Advice([Finding("no_data", Level.advice, text)])
     losses = [record.loss for record in metrics.steps]
     trouble = [*_stability(losses, config), *_oscillation(snapshots(metrics), config)]
@@ -127,7 +127,7 @@ def _from_points(points: list[tuple[float, float]], what: str, *, train_falls: b
 
 
 def _stability(losses: list[float], config: RunConfig) -> list[Finding]:
-    """Losses that are not finite, that climb away, that jump or that do not move."""
+    """Losses that are not finite, diverge, jump or do not move."""
     lower = f"optim.lr_multiplier={config.optim.lr_multiplier * 0.3:.2g}"
     broken = sum(1 for loss in losses if not math.isfinite(loss))
     if broken:

@@ -1,4 +1,4 @@
-"""What a run cost, against what its plan expected."""
+"""The cost of a run, against its plan."""
 
 from __future__ import annotations
 

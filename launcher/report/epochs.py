@@ -1,4 +1,4 @@
-"""What a run was like after each epoch."""
+"""Losses of a run after each epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launcher.runs.metrics import EvalRecord, Metrics, StepRecord
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One epoch, or what there is of the last one."""
+    """One epoch; the last one may be incomplete."""
 
     epoch: float
     """Epochs done at its end: 1.0, 2.0, ...; a fraction where the run ends inside one."""
@@ -24,7 +24,7 @@ class Snapshot:
 
 
 def snapshots(metrics: Metrics) -> list[Snapshot]:
-    """One per epoch that has steps, in order; an epoch still running counts with what it has."""
+    """One per epoch that has steps, in order; a running epoch counts as it stands."""
     epochs: dict[int, list[StepRecord]] = {}
     for record in metrics.steps:
         epochs.setdefault(_epoch_of(record), []).append(record)
@@ -61,5 +61,5 @@ def best_eval(metrics: Metrics) -> EvalRecord | None:
 
 
 def _epoch_of(record: StepRecord) -> int:
-    # The step that ends epoch 1 carries 1.0, give or take rounding, and belongs to epoch 1.
+    # The step that ends epoch 1 carries 1.0, up to rounding, and belongs to epoch 1.
     return max(1, math.ceil(record.epoch - 1e-6))

@@ -1,4 +1,4 @@
-"""Where the allocated time of a run went: how much of it moved the weights, and what the rest was spent on."""
+"""Where the allocated time of a run went: useful steps and everything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.runs.metrics import Record, StepRecord, read_every_record
 
 _WORK_EVENTS = ("loaded", "rehearsal", "resume", "checkpoint")
 PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
-"""What allocated time is spent on, in the order a run meets them."""
+"""Uses of allocated time, in the order in which they occur in a run."""
 
 _GOOD_EXITS = (ExitCode.DONE, ExitCode.PREEMPTED)
 

@@ -1,4 +1,4 @@
-"""report.html: one page about a run, complete in itself. Whatever is missing is named, and never stops it."""
+"""report.html: one self-contained page about a run. Missing parts are named, and never an error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class Headline(NamedTuple):
-    """The sentence on top of the page; `tone` is good, bad or open."""
+    """The sentence at the top of the page; `tone` is good, bad or open."""
 
     tone: str
     text: str
@@ -48,7 +48,7 @@ class Headline(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What the page says, read from the run directory."""
+    """The content of the page, read from the run directory."""
 
     paths: RunPaths
     config: RunConfig
@@ -78,7 +78,7 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """What the page would also show, and how to get it."""
+        """Parts the page lacks, and how to get them."""
         checks = {
             "loss curves: no optimizer step was recorded": self.metrics.steps,
             "validation loss: no evaluation was recorded": self.metrics.evals or not self.metrics.steps,
@@ -188,7 +188,7 @@ def _figures(metrics: Metrics) -> dict[str, Markup]:
     """SVGs by name; none without a step."""
     if not metrics.steps:
         return {}
-    # Our own numbers and labels only: nothing a user wrote gets into a figure.
+    # Safe as markup: figures hold our own numbers and labels only.
     panels = "Loss, learning rate, gradient norm, throughput"
     return {
         "loss": Markup(plots.page_svg(plots.loss_figure(metrics, (8.6, 3.8)), name="Loss over optimizer steps")),
@@ -204,14 +204,14 @@ def headline(result: EvalResult | None, state: str, reason: str, name: str) -> H
     if state == "failed":
         return Headline("bad", f"The run failed{': ' + reason if reason else '.'}")
     if state == "cancelled":
-        return Headline("open", "The run was cancelled; how good such a model is cannot be told without measuring it.")
+        return Headline("open", f"The run was cancelled; launcher eval {name} measures the model it left.")
     if state == "succeeded":
         return Headline("open", f"Trained, but not yet measured against its base: launcher eval {name}")
     return Headline("open", f"The run is {state}{': ' + reason if reason else '; this page shows it as it stands'}.")
 
 
 def timeline(events: list[Event]) -> list[tuple[Event, str]]:
-    """The newest events with their fields as text; saves are left out, they have a table of their own."""
+    """The newest events with their fields as text, without saves, which have their own table."""
     shown = [event for event in events if event.event not in ("checkpoint", "checkpoint_prepared")][-MOST_EVENTS:]
 
     def text(value: object) -> str:
@@ -247,7 +247,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _printable(value: object) -> object:
-    """Text of users without secrets and without characters HTML does not allow; markup of ours as it is."""
+    """User text without secrets and characters that HTML forbids; our own markup unchanged."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return UNPRINTABLE.sub("\ufffd", redacted(value))
@@ -274,10 +274,10 @@ def epoch_text(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def location_text(place: Location) -> str:
-    """File and line of a finding; the file alone, or its split, if no line is meant."""
-    name = place.file.split("/")[-1]
-    return f"{name}:{place.line}" if place.line else name
+def location_text(location: Location) -> str:
+    """File and line of a finding; only the file if the finding concerns all of it."""
+    name = location.file.split("/")[-1]
+    return f"{name}:{location.line}" if location.line else name
 
 
 def share_text(value: float | None) -> str:

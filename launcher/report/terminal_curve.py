@@ -1,4 +1,4 @@
-"""The loss curve in characters, for a terminal."""
+"""The loss curve in a terminal."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _framed(rows: list[list[str]], canvas: _Canvas, metrics: Metrics, mark: str,
     wall, corner, floor, stroke = ("|", "+", "-", "*") if ascii_only else ("\u2502", "\u2514", "\u2500", "\u2500")
     labels = {0: canvas.high, len(rows) // 2: (canvas.high + canvas.low) / 2, len(rows) - 1: canvas.low}
     framed = []
-    for place, row in enumerate(rows):
-        label = f"{labels[place]:.3g}" if place in labels else ""
+    for index, row in enumerate(rows):
+        label = f"{labels[index]:.3g}" if index in labels else ""
         framed.append(f"{label:>{LABEL_WIDTH}} {wall}{''.join(row)}".rstrip())
     left, right = f"step {canvas.first}", f"step {canvas.last} (epoch {metrics.steps[-1].epoch:.4g})"
     gap = max(1, canvas.columns - len(left) - len(right))

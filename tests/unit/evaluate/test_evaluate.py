@@ -108,7 +108,7 @@ def test_data_that_was_moved_away_is_an_error_that_says_so(tiny_model: Path, tmp
     run, _ = make_run(tmp_path, tiny_model, train=pairs(40), validation=pairs(12, start=100))
     add_learned_checkpoint(run, tiny_model, steps=1)
     (tmp_path / "heldout.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(DataError, match=r"11 examples are no longer where they were.*heldout.jsonl:2"):
+    with pytest.raises(DataError, match=r"11 examples are missing from the data.*heldout.jsonl:2"):
         evaluate_run(run.root)
 
 

@@ -1,4 +1,4 @@
-"""What several verbs need to print: tables of facts, output without padding, text without control characters."""
+"""Output that verbs share: tables of facts, progress, text without padding or control characters."""
 
 from __future__ import annotations
 
