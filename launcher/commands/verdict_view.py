@@ -65,7 +65,7 @@ def verdict_page(verdict: Verdict) -> Table:
 
 def goodput_page(goodput: Goodput, bill: Bill | None = None) -> Table:
     """Where the allocated time went, and planned against actual cost."""
-    attempts = f"{goodput.num_attempts} attempt{'' if goodput.num_attempts == 1 else 's'}"
+    attempts = "1 attempt" if len(goodput.spans) == 1 else f"{len(goodput.spans)} attempts"
     useful = goodput.useful_share
     total = "-" if useful is None else f"{useful:.1%} of {_hours(goodput.device_hours)} in {attempts}"
     rows: list[tuple[str, str]] = [("goodput", total)]

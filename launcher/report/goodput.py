@@ -32,8 +32,12 @@ class AttemptSpan:
     """When they were given back; of an attempt that runs, now or its last sign of life."""
     queued: str = ""
     """When it became able to run; empty for a run that was not queued."""
+    exit_code: int | None = None
+    """None as long as it runs, or if it did not record its end."""
+    reason: str = ""
+    """Of its end, if one was recorded."""
     is_failed: bool = False
-    """It ended otherwise than finished, or preempted and saved."""
+    """It ended, and neither finished nor was preempted and saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Goodput:
     allocated_ms: int = 0
     queue_ms: int = 0
     """Waiting for an allocation, in milliseconds of wall-clock time; no device was held."""
-    num_attempts: int = 0
+    spans: list[AttemptSpan] = field(default_factory=list)
 
     @property
     def device_hours(self) -> float:
@@ -73,7 +77,7 @@ class Goodput:
             "goodput": self.useful_share,
             "device_hours": self.device_hours,
             "queue_hours": self.queue_ms / 3_600_000,
-            "attempts": self.num_attempts,
+            "attempts": len(self.spans),
             "parts": {part: {"device_hours": self.hours(part), "share": self.share(part)} for part in PARTS},
         }
 
@@ -96,7 +100,7 @@ def goodput(events: list[Event], records: list[Record], spans: list[AttemptSpan]
             parts[part] += spent * span.devices
         allocated += held * span.devices
         queue += _ms_between(span.queued, span.started)
-    return Goodput(parts_ms=parts, allocated_ms=allocated, queue_ms=queue, num_attempts=len(spans))
+    return Goodput(parts_ms=parts, allocated_ms=allocated, queue_ms=queue, spans=spans)
 
 
 def run_goodput(run_dir: Path) -> Goodput:
@@ -126,14 +130,16 @@ def _span(paths: RunPaths, number: int, events: list[Event], records: list[Recor
         return None
     ended = (kept.ended if kept is not None else "") or (verdict.ended if verdict is not None else "")
     sizes = [size for event in mine if isinstance(size := event.fields.get("world_size"), int)]
-    codes = [event.fields.get("exit_code") for event in mine if event.event == "attempt_end"]
-    code = kept.exit_code if kept is not None and kept.exit_code is not None else codes[-1] if codes else None
+    end = next((event.fields for event in reversed(mine) if event.event == "attempt_end"), {})
+    code = kept.exit_code if kept is not None and kept.exit_code is not None else end.get("exit_code")
     return AttemptSpan(
         attempt=number,
         devices=kept.world_size if kept is not None else sizes[0] if sizes else 1,
         started=started,
         ended=ended or max(signs, default=started),
         queued=kept.queued if kept is not None else "",
+        exit_code=code if isinstance(code, int) else None,
+        reason=str(end.get("message") or end.get("reason") or ""),
         is_failed=verdict is not None if code is None else code not in _GOOD_EXITS,
     )
 

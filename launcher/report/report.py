@@ -27,8 +27,9 @@ from launcher.report import plots, run_facts
 from launcher.report.advice import Advice, Level, plateau_advice
 from launcher.report.cost import make_bill
 from launcher.report.epochs import best_eval, snapshots
-from launcher.report.goodput import PARTS, Goodput, run_goodput
+from launcher.report.goodput import PARTS, AttemptSpan, Goodput, run_goodput
 from launcher.runs.events import Event, read_events
+from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Metrics, read_metrics
 from launcher.runs.redact import redacted
 from launcher.tracking.replay import incomplete_note, tracker_warnings
@@ -156,7 +157,7 @@ def page_html(report: Report) -> str:
         "figures": _figures(metrics),
         "snapshots": epochs,
         "lowest": min((shot.validation_loss for shot in epochs if shot.validation_loss is not None), default=None),
-        "attempts": run_facts.attempts(report.events, metrics),
+        "attempts": _attempts(report),
         "parts": PARTS,
         "bill": make_bill(
             report.goodput.device_hours,
@@ -175,6 +176,15 @@ def page_html(report: Report) -> str:
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     return _environment().get_template("report.html.j2").render(values)
+
+
+def _attempts(report: Report) -> list[tuple[AttemptSpan, float, list[int]]]:
+    """Every attempt with its duration in seconds and its optimizer steps."""
+    steps: dict[int, list[int]] = {}
+    for record in report.metrics.steps:
+        steps.setdefault(record.attempt, []).append(record.step)
+    spans = report.goodput.spans
+    return [(span, seconds_between(span.started, span.ended), steps.get(span.attempt, [])) for span in spans]
 
 
 def _checkpoints(paths: RunPaths) -> list[tuple[Manifest, bool]]:

@@ -1,4 +1,4 @@
-"""Facts of a run for the report, from its events, metrics and settings."""
+"""The recorded state and the settings of a run, for its report."""
 
 from __future__ import annotations
 
@@ -10,24 +10,7 @@ from omegaconf import MISSING
 from launcher.config.schema import RunConfig
 from launcher.files import as_json
 from launcher.runs.events import Event, valid_events
-from launcher.runs.jsonl import seconds_between
-from launcher.runs.metrics import Metrics
 from launcher.runs.status import FINAL_STATES
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One start of the run."""
-
-    number: int
-    start: str
-    end: str
-    """Its last sign of life, where it did not record its end."""
-    seconds: float
-    first_step: int | None
-    last_step: int | None
-    exit_code: int | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,32 +32,6 @@ def recorded_state(events: list[Event]) -> tuple[str, str]:
         if turns and turns[-1] == "preempted":
             return "preempted", "stopped and saved; it waits to be continued"
     return state or "unknown", str(reasons[0]) if reasons else ""
-
-
-def attempts(events: list[Event], metrics: Metrics) -> list[Attempt]:
-    """Every start of the run, in order."""
-    found = []
-    for number in sorted({event.attempt for event in events if event.attempt > 0}):
-        mine = [event for event in events if event.attempt == number]
-        steps = [record for record in metrics.steps if record.attempt == number]
-        ends = [event for event in mine if event.event == "attempt_end"]
-        starts = [event for event in mine if event.event == "attempt_start"] or mine
-        end = ends[-1].time if ends else max([mine[-1].time, *(record.time for record in steps[-1:])])
-        fields_of_end = ends[-1].fields if ends else {}
-        code = fields_of_end.get("exit_code")
-        found.append(
-            Attempt(
-                number=number,
-                start=starts[0].time,
-                end=end,
-                seconds=seconds_between(starts[0].time, end),
-                first_step=steps[0].step if steps else None,
-                last_step=steps[-1].step if steps else None,
-                exit_code=code if isinstance(code, int) else None,
-                reason=str(fields_of_end.get("message") or fields_of_end.get("reason") or ""),
-            )
-        )
-    return found
 
 
 def settings(config: RunConfig) -> dict[str, list[Setting]]:

@@ -9,7 +9,7 @@ from launcher.diagnose.verdict import Action, Verdict
 from launcher.errors import VerdictClass
 from launcher.plan.cost import CostEstimate
 from launcher.report.cost import make_bill
-from launcher.report.goodput import Goodput
+from launcher.report.goodput import AttemptSpan, Goodput
 
 
 def shown(page: RenderableType) -> str:
@@ -65,7 +65,8 @@ def test_lines_of_a_log_are_shown_as_they_are_and_command_no_terminal() -> None:
 
 def test_goodput_shows_the_parts_and_the_bill_beside_the_estimate() -> None:
     parts = dict.fromkeys(Goodput().parts_ms, 0) | {"useful": 5_400_000, "redone": 1_800_000}
-    account = Goodput(parts_ms=parts, allocated_ms=7_200_000, queue_ms=3_600_000, num_attempts=2)
+    spans = [AttemptSpan(attempt=number, devices=1, started="", ended="") for number in (1, 2)]
+    account = Goodput(parts_ms=parts, allocated_ms=7_200_000, queue_ms=3_600_000, spans=spans)
     planned = CostEstimate(1000, 500.0, "measured", hours=1.5, device_hours=1.5, cost=3.0)
     page = shown(goodput_page(account, make_bill(account.device_hours, price_per_device_hour=2.0, planned=planned)))
     for text in ("75.0% of 2.00 device-hours in 2 attempts", "redone steps", "1.00 hours of waiting", "0.50", "4.00"):

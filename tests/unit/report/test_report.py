@@ -18,8 +18,8 @@ from launcher.report.cost import make_bill
 from launcher.report.goodput import run_goodput
 from launcher.report.report import gather, headline, make_report, number_text, page_html, size_text
 from launcher.runs.events import EventWriter, read_events
-from launcher.runs.jsonl import AppendLog
-from launcher.runs.metrics import Metrics, MetricsWriter, read_metrics
+from launcher.runs.jsonl import AppendLog, seconds_between
+from launcher.runs.metrics import MetricsWriter, read_metrics
 from tests.unit.report.made_runs import EVALUATION, eval_record, make_run, step_record, write_curve, write_story
 
 HOSTILE = (
@@ -212,9 +212,9 @@ def test_device_hours_add_up_over_attempts_and_ranks(tmp_path: Path) -> None:
         (2, "warning", "2026-03-03T10:30:00.000Z"),
     ]:
         log.append({"time": time, "event": event, "attempt": attempt, "rank": 0})
-    made = run_facts.attempts(read_events(paths.events), Metrics())
-    assert [attempt.seconds for attempt in made] == [5400.0, 1800.0]
-    hours = run_goodput(paths.root).device_hours
+    account = run_goodput(paths.root)
+    assert [seconds_between(span.started, span.ended) for span in account.spans] == [5400.0, 1800.0]
+    hours = account.device_hours
     planned = CostEstimate(1000, 500.0, "measured", hours=12.0, device_hours=12.0, cost=30.0)
     found = make_bill(8 * hours, price_per_device_hour=2.5, planned=planned)
     assert (found.device_hours, found.cost, found.planned_device_hours, found.planned_cost) == (16.0, 40.0, 12.0, 30.0)
