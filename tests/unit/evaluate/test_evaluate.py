@@ -101,7 +101,7 @@ def test_plain_text_is_judged_by_its_loss(tiny_model: Path, tmp_path: Path) -> N
     assert result.verdict.startswith("Tuning helped: validation loss")
     assert result.loss_difference is not None and result.loss_difference.ci[1] < 0
     assert result.loss_difference.examples == 10
-    assert "no answer in words" in result.notes[0]
+    assert "no text answer" in result.notes[0]
 
 
 def test_data_that_was_moved_away_is_an_error_that_says_so(tiny_model: Path, tmp_path: Path) -> None:
