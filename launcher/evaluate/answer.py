@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import PeftModel
@@ -18,6 +19,7 @@ from launcher.evaluate.questions import Prompt, render
 from launcher.evaluate.scores import LabelLoss
 from launcher.export.hf_weights import quiet_transformers
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """Called with how much is done, and of how much."""
 
@@ -33,11 +35,6 @@ class Tokens:
 
     ids: list[int]
     is_label: list[bool] = field(default_factory=list)
-
-
-def pick_device() -> str:
-    """cuda if a GPU is visible, otherwise cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pick_dtype(device: str) -> torch.dtype:
@@ -69,10 +66,10 @@ class Answerer:
             folder: Hugging Face folder with all weights.
             chat_format: how prompts are written; None: the format in `folder`.
             adapter: folder of a peft adapter for the model in `folder`.
-            device: cpu or cuda; None: see `pick_device`. dtype: None: see `pick_dtype`.
+            device: cpu or cuda; None: cuda if a GPU is visible. dtype: None: see `pick_dtype`.
         Raises: ModelError when the model in the folder cannot be loaded.
         """
-        self.device = device or pick_device()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.format = chat_format or ChatFormat.from_folder(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         try:
@@ -124,28 +121,20 @@ class Answerer:
                 f"A prompt of {longest} tokens and {max_new_tokens} new tokens exceed the {self.max_tokens} tokens of "
                 "this model; shorten the prompt or lower --max-new-tokens."
             )
-        answers = [""] * len(encoded)
-        done = 0
-        for batch in batches_by_length([len(ids) + max_new_tokens for ids in encoded], ANSWER_BATCH_TOKENS):
-            for index, text in zip(batch, self._generate([encoded[i] for i in batch], max_new_tokens), strict=True):
-                answers[index] = text
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(encoded))
-        return answers
+
+        def generate(batch: list[int]) -> list[str]:
+            return self._generate([encoded[i] for i in batch], max_new_tokens)
+
+        return _by_batch([len(ids) + max_new_tokens for ids in encoded], ANSWER_BATCH_TOKENS, generate, progress)
 
     @torch.inference_mode()
     def losses(self, examples: Sequence[Tokens], *, progress: Progress | None = None) -> list[LabelLoss]:
         """The loss of each example, in order."""
-        losses = [LabelLoss(0.0, 0)] * len(examples)
-        done = 0
-        for batch in batches_by_length([len(example.ids) for example in examples], LOSS_BATCH_TOKENS):
-            for index, loss in zip(batch, self._losses_of_batch([examples[i] for i in batch]), strict=True):
-                losses[index] = loss
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(examples))
-        return losses
+
+        def losses(batch: list[int]) -> list[LabelLoss]:
+            return self._losses([examples[i] for i in batch])
+
+        return _by_batch([len(example.ids) for example in examples], LOSS_BATCH_TOKENS, losses, progress)
 
     @torch.inference_mode()
     def _generate(self, encoded: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -167,7 +156,7 @@ class Answerer:
         text: str = self._tokenizer.decode(ids[:end], skip_special_tokens=True)
         return text
 
-    def _losses_of_batch(self, batch: list[Tokens]) -> list[LabelLoss]:
+    def _losses(self, batch: list[Tokens]) -> list[LabelLoss]:
         """Right-padded, so causal attention needs no mask."""
         width = max(len(example.ids) for example in batch)
         input_ids = torch.tensor([example.ids + [0] * (width - len(example.ids)) for example in batch])
@@ -190,6 +179,18 @@ class Answerer:
         ends = (self.format.end_of_turn, self.format.special_tokens.get("eos_token"))
         found = [self._tokenizer.token_to_id(end) for end in ends if end]
         return stops | {token for token in found if token is not None}
+
+
+def _by_batch(
+    lengths: list[int], most_tokens: int, compute: Callable[[list[int]], list[T]], progress: Progress | None
+) -> list[T]:
+    """What `compute` returns for each index, calling it with batches of similar length."""
+    found: dict[int, T] = {}
+    for batch in batches_by_length(lengths, most_tokens):
+        found.update(zip(batch, compute(batch), strict=True))
+        if progress is not None:
+            progress(len(found), len(lengths))
+    return [found[index] for index in range(len(lengths))]
 
 
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

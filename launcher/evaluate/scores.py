@@ -77,7 +77,6 @@ def bootstrap_interval(
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> tuple[float, Interval]:
     """Mean of ours - theirs over the same examples, scores from 0 to 1, with its 95 % bootstrap interval."""
-    _refuse_unpaired(ours, theirs)
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     mean = sum(differences) / len(differences) if differences else 0.0
     return mean, bootstrap_interval(differences, bounds=(-1.0, 1.0), seed=seed)
@@ -96,7 +95,6 @@ class Discordant:
     @classmethod
     def count(cls, ours: Sequence[float], theirs: Sequence[float]) -> Discordant:
         """From scores that are 0 or 1."""
-        _refuse_unpaired(ours, theirs)
         found = list(zip(ours, theirs, strict=True))
         return cls(sum(a > b for a, b in found), sum(a < b for a, b in found), len(found))
 
@@ -163,16 +161,10 @@ def loss_difference(
     The mean is over labels, but examples are resampled, because labels of one example are not independent. At least one
     example must have a label.
     """
-    _refuse_unpaired(ours, theirs)
     totals = np.array([mine.total - other.total for mine, other in zip(ours, theirs, strict=True)], dtype=np.float64)
     labels = np.array([loss.labels for loss in ours], dtype=np.float64)
     totals, labels = totals[labels > 0], labels[labels > 0]
     return float(totals.sum() / labels.sum()), _percentiles(_resampled_ratios(totals, labels, seed, resamples))
-
-
-def _refuse_unpaired(ours: Sequence[object], theirs: Sequence[object]) -> None:
-    if len(ours) != len(theirs):
-        raise ValueError(f"paired scores need the same examples: {len(ours)} against {len(theirs)}")
 
 
 def _falling_root(function: Callable[[float], float], low: float, high: float) -> float:
