@@ -20,7 +20,7 @@ from launcher.runs.attempts import AttemptRecord, read_attempt
 from launcher.runs.events import Event, read_events
 from launcher.runs.hang_detector import Stall
 from launcher.runs.heartbeat import Beat
-from launcher.runs.metrics import parse_record
+from launcher.runs.metrics import parse_line
 from launcher.runs.rank_end import RankEnd
 from launcher.runs.redact import redacted
 
@@ -220,7 +220,7 @@ def _last_step(paths: RunPaths, attempt: int, step_start: int) -> int:
     """Steps done when the attempt ended; from the end of metrics.jsonl only."""
     size = paths.metrics.stat().st_size if paths.metrics.is_file() else 0
     lines, _ = jsonl.read_lines(paths.metrics, max(0, size - _METRICS_TAIL_BYTES))
-    records = [record for line in lines if (record := parse_record(line)) is not None]
+    records = [record for line in lines if (record := parse_line(line)) is not None]
     return max((record.step for record in records if record.attempt == attempt), default=step_start)
 
 

@@ -103,7 +103,7 @@ def read_metrics(path: Path) -> Metrics:
 def read_every_record(path: Path) -> list[Record]:
     """Every line of metrics.jsonl, steps that a later attempt made again included, in the order they were written."""
     lines, _ = jsonl.read_lines(path)
-    return [record for line in lines if (record := parse_record(line)) is not None]
+    return [record for line in lines if (record := parse_line(line)) is not None]
 
 
 class History:
@@ -135,7 +135,7 @@ class History:
         )
 
 
-def parse_record(line: dict[str, object]) -> Record | None:
+def parse_line(line: dict[str, object]) -> Record | None:
     """The record a line of metrics.jsonl holds; None for a kind or shape this version does not know."""
     kind = _KINDS.get(str(line.get("kind")))
     try:

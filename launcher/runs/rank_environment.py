@@ -134,7 +134,7 @@ def ranks_per_node(environ: Mapping[str, str], world_size: int) -> int:
     return max(1, world_size // (int(nodes) if nodes.isdigit() else 1))
 
 
-def rank_name(environ: Mapping[str, str], rank: int) -> str:
+def rank_label(environ: Mapping[str, str], rank: int) -> str:
     """`rank 3 on n2` where the node is known, even if that rank never came: ranks are dealt to nodes in blocks."""
     nodes = [node for node in environ.get(_NODES, "").split(",") if node]
     per_node = environ.get(_RANKS_PER_NODE, "")

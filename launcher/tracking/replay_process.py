@@ -28,7 +28,7 @@ from launcher.files import as_json, find_record, write_json
 from launcher.paths import RunPaths
 from launcher.runs import jsonl
 from launcher.runs.events import EventWriter, last_state
-from launcher.runs.metrics import EvalRecord, History, Record, parse_record
+from launcher.runs.metrics import EvalRecord, History, Record, parse_line
 from launcher.runs.redact import redacted
 from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, group_of, load_tracker
 
@@ -98,7 +98,7 @@ class Sender:
     def push(self) -> None:
         """Sends what is new in metrics.jsonl since the last call."""
         lines, self._offset = jsonl.read_lines(self._paths.metrics, self._offset)
-        records = self._unsent(parse_record(line) for line in lines)
+        records = self._unsent(parse_line(line) for line in lines)
         for first in range(0, len(records), RECORDS_AT_ONCE):
             chunk = records[first : first + RECORDS_AT_ONCE]
             self.tracker.log(chunk)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from launcher.errors import Preempted, RanksMissing, RendezvousFailed
-from launcher.runs.rank_environment import rank_name
+from launcher.runs.rank_environment import rank_label
 from launcher.train.stop import STOP
 
 STOPPED_WAIT_S = 20.0
@@ -71,7 +71,7 @@ def first_collective(store: Store, rank: int, size: int, collective: Callable[[]
             why = f" reached {_where()} but took no part in the first collective: {text}"
             raise _missing(silent, why) from error
         raise RendezvousFailed(
-            f"{rank_name(os.environ, rank)}: every rank reached {_where()}, but not each other: {text}. Between the "
+            f"{rank_label(os.environ, rank)}: every rank reached {_where()}, but not each other: {text}. Between the "
             f"nodes another network may be needed: {_other_network()}",
             rank=rank,
         ) from error
@@ -198,7 +198,7 @@ def _preempted() -> Preempted:
 
 
 def _missing(ranks: list[int], why: str) -> RanksMissing:
-    names = [rank_name(os.environ, rank) for rank in ranks[:_MOST_NAMED]]
+    names = [rank_label(os.environ, rank) for rank in ranks[:_MOST_NAMED]]
     more = f" and {len(ranks) - len(names)} more" if len(ranks) > len(names) else ""
     return RanksMissing(f"{', '.join(names)}{more}{why}", ranks=ranks)
 

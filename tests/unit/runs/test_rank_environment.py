@@ -15,7 +15,7 @@ from launcher.runs.rank_environment import (
     is_watched,
     job_end_time,
     job_environment,
-    rank_name,
+    rank_label,
     rank_numbers,
     ranks_per_node,
     write_names,
@@ -53,7 +53,7 @@ def test_a_rank_reads_back_what_its_starter_wrote() -> None:
     assert found["PATH"] == "/bin"
     assert rank_numbers(found) == RankNumbers(rank=5, local_rank=1, world_size=8)
     assert ranks_per_node(found, 8) == 4
-    assert [rank_name(found, rank) for rank in (3, 4, 8)] == ["rank 3 on n1", "rank 4 on n2", "rank 8"]
+    assert [rank_label(found, rank) for rank in (3, 4, 8)] == ["rank 3 on n1", "rank 4 on n2", "rank 8"]
     assert is_watched(found)
     assert job_end_time(found) == end_s
     assert (found["MASTER_ADDR"], found["MASTER_PORT"], found["OMP_NUM_THREADS"]) == ("127.0.0.1", "4321", "3")
@@ -63,7 +63,7 @@ def test_whoever_was_not_started_by_launcher_is_alone_unwatched_and_without_a_li
     assert rank_numbers({}) == RankNumbers(0, 0, 1)
     assert not is_watched({})
     assert job_end_time({}) is None
-    assert rank_name({"SLURM_STEP_NODELIST": "n[1-2]"}, 3) == "rank 3 (nodes n[1-2])"
+    assert rank_label({"SLURM_STEP_NODELIST": "n[1-2]"}, 3) == "rank 3 (nodes n[1-2])"
 
 
 def test_ranks_use_the_interface_that_leads_to_the_other_nodes_unless_the_user_names_one() -> None:
