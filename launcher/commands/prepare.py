@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from launcher.config.compose import compose_config
 from launcher.config.schema import RunConfig
 from launcher.data.audit import RULES, AuditFinding
 from launcher.data.encode import EncodedExample
-from launcher.data.prepare import ModelFolder, PreparedInfo, find_prepared, prepare, preview_examples
+from launcher.data.prepare import PreparedInfo, find_prepared, prepare, preview_examples
 from launcher.data.prepared import SplitFacts
 from launcher.data.sources import find_sources
 from launcher.errors import ExitCode, ModelError
@@ -30,15 +31,15 @@ def run(args: argparse.Namespace) -> int:
     config = compose_config(args.overrides, extra_dir=args.conf_dir)
     if args.dry_run:
         return _dry_run(config, as_json=args.json)
-    files = locate_model(config.model, weights=False)
+    model = locate_model(config.model, weights=False)
     with progress_view(quiet=args.json) as show:
 
         def progress(done: int, share: float) -> None:
             show("preparing", share, f"{done:,} examples")
 
-        info = prepare(config, files, progress=progress, allow_blocked=True)
+        info = prepare(config, model, progress=progress, allow_blocked=True)
     wanted = args.show if args.show is not None else 0 if args.json else DEFAULT_SHOWN
-    shown = preview_examples(config, files, wanted) if wanted else []
+    shown = preview_examples(config, model, wanted) if wanted else []
     if args.json:
         document = {
             **as_json(info),
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _dry_run(config: RunConfig, *, as_json: bool) -> int:
     sources = find_sources(config.data, download=False)
-    model: ModelFolder | None
+    model: Path | None
     try:
         model = locate_model(config.model, weights=False, download=False)
     except ModelError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from enum import Enum
 from functools import cache, partial
 from pathlib import Path
@@ -35,19 +34,6 @@ class ModelSource(Enum):
     hub = "hub"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFiles:
-    """A model on this host."""
-
-    name: str
-    """As in the configuration."""
-    folder: Path
-    """Holds config.json, tokenizer.json and, unless only those were asked for, safetensors."""
-    source: ModelSource
-    revision: str | None
-    """Commit, for a model of the Hub."""
-
-
 def model_source(name: str) -> ModelSource:
     """What kind of name this is: an existing folder wins over a Hub name."""
     if name.startswith(_PREFIX):
@@ -76,8 +62,8 @@ def embedded_folder(name: str) -> Path:
     return cache_dir() / "models" / name
 
 
-def find_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> ModelFiles:
-    """The model's files on this host, fetched from the Hub if necessary.
+def find_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> Path:
+    """Folder of the model on this host, with config.json, tokenizer and safetensors; fetched from the Hub if necessary.
 
     Args:
         weights: False asks only for configuration and tokenizer (all that preparing data needs).
@@ -89,16 +75,17 @@ def find_model(model: ModelConfig, *, weights: bool = True, download: bool = Tru
     if problem := name_problem(name):
         raise ModelError(str(problem))
     source = model_source(name)
-    revision = None
     if source is ModelSource.embedded:
-        folder = _embedded(name)
+        folder = embedded_folder(name.removeprefix(_PREFIX))
+        if not (folder / "config.json").is_file():
+            hint = "Run scripts/quickstart, or `launcher train` with tunelaunch[demo] installed"
+            raise _unusable(name, f"not converted on this host yet ({folder} is missing). {hint}")
     elif source is ModelSource.folder:
         folder = Path(name).expanduser().resolve()
     else:
         folder = _hub_folder(name, model.revision, weights=weights, download=download)
-        revision = folder.name
     _check_folder(name, folder, weights=weights)
-    return ModelFiles(name=name, folder=folder, source=source, revision=revision)
+    return folder
 
 
 def find_architecture(model: ModelConfig, *, model_dir: str = "") -> ArchitectureConfig | None:
@@ -106,7 +93,7 @@ def find_architecture(model: ModelConfig, *, model_dir: str = "") -> Architectur
     if model.architecture.hidden_size > 0:
         return model.architecture
     try:
-        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False).folder
+        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False)
         return read_architecture(folder / "config.json")
     except (ModelError, OSError):
         return None
@@ -132,9 +119,7 @@ def read_architecture(config_json: Path) -> ArchitectureConfig:
     }
     missing = [key for key, value in dimensions.items() if not isinstance(value, int) or isinstance(value, bool)]
     if missing:
-        raise ModelError(
-            f"{config_json}: no value for {', '.join(missing)}; only decoder models like Llama can be planned"
-        )
+        raise ModelError(f"{config_json} has no valid {', '.join(missing)}; only models like Llama can be planned")
     qkv_bias = values.get("attention_bias", values.get("model_type") == "qwen2")
     return ArchitectureConfig(
         **dimensions,  # type: ignore[arg-type]
@@ -148,7 +133,7 @@ def has_usual_modules(model: ModelConfig, *, model_dir: str = "") -> bool:
     if model.name_or_path in _shipped_models():
         return True
     try:
-        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False).folder
+        folder = Path(model_dir) if model_dir else find_model(model, weights=False, download=False)
         return _read_json(folder / "config.json").get("model_type") in _USUAL_MODULES
     except ModelError:
         return False
@@ -161,14 +146,8 @@ def _shipped_models() -> frozenset[str]:
     return frozenset(str(yaml.safe_load(file.read_text(encoding="utf-8")).get("name_or_path")) for file in files)
 
 
-def _embedded(name: str) -> Path:
-    folder = embedded_folder(name.removeprefix(_PREFIX))
-    if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"model.name_or_path = {name!r}: not converted on this host yet ({folder} is missing). "
-            "scripts/quickstart does it once; so does `launcher train` with the extra tunelaunch[demo] installed"
-        )
-    return folder
+def _unusable(name: str, why: str) -> ModelError:
+    return ModelError(f"model.name_or_path = {name!r}: {why}")
 
 
 def _hub_folder(name: str, revision: str | None, *, weights: bool, download: bool) -> Path:
@@ -176,7 +155,6 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool, download: boo
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    start = f"model.name_or_path = {name!r}: "
     fetch = partial(
         snapshot_download,
         name,
@@ -191,34 +169,28 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool, download: boo
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise ModelError(f"{start}neither a folder nor a Hub name (owner/name): {error}") from error
+        raise _unusable(name, f"neither a folder nor a Hub name (owner/name): {error}") from error
     is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     if is_offline or not download:
         why = "not on this host, and HF_HUB_OFFLINE forbids fetching it" if is_offline else "not on this host"
-        raise ModelError(f"{start}{why}. Run `hf download {name}` where there is a network, or give a folder")
+        raise _unusable(name, f"{why}. Run `hf download {name}` where there is a network, or give a folder")
     try:
         return Path(fetch())
     except Exception as error:
         if not is_download_error(error):
             raise
         hint = "Check the network, or fetch it elsewhere and give the folder"
-        raise ModelError(start + explain_hub_error(error, name, revision, offline_hint=hint)) from error
+        raise _unusable(name, explain_hub_error(error, name, revision, offline_hint=hint)) from error
 
 
 def _check_folder(name: str, folder: Path, *, weights: bool) -> None:
-    start = f"model.name_or_path = {name!r}: "
     if not (folder / "config.json").is_file():
-        raise ModelError(start + f"{folder} holds no config.json; give the folder of a Hugging Face model")
+        raise _unusable(name, f"{folder} holds no config.json; give the folder of a Hugging Face model")
     if "auto_map" in _read_json(folder / "config.json"):
-        raise ModelError(
-            start
-            + "config.json names Python code to run (auto_map). Code from a model is never run here; choose a model "
-            "whose architecture transformers has built in"
-        )
-    if weights:
-        missing = _missing_weights(folder)
-        if missing:
-            raise ModelError(start + missing)
+        why = "config.json names Python code (auto_map), and code from a model is never run"
+        raise _unusable(name, f"{why}. Choose a model whose architecture is built into transformers")
+    if weights and (missing := _missing_weights(folder)):
+        raise _unusable(name, missing)
 
 
 def _missing_weights(folder: Path) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.data.audit import Audit, Tally
@@ -46,13 +45,6 @@ _MODEL_FILES = (
 _STALE_S = 24 * 3600.0
 
 
-class ModelFolder(Protocol):
-    """The part of config.model_files.ModelFiles that data needs."""
-
-    @property
-    def folder(self) -> Path: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PreparedInfo:
     """A prepared dataset: its folder, contents and audit."""
@@ -74,7 +66,7 @@ class _Info:
 
 
 def prepare(
-    config: RunConfig, model_files: ModelFolder, *, progress: Progress | None = None, allow_blocked: bool = False
+    config: RunConfig, model_dir: Path, *, progress: Progress | None = None, allow_blocked: bool = False
 ) -> PreparedInfo:
     """The prepared dataset of a configuration, made now or found in the cache. Safe to call concurrently.
 
@@ -84,10 +76,10 @@ def prepare(
         DataError: the examples cannot be found or read, or the audit rejects them. ModelError: no usable tokenizer.
     """
     sources = find_sources(config.data)
-    key = _key(config.data, sources, model_files.folder)
+    key = _key(config.data, sources, model_dir)
     info = _load(key)
     if info is None:
-        _make(key, config.data, sources, model_files.folder, progress)
+        _make(key, config.data, sources, model_dir, progress)
         info = _load(key, from_cache=False)
         assert info is not None
     if not allow_blocked:
@@ -95,23 +87,23 @@ def prepare(
     return info
 
 
-def find_prepared(config: RunConfig, model_files: ModelFolder, *, allow_blocked: bool = False) -> PreparedInfo | None:
+def find_prepared(config: RunConfig, model_dir: Path, *, allow_blocked: bool = False) -> PreparedInfo | None:
     """The prepared dataset if it is in the cache, otherwise None. Raises like `prepare`."""
     try:
         sources = find_sources(config.data, download=False)
     except NotFetched:
         return None
-    info = _load(_key(config.data, sources, model_files.folder))
+    info = _load(_key(config.data, sources, model_dir))
     if info is not None and not allow_blocked:
         info.audit.raise_if_blocked()
     return info
 
 
-def preview_examples(config: RunConfig, model_files: ModelFolder, count: int) -> list[EncodedExample]:
+def preview_examples(config: RunConfig, model_dir: Path, count: int) -> list[EncodedExample]:
     """The first `count` usable training examples in full: text, ids, mask, spans."""
-    sources, folder = find_sources(config.data), model_files.folder
+    sources = find_sources(config.data)
     formats = [(source.name, source_format(source, Tally())) for source in sources.all()]
-    encoder = _encoder(config.data, folder, chat_format(config.data, folder), formats)
+    encoder = _encoder(config.data, model_dir, chat_format(config.data, model_dir), formats)
     shown: list[EncodedExample] = []
     for chunk in _chunks(sources.train, formats, max_records=count):
         shown += encoder.examples(chunk, Tally())

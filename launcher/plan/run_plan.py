@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from launcher.config.devices import visible_gpus
-from launcher.config.model_files import ModelFiles, ModelSource, embedded_folder, find_model, model_source
+from launcher.config.model_files import ModelSource, embedded_folder, find_model, model_source
 from launcher.config.schema import Derived, ModelConfig, RunConfig
 from launcher.config.topology import resolve_topology
 from launcher.data.audit import RULES, AuditFinding
@@ -49,9 +50,9 @@ def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedR
     Raises:
         ModelError, DataError: with what to do. The plan's own problems are in `plan.problems`; the caller decides.
     """
-    files = locate_model(config.model)
-    prepared = prepare(config, files, progress=progress)
-    return _planned(config, str(files.folder), prepared, data_facts(prepared))
+    model_dir = locate_model(config.model)
+    prepared = prepare(config, model_dir, progress=progress)
+    return _planned(config, model_dir, prepared, data_facts(prepared))
 
 
 def plan_cheaply(config: RunConfig) -> PlannedRun:
@@ -62,19 +63,18 @@ def plan_cheaply(config: RunConfig) -> PlannedRun:
         DataError: the data cannot be found or read. What the audit refuses is among the plan's problems.
     """
     try:
-        files = locate_model(config.model, weights=False, download=False)
+        model_dir = locate_model(config.model, weights=False, download=False)
     except ModelError:  # not fetched or converted yet; its dimensions may still be known
-        files = None
-    if files is not None and (prepared := _prepare_if_small(config, files)) is not None:
-        planned = _planned(config, str(files.folder), prepared, data_facts(prepared))
+        model_dir = None
+    if model_dir is not None and (prepared := _prepare_if_small(config, model_dir)) is not None:
+        planned = _planned(config, model_dir, prepared, data_facts(prepared))
     else:
-        planned = _plan_unprepared(config, files)
+        planned = _plan_unprepared(config, model_dir)
     planned.plan.problems.extend(finding.as_problem() for finding in planned.findings if finding.blocks)
     return planned
 
 
-def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
-    model_dir = str(files.folder) if files is not None else ""
+def _plan_unprepared(config: RunConfig, model_dir: Path | None) -> PlannedRun:
     try:
         sources = find_sources(config.data, download=False)
     except NotFetched:
@@ -87,16 +87,12 @@ def _plan_unprepared(config: RunConfig, files: ModelFiles | None) -> PlannedRun:
         planned.plan.warnings.append(
             f"data: about {estimate.num_long:,} of the examples read look longer than data.seq_len_tokens = {limit:,}"
         )
-    unseen = f"lengths in tokens and the chat template were not checked{_why_no_files(config.model, files)}"
+    unseen = "lengths in tokens and the chat template were not checked"
+    if model_dir is None:
+        is_embedded = model_source(config.model.name_or_path) is ModelSource.embedded
+        unseen += f" (the model {'was not converted yet' if is_embedded else 'is not on this host'})"
     unaudited = f"{estimate.unread}, and {unseen}" if estimate.unread else unseen
     return replace(planned, findings=estimate.audit.findings, unaudited=unaudited)
-
-
-def _why_no_files(model: ModelConfig, files: ModelFiles | None) -> str:
-    if files is not None:
-        return ""
-    is_embedded = model_source(model.name_or_path) is ModelSource.embedded
-    return " (the model was not converted yet)" if is_embedded else " (the model is not on this host)"
 
 
 def _undivided(config: RunConfig) -> list[str]:
@@ -123,15 +119,15 @@ def prepares_quickly(config: RunConfig, *, look_only: bool = False) -> bool:
     if size is None or size <= _SMALL_BYTES:
         return True
     try:
-        files = locate_model(config.model, weights=not look_only, download=not look_only)
+        model_dir = locate_model(config.model, weights=not look_only, download=not look_only)
     except ModelError:
         if look_only:
             return False
         raise
-    return find_prepared(config, files) is not None
+    return find_prepared(config, model_dir) is not None
 
 
-def locate_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> ModelFiles:
+def locate_model(model: ModelConfig, *, weights: bool = True, download: bool = True) -> Path:
     """As find_model; the embedded model is converted first if `download` allows such work."""
     is_embedded = model_source(model.name_or_path) is ModelSource.embedded
     name = model.name_or_path.partition(":")[2]
@@ -183,11 +179,11 @@ def _hub_facts(config: RunConfig) -> DataFacts:
     )
 
 
-def _prepare_if_small(config: RunConfig, files: ModelFiles) -> PreparedInfo | None:
+def _prepare_if_small(config: RunConfig, model_dir: Path) -> PreparedInfo | None:
     size = _local_bytes(config)
     if size is not None and size <= _SMALL_BYTES:
-        return prepare(config, files, allow_blocked=True)
-    return find_prepared(config, files, allow_blocked=True)
+        return prepare(config, model_dir, allow_blocked=True)
+    return find_prepared(config, model_dir, allow_blocked=True)
 
 
 def _local_bytes(config: RunConfig) -> int | None:
@@ -198,13 +194,13 @@ def _local_bytes(config: RunConfig) -> int | None:
     return sum(source.size_bytes for source in find_sources(config.data).all())
 
 
-def _planned(config: RunConfig, model_dir: str, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
+def _planned(config: RunConfig, model_dir: Path | None, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
     derived = derive(
         config,
         facts,
         resolve_topology(config, visible_gpus()),
         run_id=secrets.token_hex(8),
-        model_dir=model_dir,
+        model_dir=str(model_dir or ""),
         data_dir=str(prepared.folder) if prepared is not None else "",
         data_key=prepared.key if prepared is not None else "",
     )

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +25,9 @@ from tests.unit.data.chat_models import CHATML, LLAMA3, PLAIN, make_folder
 DOC = Path(__file__).parents[3] / "docs" / "data.md"
 
 
-@dataclass(frozen=True)
-class Model:
-    folder: Path
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(make_folder(tmp_path_factory.mktemp("model") / "chatml", CHATML))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("model") / "chatml", CHATML)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +44,7 @@ def write(path: Path, records: list[dict[str, object]]) -> str:
     return str(path)
 
 
-def run(model: Model, **data: object) -> PreparedInfo:
+def run(model: Path, **data: object) -> PreparedInfo:
     return prepare(RunConfig(data=DataConfig(**data)), model, allow_blocked=True)  # type: ignore[arg-type]
 
 
@@ -58,11 +52,11 @@ def codes(info: PreparedInfo) -> dict[str, int]:
     return {finding.code: finding.count for finding in info.audit.findings}
 
 
-def texts(info: PreparedInfo, model: Model, split: str = "train") -> list[str]:
+def texts(info: PreparedInfo, model: Path, split: str = "train") -> list[str]:
     """The taught text of every example."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     data = Prepared.open(info.folder, split, allow_blocked=True)
     return [
         tokenizer.decode(data.tokens(i)[data.mask(i)].tolist(), skip_special_tokens=False)
@@ -70,7 +64,7 @@ def texts(info: PreparedInfo, model: Model, split: str = "train") -> list[str]:
     ]
 
 
-def test_examples_come_out_in_order_with_their_lines_and_taught_text(model: Model, tmp_path: Path) -> None:
+def test_examples_come_out_in_order_with_their_lines_and_taught_text(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(120)))
     data = Prepared.open(info.folder, "train")
     assert texts(info, model) == [f"output {i}<|im_end|>" for i in range(120)]
@@ -79,7 +73,7 @@ def test_examples_come_out_in_order_with_their_lines_and_taught_text(model: Mode
     assert info.audit.formats == {str(tmp_path / "a.jsonl"): "text_input_output"}
 
 
-def test_facts_and_counts_agree_with_the_data(model: Model, tmp_path: Path) -> None:
+def test_facts_and_counts_agree_with_the_data(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(120)), seq_len_tokens=64)
     data = Prepared.open(info.folder, "train")
     counts = info.audit.counts["train"]
@@ -89,7 +83,7 @@ def test_facts_and_counts_agree_with_the_data(model: Model, tmp_path: Path) -> N
     assert (counts.examples_read, counts.examples_kept, counts.examples_dropped) == (120, 120, 0)
 
 
-def test_the_second_call_finds_what_the_first_made(model: Model, tmp_path: Path) -> None:
+def test_the_second_call_finds_what_the_first_made(model: Path, tmp_path: Path) -> None:
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", pairs(120))))
     assert find_prepared(config, model) is None
     made = prepare(config, model)
@@ -114,27 +108,27 @@ def test_the_second_call_finds_what_the_first_made(model: Model, tmp_path: Path)
     ],
 )
 def test_every_option_that_matters_makes_another_data_set(
-    change: dict[str, object], model: Model, tmp_path: Path
+    change: dict[str, object], model: Path, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "a.jsonl", pairs(120))
     assert run(model, path=path, **change).key != run(model, path=path).key
 
 
 def test_changed_content_or_tokenizer_or_template_makes_another_data_set(tmp_path: Path) -> None:
-    model = Model(make_folder(tmp_path / "m", CHATML))
+    model = make_folder(tmp_path / "m", CHATML)
     path = write(tmp_path / "a.jsonl", pairs(120))
     keys = {run(model, path=path).key}
     write(tmp_path / "a.jsonl", pairs(121))
     keys.add(run(model, path=path).key)
-    (model.folder / "chat_template.jinja").write_text(CHATML.template + "{# other #}")
+    (model / "chat_template.jinja").write_text(CHATML.template + "{# other #}")
     keys.add(run(model, path=path).key)
     make_folder(tmp_path / "other", PLAIN)
-    (model.folder / "tokenizer.json").write_bytes((tmp_path / "other" / "tokenizer.json").read_bytes())
+    (model / "tokenizer.json").write_bytes((tmp_path / "other" / "tokenizer.json").read_bytes())
     keys.add(run(model, path=path).key)
     assert len(keys) == 4
 
 
-def test_the_number_of_processes_changes_nothing(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_changes_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from launcher.data import parallel
 
     monkeypatch.setattr(readers, "CHUNK_RECORDS", 50)
@@ -153,7 +147,7 @@ def test_the_number_of_processes_changes_nothing(model: Model, tmp_path: Path, m
     assert (together.folder / "audit.json").read_text() == audit
 
 
-def test_processes_that_prepare_at_once_end_with_one_data_set(model: Model, tmp_path: Path) -> None:
+def test_processes_that_prepare_at_once_end_with_one_data_set(model: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", pairs(300))
     with ThreadPoolExecutor(4) as pool:
         infos = list(pool.map(lambda _: run(model, path=path), range(4)))
@@ -163,7 +157,7 @@ def test_processes_that_prepare_at_once_end_with_one_data_set(model: Model, tmp_
     assert texts(infos[0], model)[-1] == "output 299<|im_end|>"
 
 
-def test_a_failure_leaves_nothing_behind(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_behind(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
@@ -173,7 +167,7 @@ def test_a_failure_leaves_nothing_behind(model: Model, tmp_path: Path, monkeypat
     assert list((tmp_path / "cache" / "prepared").iterdir()) == []
 
 
-def test_what_killed_processes_left_is_removed_after_a_day(model: Model, tmp_path: Path) -> None:
+def test_what_killed_processes_left_is_removed_after_a_day(model: Path, tmp_path: Path) -> None:
     import os
 
     stale, fresh = (tmp_path / "cache" / "prepared" / f".preparing-{name}" for name in ("old", "new"))
@@ -184,7 +178,7 @@ def test_what_killed_processes_left_is_removed_after_a_day(model: Model, tmp_pat
     assert not stale.exists() and fresh.exists()
 
 
-def test_the_prompt_format_travels_with_the_data(model: Model, tmp_path: Path) -> None:
+def test_the_prompt_format_travels_with_the_data(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(30)), preamble="Next: ", system_prompt="Count.")
     chat = ChatFormat.from_folder(info.folder)
     assert (chat.preamble, chat.system_prompt, chat.end_of_turn) == ("Next: ", "Count.", "<|im_end|>")
@@ -195,7 +189,7 @@ def test_the_prompt_format_travels_with_the_data(model: Model, tmp_path: Path) -
     assert "Count.<|im_end|>\n<|im_start|>user\nNext: input 0" in shown[0].text
 
 
-def test_preview_shows_what_was_written(model: Model, tmp_path: Path) -> None:
+def test_preview_shows_what_was_written(model: Path, tmp_path: Path) -> None:
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", pairs(30))))
     data = Prepared.open(prepare(config, model).folder, "train")
     shown = preview_examples(config, model, 5)
@@ -208,7 +202,7 @@ def test_preview_shows_what_was_written(model: Model, tmp_path: Path) -> None:
 # -- splits and mixtures
 
 
-def test_a_held_out_share_is_drawn_and_complete(model: Model, tmp_path: Path) -> None:
+def test_a_held_out_share_is_drawn_and_complete(model: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", pairs(200))
     info = run(model, path=path, validation_fraction=0.1, seed=3)
     train, held_out = texts(info, model), texts(info, model, "validation")
@@ -219,21 +213,21 @@ def test_a_held_out_share_is_drawn_and_complete(model: Model, tmp_path: Path) ->
     assert set(texts(other, model, "validation")) != set(held_out)
 
 
-def test_equal_inputs_are_held_out_together(model: Model, tmp_path: Path) -> None:
+def test_equal_inputs_are_held_out_together(model: Path, tmp_path: Path) -> None:
     records = [{"text_input": f"input {i % 40}", "output": f"output {i}"} for i in range(200)]
     info = run(model, path=write(tmp_path / "a.jsonl", records), validation_fraction=0.25)
     assert "train_validation_overlap" not in codes(info)
     assert info.validation is not None and info.validation.num_examples == 50
 
 
-def test_inputs_in_both_splits_are_an_error_with_places(model: Model, tmp_path: Path) -> None:
+def test_inputs_in_both_splits_are_an_error_with_places(model: Path, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", pairs(120)), write(tmp_path / "b.jsonl", pairs(3, 118))
     info = run(model, path=train, validation_path=held_out)
     assert codes(info) == {"train_validation_overlap": 2} and info.audit.blocked
     assert [place.line for place in info.audit.findings[0].places] == [1, 2]
 
 
-def test_mixture_weights_draw_and_repeat(model: Model, tmp_path: Path) -> None:
+def test_mixture_weights_draw_and_repeat(model: Path, tmp_path: Path) -> None:
     half, twice = write(tmp_path / "a.jsonl", pairs(100)), write(tmp_path / "b.jsonl", pairs(30, 1000))
     mixture = [SourceConfig(path=half, weight=0.5), SourceConfig(path=twice, weight=2.5)]
     info = run(model, mixture=mixture)
@@ -247,14 +241,14 @@ def test_mixture_weights_draw_and_repeat(model: Model, tmp_path: Path) -> None:
     assert [text for text in texts(again, model) if text in first] == first
 
 
-def test_a_held_out_share_of_a_mixture_is_not_weighted(model: Model, tmp_path: Path) -> None:
+def test_a_held_out_share_of_a_mixture_is_not_weighted(model: Path, tmp_path: Path) -> None:
     mixture = [SourceConfig(path=write(tmp_path / "a.jsonl", pairs(100)), weight=3)]
     info = run(model, mixture=mixture, validation_fraction=0.1)
     assert info.validation is not None
     assert (info.train.num_examples, info.validation.num_examples) == (270, 10)
 
 
-def test_inline_and_built_in_examples(model: Model) -> None:
+def test_inline_and_built_in_examples(model: Path) -> None:
     info = run(model, inline=[{"text_input": "1", "output": "2"}], path="builtin:next_number", seq_len_tokens=256)
     assert info.validation is not None
     assert (info.train.num_examples, info.validation.num_examples) == (601, 100)
@@ -306,7 +300,7 @@ def messages(*roles: str, **more: object) -> dict[str, object]:
     ],
 )
 def test_each_fault_of_an_example_has_its_code_and_line(
-    record: dict[str, object], code: str, model: Model, tmp_path: Path
+    record: dict[str, object], code: str, model: Path, tmp_path: Path
 ) -> None:
     good = [messages("user", "assistant") for _ in range(2)]
     for number, fine in enumerate(good):
@@ -320,7 +314,7 @@ def test_each_fault_of_an_example_has_its_code_and_line(
         assert info.audit.blocked == (RULES[code].severity is Severity.error)
 
 
-def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tmp_path: Path) -> None:
+def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     lines = [json.dumps(record) if i % 2 else "{broken" for i, record in enumerate(pairs(114))]
     path.write_text("\n".join(lines))
@@ -333,7 +327,7 @@ def test_broken_lines_are_all_counted_and_the_listing_is_capped(model: Model, tm
     assert "data.allow=[broken_json]" in str(caught.value)
 
 
-def test_a_blocked_data_set_is_refused_everywhere_until_it_is_allowed(model: Model, tmp_path: Path) -> None:
+def test_a_blocked_data_set_is_refused_everywhere_until_it_is_allowed(model: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*pairs(120), {"text_input": "a"}])
     config = RunConfig(data=DataConfig(path=path))
     for _ in range(2):
@@ -350,7 +344,7 @@ def test_a_blocked_data_set_is_refused_everywhere_until_it_is_allowed(model: Mod
     assert saved["allow"] == ["wrong_fields"] and saved["findings"][0]["accepted"] and not saved["vetoed"]
 
 
-def test_over_length_stops_unless_a_policy_is_given(model: Model, tmp_path: Path) -> None:
+def test_over_length_stops_unless_a_policy_is_given(model: Path, tmp_path: Path) -> None:
     records = [*pairs(120), {"text_input": "a", "output": "long " * 200}]
     path = write(tmp_path / "a.jsonl", records)
     stopped = run(model, path=path, seq_len_tokens=128)
@@ -363,7 +357,7 @@ def test_over_length_stops_unless_a_policy_is_given(model: Model, tmp_path: Path
     assert counts.examples_truncated == 1 and counts.tokens_cut > 0 and cut.train.length_max == 128
 
 
-def test_copies_and_contradictions_point_to_their_first(model: Model, tmp_path: Path) -> None:
+def test_copies_and_contradictions_point_to_their_first(model: Path, tmp_path: Path) -> None:
     records = [*pairs(110), pairs(1)[0], {"text_input": "input 5", "output": "other"}]
     info = run(model, path=write(tmp_path / "a.jsonl", records))
     found = {finding.code: finding.places[0] for finding in info.audit.findings}
@@ -379,7 +373,7 @@ def test_copies_and_contradictions_point_to_their_first(model: Model, tmp_path: 
     "odd",
     ["Context: c question: q", "context: c question: q", "just a question", "question: only", "Question: q context: c"],
 )
-def test_inputs_that_break_the_common_pattern_are_named(odd: str, model: Model, tmp_path: Path) -> None:
+def test_inputs_that_break_the_common_pattern_are_named(odd: str, model: Path, tmp_path: Path) -> None:
     records: list[dict[str, object]] = [
         {"text_input": f"question: what {i}? note: x\ncontext: there {i}", "output": f"answer {i}"} for i in range(110)
     ]
@@ -390,7 +384,7 @@ def test_inputs_that_break_the_common_pattern_are_named(odd: str, model: Model, 
     assert place.line == 4 and "question:" in place.detail and "context:" in place.detail
 
 
-def test_examples_without_the_system_message_of_most_are_named_in_both_splits(model: Model, tmp_path: Path) -> None:
+def test_examples_without_the_system_message_of_most_are_named_in_both_splits(model: Path, tmp_path: Path) -> None:
     def records(count: int, start: int) -> list[dict[str, object]]:
         made = [messages("system", "user", "assistant") for _ in range(count)]
         for number, record in enumerate(made):
@@ -412,7 +406,7 @@ def test_examples_without_the_system_message_of_most_are_named_in_both_splits(mo
     assert codes(run(model, **paths, system_prompt="system says")) == {}
 
 
-def test_free_text_has_no_common_pattern_to_break(model: Model, tmp_path: Path) -> None:
+def test_free_text_has_no_common_pattern_to_break(model: Path, tmp_path: Path) -> None:
     records: list[dict[str, object]] = [
         {"text_input": f"Note {i}: he said: so" if i % 3 == 0 else f"Tell me {i}", "output": f"answer {i}"}
         for i in range(110)
@@ -421,7 +415,7 @@ def test_free_text_has_no_common_pattern_to_break(model: Model, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("count", "words"), [(5, "below what is known to work"), (50, "few to rely on")])
-def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: Model, tmp_path: Path) -> None:
+def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", pairs(count)), task=TaskKind.classification)
     detail = info.audit.findings[0].places[0].detail
     assert codes(info) == {"too_few_examples": 1} and not info.audit.blocked
@@ -429,20 +423,20 @@ def test_small_data_gets_the_advice_of_its_task(count: int, words: str, model: M
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "{broken\n", '{"foo": 1}\n'])
-def test_a_file_without_usable_examples_cannot_be_allowed(content: str, model: Model, tmp_path: Path) -> None:
+def test_a_file_without_usable_examples_cannot_be_allowed(content: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     info = run(model, path=str(tmp_path / "a.jsonl"), allow=list(RULES))
     assert info.audit.blocked and codes(info)["no_examples"] == 1
 
 
-def test_held_out_data_without_usable_examples_is_an_error(model: Model, tmp_path: Path) -> None:
+def test_held_out_data_without_usable_examples_is_an_error(model: Path, tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.jsonl", pairs(120)), write(tmp_path / "b.jsonl", [{"text_input": "a"}])
     info = run(model, path=train, validation_path=held_out, allow=["wrong_fields", "unknown_format"])
     assert info.audit.blocked and next(one for one in info.audit.findings if one.blocks).code == "no_examples"
 
 
 def test_data_that_changes_while_it_is_read_is_not_kept(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.jsonl", pairs(30))
     as_dict = Audit.as_dict
@@ -457,20 +451,20 @@ def test_data_that_changes_while_it_is_read_is_not_kept(
     assert list((tmp_path / "cache" / "prepared").iterdir()) == []
 
 
-def test_an_unknown_format_lists_the_fields_and_the_known_ones(model: Model, tmp_path: Path) -> None:
+def test_an_unknown_format_lists_the_fields_and_the_known_ones(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", [{"foo": 1, "bar": 2}]))
     detail = {finding.code: finding for finding in info.audit.findings}["unknown_format"].places[0].detail
     assert "fields seen: foo, bar" in detail and "instruction: instruction, output" in detail
 
 
-def test_plain_text_is_taught_whole_with_its_end(model: Model, tmp_path: Path) -> None:
+def test_plain_text_is_taught_whole_with_its_end(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", [{"text": f"Once upon {i}"} for i in range(110)]))
     data = Prepared.open(info.folder, "train")
     assert texts(info, model)[7].endswith("upon 7<|im_end|>")
     assert not data.mask(7)[0] and data.mask(7)[1:].all()
 
 
-def test_the_end_token_of_plain_text_stands_once_and_is_shown(model: Model, tmp_path: Path) -> None:
+def test_the_end_token_of_plain_text_stands_once_and_is_shown(model: Path, tmp_path: Path) -> None:
     records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": "Once upon<|im_end|>"}]
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records)))
     plain, ended = preview_examples(config, model, 2)
@@ -481,8 +475,8 @@ def test_the_end_token_of_plain_text_stands_once_and_is_shown(model: Model, tmp_
 
 
 def test_the_begin_token_of_plain_text_stands_once(tmp_path: Path) -> None:
-    model = Model(make_folder(tmp_path / "m", LLAMA3))
-    tokenizer = json.loads((model.folder / "tokenizer.json").read_text())
+    model = make_folder(tmp_path / "m", LLAMA3)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
     (bos,) = (entry["id"] for entry in tokenizer["added_tokens"] if entry["content"] == LLAMA3.bos)
     tokenizer["post_processor"] = {
         "type": "TemplateProcessing",
@@ -490,7 +484,7 @@ def test_the_begin_token_of_plain_text_stands_once(tmp_path: Path) -> None:
         "pair": [],
         "special_tokens": {LLAMA3.bos: {"id": LLAMA3.bos, "ids": [bos], "tokens": [LLAMA3.bos]}},
     }
-    (model.folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     records: list[dict[str, object]] = [{"text": "Once upon"}, {"text": f"{LLAMA3.bos}Once upon"}]
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", records), allow=["special_token_in_text"]))
     plain, begun = preview_examples(config, model, 2)
@@ -508,7 +502,7 @@ def test_the_begin_token_of_plain_text_stands_once(tmp_path: Path) -> None:
     ],
 )
 def test_plain_text_is_checked_like_other_examples(
-    text: str, code: str, detail: str, model: Model, tmp_path: Path
+    text: str, code: str, detail: str, model: Path, tmp_path: Path
 ) -> None:
     records: list[dict[str, object]] = [*({"text": f"Once upon {i}"} for i in range(109)), {"text": text}]
     path = write(tmp_path / "a.jsonl", records)
@@ -519,25 +513,25 @@ def test_plain_text_is_checked_like_other_examples(
     assert not accepted.audit.blocked and accepted.train.num_examples == 110
 
 
-def test_a_plain_text_of_nothing_but_the_end_token_is_empty(model: Model, tmp_path: Path) -> None:
+def test_a_plain_text_of_nothing_but_the_end_token_is_empty(model: Path, tmp_path: Path) -> None:
     info = run(model, path=write(tmp_path / "a.jsonl", [{"text": "Once"}, {"text": "<|im_end|>"}]))
     assert codes(info)["empty_output"] == 1 and info.audit.blocked
 
 
-def test_nothing_is_prepared_with_torch_loaded(model: Model, tmp_path: Path) -> None:
+def test_nothing_is_prepared_with_torch_loaded(model: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", pairs(30))
     code = (
-        "import sys; from pathlib import Path; from types import SimpleNamespace\n"
+        "import sys; from pathlib import Path\n"
         "from launcher.config.schema import DataConfig, RunConfig\n"
         "from launcher.data.prepare import prepare\n"
-        f"prepare(RunConfig(data=DataConfig(path={path!r})), SimpleNamespace(folder=Path({str(model.folder)!r})))\n"
+        f"prepare(RunConfig(data=DataConfig(path={path!r})), Path({str(model)!r}))\n"
         "print(sorted({'torch', 'transformers', 'accelerate', 'deepspeed', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_progress_ends_with_everything_read(model: Model, tmp_path: Path) -> None:
+def test_progress_ends_with_everything_read(model: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, float]] = []
     config = RunConfig(data=DataConfig(path=write(tmp_path / "a.jsonl", pairs(2500))))
     prepare(config, model, progress=lambda done, share: seen.append((done, share)))
@@ -545,7 +539,7 @@ def test_progress_ends_with_everything_read(model: Model, tmp_path: Path) -> Non
     assert seen[-1][1] == pytest.approx(1.0) and all(np.diff([share for _, share in seen]) > 0)
 
 
-def test_the_format_version_is_part_of_the_key(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_version_is_part_of_the_key(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", pairs(30))
     before = run(model, path=path).key
     monkeypatch.setattr(prepare_module, "FORMAT_VERSION", -1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,11 +19,6 @@ from launcher.paths import RunPaths
 from tests.unit.export import finished_runs
 
 Record = Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class _Folder:
-    folder: Path
 
 
 def pairs(count: int, start: int = 0, answer: str = "ok") -> list[Record]:
@@ -48,7 +42,7 @@ def make_run(
         data.append(f"data.validation_path={write_jsonl(folder / 'heldout.jsonl', validation)}")
     data += ["data.num_workers=1", "data.allow=[too_few_examples,train_validation_overlap]"]
     config = compose_config([f"model.name_or_path={model}", *data, *overrides])
-    info = prepare(config, _Folder(model))
+    info = prepare(config, model)
     return finished_runs.make_run(folder / "runs" / "tiny", model, info.folder, *data, *overrides), info
 
 
