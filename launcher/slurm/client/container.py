@@ -31,21 +31,18 @@ class SrunTask:
     command: list[str]
 
 
-def contained(
-    cluster: ClusterConfig, words: Sequence[str], *, shown: Sequence[Path], gpus: bool, python: str = sys.executable
-) -> SrunTask:
+def contained(cluster: ClusterConfig, words: Sequence[str], *, shown: Sequence[Path], gpus: bool) -> SrunTask:
     """`python -m WORDS`, inside the site's container if it has one. Ranks, stages and the doctor all start this way.
 
     Args:
         shown: folders and files the command needs, in addition to cluster.container_mounts.
         gpus: whether it needs the node's GPUs.
-        python: used without a container; an image brings its own.
     Raises:
         RunError: no image, or a path that cannot be mounted.
     """
     runtime, image = cluster.container, cluster.container_image
     if runtime is ContainerRuntime.none:
-        return SrunTask(options=[], command=[python, "-m", *words])
+        return SrunTask(options=[], command=[sys.executable, "-m", *words])
     if not image:
         raise RunError(f"cluster.container = {runtime.value!r} needs cluster.container_image")
     mounted, folder, inside = mounts(cluster, shown), str(Path.cwd()), ["python", "-m", *words]

@@ -223,13 +223,8 @@ def job_state_of(job_id: str, info: JobInfo | None, before: JobInfo | None = Non
         return JobState(job_id=job_id, phase=JobPhase.unknown)
     if _fell_with(info, before):
         info = replace(info, reason=_NEVER)
-    phase = (
-        JobPhase.ended
-        if info.finished
-        else JobPhase.waiting
-        if info.state in SLURM_WAITING_STATES
-        else JobPhase.running
-    )
+    phase = JobPhase.waiting if info.state in SLURM_WAITING_STATES else JobPhase.running
+    phase = JobPhase.ended if info.finished else phase
     waits = phase is JobPhase.waiting
     reason = info.reason if waits or (phase is JobPhase.ended and info.reason == _NEVER) else ""
     return JobState(

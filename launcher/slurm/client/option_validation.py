@@ -83,12 +83,12 @@ def option_problems(cluster: ClusterConfig) -> list[Problem]:
     return [
         *_setting_problems(cluster),
         *_argument_problems("cluster.sbatch_args", cluster.sbatch_args, _OWN_OF_SBATCH, _FLAGS_OF_SBATCH),
-        *srun_word_problems(cluster),
+        *srun_problems(cluster),
         *_environment_problems(cluster),
     ]
 
 
-def srun_word_problems(cluster: ClusterConfig) -> list[Problem]:
+def srun_problems(cluster: ClusterConfig) -> list[Problem]:
     """Every option in cluster.srun_args that would undo what the launcher asks for, or start another program."""
     return list(_argument_problems("cluster.srun_args", cluster.srun_args, _OWN_OF_SRUN, _FLAGS_OF_SRUN))
 

@@ -138,23 +138,20 @@ class Slurm:
         return self._retried(attempt)
 
     def _queued(self, comment: str, since: datetime) -> str:
-        """Id of the job that an unanswered call queued; "" if it queued none.
+        """Id of the job that an unanswered call queued: unfinished, or submitted after `since`; "" if it queued none.
 
         Raises:
             SlurmUnavailable: it cannot be determined. An error of squeue must not look like a refusal by sbatch.
         """
+        since -= timedelta(seconds=30)  # the clocks of two hosts differ a little
         try:
-            return self.find(comment, since=since)
+            jobs = parse_squeue(self._ask(*_SQUEUE, f"--user={os.getuid()}", "--states=all"))
         except SlurmUnavailable:
             raise
         except SlurmError as error:
             raise SlurmUnavailable(f"sbatch gave no answer, and its job cannot be looked for: {error}") from error
-
-    def find(self, comment: str, *, since: datetime | None = None) -> str:
-        """Id of this user's job with a comment: pending, running, or queued after `since`; "" if there is none."""
-        for job in parse_squeue(self._ask(*_SQUEUE, f"--user={os.getuid()}", "--states=all")):
-            # The clocks of two hosts differ a little.
-            is_new = since is not None and job.submitted is not None and job.submitted > since - timedelta(seconds=30)
+        for job in jobs:
+            is_new = job.submitted is not None and job.submitted > since
             if job.comment == comment and (is_new or not job.finished):
                 return job.array_job_id or job.job_id
         return ""

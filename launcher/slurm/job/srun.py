@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from launcher.errors import ConfigErrors, RunError
 from launcher.paths import RunPaths
 from launcher.runs.rank_environment import RankEnvironment, job_environment
 from launcher.slurm.client.container import SrunTask, contained, container_problems, run_folders, site_options
-from launcher.slurm.client.option_validation import srun_word_problems
+from launcher.slurm.client.option_validation import srun_problems
+from launcher.slurm.job.allocation import Allocation
 
 EARLY_EXIT_WAIT_S = 60
 """How long other ranks may run after the first has exited: rank 0 still uploads to W&B."""
@@ -33,7 +33,6 @@ def srun_argv(
     attempt: int,
     cpus_per_task: int,
     is_crowded: bool = False,
-    python: str = sys.executable,
 ) -> list[str]:
     """srun with one task per rank, distributed to the nodes in blocks, each with its own log.
 
@@ -47,8 +46,7 @@ def srun_argv(
     """
     _refuse_unfit(config)
     words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
-    gpus = derived.device == "cuda"
-    task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=gpus, python=python)
+    task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=derived.device == "cuda")
     options = [
         f"--cpus-per-task={cpus_per_task}",
         *(["--overcommit"] if is_crowded else []),
@@ -71,7 +69,6 @@ def stage_argv(
     shown: Sequence[Path],
     gpus: bool,
     cpus_per_task: int,
-    python: str = sys.executable,
 ) -> list[str]:
     """srun with one task on this node for a command of the launcher, such as export or eval.
 
@@ -81,7 +78,7 @@ def stage_argv(
         ConfigErrors, RunError: as srun_argv.
     """
     _refuse_unfit(config)
-    task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus, python=python)
+    task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus)
     options = [f"--cpus-per-task={cpus_per_task}", "--unbuffered"]
     return step_argv(task, site_options(config.cluster), options, nodes=1, tasks_per_node=1)
 
@@ -107,7 +104,7 @@ def step_argv(
 
 
 def _refuse_unfit(config: RunConfig) -> None:
-    if problems := [*srun_word_problems(config.cluster), *container_problems(config)]:
+    if problems := [*srun_problems(config.cluster), *container_problems(config)]:
         raise ConfigErrors(problems)
 
 
@@ -120,15 +117,14 @@ def _pattern(folder: Path) -> str:
     return str(folder).replace("%", "%%")
 
 
-def cores_per_rank(*, asked: int | None, given: int | None, on_node: int, ranks: int) -> tuple[int, bool]:
+def cores_per_rank(asked: int | None, allocation: Allocation, ranks: int) -> tuple[int, bool]:
     """Cores of each rank, and whether ranks must share cores because the node has too few.
 
     Args:
-        asked: cluster.cpus_per_task. given: --cpus-per-task of the job. on_node: cores the job has on a node.
+        asked: cluster.cpus_per_task. ranks: on a node.
     """
-    if on_node < ranks:
-        return 1, True
-    return max(1, min(asked or given or on_node // ranks, on_node // ranks)), False
+    share = allocation.cpus_per_node // ranks
+    return max(1, min(asked or allocation.cpus_per_task or share, share)), share == 0
 
 
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from launcher.errors import SlurmError
 from launcher.paths import RunPaths
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.hang_detector import Stall, Watch
 from launcher.runs.run_dir import last_attempt
 from launcher.runs.stop_requests import StopRequests
@@ -42,19 +43,12 @@ class StepEnd:
 
 
 def run_step(
-    words: Sequence[str],
-    environment: dict[str, str],
-    *,
-    paths: RunPaths,
-    attempt: int,
-    world_size: int,
-    job_id: str,
-    stop: StopRequests,
+    argv: Sequence[str], environment: Mapping[str, str], paths: RunPaths, record: AttemptRecord, stop: StopRequests
 ) -> StepEnd:
     """Starts the ranks and waits until the last has exited. Main thread only."""
-    watch = Watch(paths, attempt, world_size)
+    watch = Watch(paths, record.attempt, record.world_size)
     process = subprocess.Popen(
-        words,
+        argv,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -63,21 +57,21 @@ def run_step(
         start_new_session=True,
     )
     assert process.stdout is not None
-    reader = threading.Thread(target=_copy, args=(process.stdout, paths.job_log(attempt)), daemon=True)
+    reader = threading.Thread(target=_copy, args=(process.stdout, paths.job_log(record.attempt)), daemon=True)
     reader.start()
     passed_on, stall = 0, None
     while not _has_ended(process):
         if len(stop.names) > passed_on:
             passed_on = len(stop.names)
-            _pass_on(process, paths, attempt, stop, job_id)
+            _pass_on(process, paths, record, stop)
         stall = watch.stalled()
         if stall is not None:
             logger.error(
                 "rank %d on %s has made no progress in %r for %.0f s (limit %.0f s); ending the attempt",
                 *(stall.rank, stall.host, stall.phase, stall.silent_s, stall.limit_s),
             )
-            _await_dumps(paths, attempt, world_size)
-            _kill(process, paths, attempt, job_id)
+            _await_dumps(paths, record)
+            _kill(process, paths, record)
             break
     code = process.wait()
     reader.join(timeout=5)
@@ -103,11 +97,11 @@ def _copy(source: BinaryIO, log: Path) -> None:
                 os.write(sys.stderr.fileno(), line)
 
 
-def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, stop: StopRequests, job_id: str) -> None:
+def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, record: AttemptRecord, stop: StopRequests) -> None:
     name = stop.names[-1]
     if len(stop.names) > 1 and paths.cancel.exists():
         logger.warning("%s again, and the run is cancelled: killing the ranks; unsaved steps are lost", name)
-        _kill(process, paths, attempt, job_id)
+        _kill(process, paths, record)
         return
     logger.warning("%s: the ranks save at their next step, then stop", name)
     # Slurm may have signalled only us; a second signal does the ranks no harm. Always USR2, which srun forwards: on
@@ -116,8 +110,8 @@ def _pass_on(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, st
         process.send_signal(signal.SIGUSR2)
 
 
-def _await_dumps(paths: RunPaths, attempt: int, world_size: int) -> None:
-    files = [paths.stacks(attempt, rank) for rank in range(world_size)]
+def _await_dumps(paths: RunPaths, record: AttemptRecord) -> None:
+    files = [paths.stacks(record.attempt, rank) for rank in range(record.world_size)]
     deadline = time.monotonic() + _DUMPS_S
     while time.monotonic() < deadline and not all(_is_written(file) for file in files):
         time.sleep(0.1)
@@ -130,17 +124,17 @@ def _is_written(file: Path) -> bool:
     return False
 
 
-def _kill(process: subprocess.Popen[bytes], paths: RunPaths, attempt: int, job_id: str) -> None:
+def _kill(process: subprocess.Popen[bytes], paths: RunPaths, record: AttemptRecord) -> None:
     """Kills all ranks at once; if Slurm does not do so, they end with the job.
 
     If the job was restarted elsewhere while this node was suspended or cut off, it kept its id, and Slurm would kill
     the ranks of the newer attempt: then only srun is killed.
     """
-    if last_attempt(paths.root) > attempt:
+    if last_attempt(paths.root) > record.attempt:
         process.kill()
         return
     try:
-        Slurm(retry_s=10.0).signal_steps(job_id, "KILL")
+        Slurm(retry_s=10.0).signal_steps(record.job_id, "KILL")
         process.wait(timeout=_KILL_S)
     except (SlurmError, subprocess.TimeoutExpired) as error:
         logger.warning("the ranks could not be ended through Slurm (%s); they end with the job", error)

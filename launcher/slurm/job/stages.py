@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from launcher.config.cluster_schema import ContainerRuntime
@@ -57,7 +56,6 @@ def _run_alone(words: list[str], run_dir: Path, allocation: Allocation) -> int:
         shown=stage_folders(words, run_dir, config.data, derived) if is_contained else [],
         gpus=words[0] == "eval" and derived.device == "cuda",
         cpus_per_task=allocation.cpus_per_node,
-        python=sys.executable,
     )
     environment = stage_environment(os.environ, config, cpus=allocation.cpus_per_node)
     done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, check=False)

@@ -103,12 +103,7 @@ class _Attempt:
 
     def run(self) -> int:
         run_dir, derived, allocation = self.paths.root, self.derived, self.allocation
-        cores, crowded = cores_per_rank(
-            asked=self.config.cluster.cpus_per_task,
-            given=allocation.cpus_per_task,
-            on_node=allocation.cpus_per_node,
-            ranks=derived.devices_per_node,
-        )
+        cores, crowded = cores_per_rank(self.config.cluster.cpus_per_task, allocation, derived.devices_per_node)
         # Before the attempt is recorded: a folder that cannot be mounted in the container is found here.
         argv = srun_argv(
             self.config, derived, run_dir=run_dir, attempt=self.number, cpus_per_task=cores, is_crowded=crowded
@@ -127,16 +122,7 @@ class _Attempt:
         nodes = ",".join(allocation.nodes)
         where = f"job {allocation.name}, restart {allocation.restart}, {derived.world_size} ranks on {nodes}"
         logger.info("attempt %d of %s: %s", self.number, run_dir.name, where)
-        end = run_step(
-            argv,
-            environment,
-            paths=self.paths,
-            attempt=self.number,
-            world_size=derived.world_size,
-            job_id=allocation.name,
-            stop=self.stop,
-        )
-        return self._conclude(record, end)
+        return self._conclude(record, run_step(argv, environment, self.paths, record, self.stop))
 
     def _environment(self, cores: int, info: JobInfo | None) -> dict[str, str]:
         """The environment of all ranks; srun tells each its rank."""

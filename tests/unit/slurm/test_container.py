@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def keys(**cluster: object) -> list[str]:
 
 
 def test_without_a_container_a_command_is_as_it_is() -> None:
-    task = contained(ClusterConfig(), ["launcher", "eval"], shown=[Path("/a,b")], gpus=True, python="/py")
-    assert (task.options, task.command) == ([], ["/py", "-m", "launcher", "eval"])
+    task = contained(ClusterConfig(), ["launcher", "eval"], shown=[Path("/a,b")], gpus=True)
+    assert (task.options, task.command) == ([], [sys.executable, "-m", "launcher", "eval"])
 
 
 @pytest.mark.parametrize("runtime", [ContainerRuntime.apptainer, ContainerRuntime.pyxis])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from launcher.slurm.job.srun import (
     stage_environment,
     step_environment,
 )
-from tests.made import make_derived
+from tests.made import make_allocation, make_derived
 
 RUN = Path("/shared/runs/one")
 
@@ -36,13 +37,13 @@ def derived(*, nodes: int = 2, per_node: int = 4, device: str = "cuda") -> Deriv
 
 def argv(cluster: ClusterConfig | None = None, *, run_dir: Path = RUN, **world: Any) -> list[str]:
     config = RunConfig(cluster=cluster or ClusterConfig())
-    return srun_argv(config, derived(**world), run_dir=run_dir, attempt=3, cpus_per_task=5, python="/env/bin/python")
+    return srun_argv(config, derived(**world), run_dir=run_dir, attempt=3, cpus_per_task=5)
 
 
 def stage(cluster: ClusterConfig, *, gpus: bool = False) -> list[str]:
     words = ["eval", str(RUN)]
     config = RunConfig(cluster=cluster)
-    return stage_argv(config, words, shown=[RUN], gpus=gpus, cpus_per_task=5, python="/env/bin/python")
+    return stage_argv(config, words, shown=[RUN], gpus=gpus, cpus_per_task=5)
 
 
 def environment(config: RunConfig | None = None, environ: dict[str, str] | None = None, **given: Any) -> dict[str, str]:
@@ -55,7 +56,7 @@ def test_there_is_one_task_for_each_rank_and_a_failed_one_ends_the_others() -> N
     wanted = {"--nodes=2", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=5", "--kill-on-bad-exit=1"}
     assert wanted <= set(words)
     assert words[0] == "srun"
-    assert words[-7:] == ["/env/bin/python", "-m", "launcher.train", "--run", str(RUN), "--attempt", "3"]
+    assert words[-7:] == [sys.executable, "-m", "launcher.train", "--run", str(RUN), "--attempt", "3"]
 
 
 def test_each_rank_appends_to_a_log_of_its_own_in_the_attempt() -> None:
@@ -75,7 +76,7 @@ def test_a_path_with_a_backslash_is_refused_since_srun_then_knows_no_patterns() 
 
 def test_what_the_site_adds_comes_last_and_so_wins() -> None:
     words = argv(ClusterConfig(srun_args=["--cpu-bind=cores", "--mpi=pmix"]))
-    assert words.index("--mpi=none") < words.index("--mpi=pmix") < words.index("/env/bin/python")
+    assert words.index("--mpi=none") < words.index("--mpi=pmix") < words.index(sys.executable)
 
 
 def test_apptainer_sees_gpus_run_data_model_and_what_the_site_mounts() -> None:
@@ -131,7 +132,7 @@ def test_a_stage_starts_in_the_container_of_the_ranks() -> None:
 
 
 def test_without_a_container_a_stage_has_the_python_of_the_job() -> None:
-    assert stage(ClusterConfig())[-5:] == ["/env/bin/python", "-m", "launcher", "eval", str(RUN)]
+    assert stage(ClusterConfig())[-5:] == [sys.executable, "-m", "launcher", "eval", str(RUN)]
 
 
 def test_a_stage_gets_the_variables_of_the_site_as_the_ranks_do() -> None:
@@ -153,7 +154,7 @@ def test_a_stage_gets_the_variables_of_the_site_as_the_ranks_do() -> None:
 def test_cores_of_a_rank(
     asked: int | None, given: int | None, on_node: int, ranks: int, expected: tuple[int, bool]
 ) -> None:
-    assert cores_per_rank(asked=asked, given=given, on_node=on_node, ranks=ranks) == expected
+    assert cores_per_rank(asked, make_allocation(cpus_per_task=given, cpus_per_node=on_node), ranks) == expected
 
 
 def test_ranks_get_the_allow_list_and_what_slurm_says_of_the_job_only() -> None:
