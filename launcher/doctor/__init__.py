@@ -1,1 +1,1 @@
-"""Checks a machine or a site."""
+"""Checks a host or a site."""

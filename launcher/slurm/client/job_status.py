@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +19,8 @@ from launcher.runs.status import FINAL_STATES, read_status
 from launcher.runs.submission import Submission, read_submission
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
+from launcher.slurm.client.sbatch import comment
 from launcher.slurm.client.sweep import read_sweep
-from launcher.slurm.client.unacknowledged_jobs import lost_job
 
 PATIENCE_S = 3.0
 """How long status waits for a controller that does not answer."""
@@ -120,6 +120,24 @@ def _asked(question: Callable[[], list[JobInfo]]) -> _Answer:
         return _Answer(problem=str(error).splitlines()[0], at_s=time.monotonic())
 
 
+def lost_job(submission: Submission, stage: str, jobs: Iterable[JobInfo]) -> str:
+    """Name of the job that a call of sbatch without an answer queued for a stage of the run; "" if there is none.
+
+    Every job carries the key of its submission as its comment, and the key is recorded before sbatch is called.
+
+    Args:
+        jobs: this user's, members of arrays one by one (Slurm.my_jobs).
+    """
+    own = comment(submission.key, stage)
+    # Members of a sweep train as tasks of one array; one job without tasks prepares the data of all of them.
+    of_sweep = comment(submission.sweep_key, stage) if submission.sweep_key else None
+    tasks = ("", submission.sweep_index)
+    for job in jobs:
+        if not job.finished and (job.comment == own or (job.comment == of_sweep and job.array_task_id in tasks)):
+            return job.name
+    return ""
+
+
 def live_state(run_dir: Path, jobs: Jobs | None = None) -> RunState:
     """The state of one run; Slurm is asked even if the run's record has ended, because its job may not have."""
     return _states([run_dir], jobs or Jobs(), ended_too=True)[0]
@@ -207,9 +225,9 @@ def stages_of(run_dir: Path, jobs: Jobs) -> list[StageState]:
     found = jobs.ask([job.job_id for job in newest])
     states = []
     for job in newest:
-        word = job_state_of(job.job_id, (found or {}).get(job.job_id))
-        name = "not asked" if found is None else word.slurm_state.lower() or "unknown"
-        states.append(StageState(stage=job.stage, job_id=job.job_id, state=name, reason=word.why))
+        state = job_state_of(job.job_id, (found or {}).get(job.job_id))
+        name = "not asked" if found is None else state.slurm_state.lower() or "unknown"
+        states.append(StageState(stage=job.stage, job_id=job.job_id, state=name, reason=state.why))
     return states
 
 

@@ -26,13 +26,7 @@ _SRUN_SETTINGS = {
 
 
 def srun_argv(
-    config: RunConfig,
-    derived: Derived,
-    *,
-    run_dir: Path,
-    attempt: int,
-    cpus_per_task: int,
-    is_crowded: bool = False,
+    config: RunConfig, derived: Derived, *, run_dir: Path, attempt: int, cpus_per_task: int, is_crowded: bool = False
 ) -> list[str]:
     """srun with one task per rank, distributed to the nodes in blocks, each with its own log.
 
@@ -45,8 +39,8 @@ def srun_argv(
         RunError: a path that srun or a container cannot take.
     """
     _refuse_unfit(config)
-    words = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
-    task = contained(config.cluster, words, shown=run_folders(run_dir, derived), gpus=derived.device == "cuda")
+    command = ["launcher.train", "--run", str(run_dir), "--attempt", str(attempt)]
+    task = contained(config.cluster, command, shown=run_folders(run_dir, derived), gpus=derived.device == "cuda")
     options = [
         f"--cpus-per-task={cpus_per_task}",
         *(["--overcommit"] if is_crowded else []),
@@ -63,12 +57,7 @@ def srun_argv(
 
 
 def stage_argv(
-    config: RunConfig,
-    words: Sequence[str],
-    *,
-    shown: Sequence[Path],
-    gpus: bool,
-    cpus_per_task: int,
+    config: RunConfig, command: Sequence[str], *, shown: Sequence[Path], gpus: bool, cpus_per_task: int
 ) -> list[str]:
     """srun with one task on this node for a command of the launcher, such as export or eval.
 
@@ -78,7 +67,7 @@ def stage_argv(
         ConfigErrors, RunError: as srun_argv.
     """
     _refuse_unfit(config)
-    task = contained(config.cluster, ["launcher", *words], shown=shown, gpus=gpus)
+    task = contained(config.cluster, ["launcher", *command], shown=shown, gpus=gpus)
     options = [f"--cpus-per-task={cpus_per_task}", "--unbuffered"]
     return step_argv(task, site_options(config.cluster), options, nodes=1, tasks_per_node=1)
 

@@ -37,24 +37,14 @@ def run_stage(stage: str, run_dir: Path, further: list[str], allocation: Allocat
         return ExitCode.DONE
     if last_state(RunPaths(run_dir).events) != "succeeded":
         raise UserError(f"{run_dir} has not finished training, so there is nothing to {stage} yet")
-    return _run_alone(stage_words(stage, run_dir, further), run_dir, allocation)
-
-
-def stage_words(stage: str, run_dir: Path, further: list[str]) -> list[str]:
-    """The command of a stage. Pure. Without --to an export goes to export/hf in the run directory."""
-    if stage == "export" and _target(further) is None:
-        further = ["--to", str(RunPaths(run_dir).export / "hf"), *further]
-    return [stage, str(run_dir), *further]
-
-
-def _run_alone(words: list[str], run_dir: Path, allocation: Allocation) -> int:
     config, derived = load_prepared(RunPaths(run_dir).config)
+    command = stage_command(stage, run_dir, further)
     is_contained = config.cluster.container is not ContainerRuntime.none
     argv = stage_argv(
         config,
-        words,
-        shown=stage_folders(words, run_dir, config.data, derived) if is_contained else [],
-        gpus=words[0] == "eval" and derived.device == "cuda",
+        command,
+        shown=stage_folders(command, run_dir, config.data, derived) if is_contained else [],
+        gpus=stage == "eval" and derived.device == "cuda",
         cpus_per_task=allocation.cpus_per_node,
     )
     environment = stage_environment(os.environ, config, cpus=allocation.cpus_per_node)
@@ -62,16 +52,23 @@ def _run_alone(words: list[str], run_dir: Path, allocation: Allocation) -> int:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
-def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: Derived) -> list[Path]:
+def stage_command(stage: str, run_dir: Path, further: list[str]) -> list[str]:
+    """The launcher command of a stage. Pure. Without --to an export goes to export/hf in the run directory."""
+    if stage == "export" and _target(further) is None:
+        further = ["--to", str(RunPaths(run_dir).export / "hf"), *further]
+    return [stage, str(run_dir), *further]
+
+
+def stage_folders(command: list[str], run_dir: Path, data: DataConfig, derived: Derived) -> list[Path]:
     """The folders a stage needs in a container: those of the ranks, and what export or eval adds.
 
     Raises:
         RunError: --to names a folder that cannot be mounted.
     """
     folders = run_folders(run_dir, derived)
-    if words[0] == "eval":
+    if command[0] == "eval":
         return [*folders, *example_files(data)]
-    target = Path(_target(words) or "").expanduser().resolve()
+    target = Path(_target(command) or "").expanduser().resolve()
     if any(target.is_relative_to(folder.resolve()) for folder in folders):
         return folders
     # The export creates the folder itself, by renaming a hidden one next to it.
@@ -81,9 +78,9 @@ def stage_folders(words: list[str], run_dir: Path, data: DataConfig, derived: De
     return [*folders, above]
 
 
-def _target(words: list[str]) -> str | None:
+def _target(arguments: list[str]) -> str | None:
     """The value of --to; the last one counts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--to")
-    target: str | None = parser.parse_known_args(words)[0].to
+    target: str | None = parser.parse_known_args(arguments)[0].to
     return target

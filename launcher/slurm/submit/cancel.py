@@ -13,12 +13,11 @@ from launcher.runs.run_dir import last_attempt, run_name, write_state
 from launcher.runs.states import JobPhase, run_state
 from launcher.runs.status import FINAL_STATES
 from launcher.runs.submission import read_submission
-from launcher.slurm.client.job_status import job_of, job_state_of
+from launcher.slurm.client.job_status import job_of, job_state_of, lost_job
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import STAGES, comment
 from launcher.slurm.client.sweep import read_sweep
-from launcher.slurm.client.unacknowledged_jobs import lost_job
 
 SIGNAL = "TERM"
 """What tells ranks to save and leave; the marker tells whoever watches them that it is for good."""

@@ -39,6 +39,7 @@ from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_
 from launcher.runs.scheduler import Submitted
 from launcher.runs.states import run_state
 from launcher.runs.submission import StageJob, Submission, read_submission, write_submission
+from launcher.slurm.client.job_status import lost_job
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import (
     STAGES,
@@ -49,7 +50,6 @@ from launcher.slurm.client.sbatch import (
     sbatch_environment,
     sbatch_problems,
 )
-from launcher.slurm.client.unacknowledged_jobs import lost_job
 from launcher.slurm.submit.site import site_problems, site_warnings
 
 

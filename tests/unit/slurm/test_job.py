@@ -11,7 +11,7 @@ from launcher.config.schema import DataConfig
 from launcher.errors import ExitCode, RunError
 from launcher.slurm.client.container import run_folders
 from launcher.slurm.job.main import main
-from launcher.slurm.job.stages import stage_folders, stage_words
+from launcher.slurm.job.stages import stage_command, stage_folders
 from tests.unit.slurm.test_srun import derived
 
 
@@ -41,15 +41,15 @@ def test_outside_of_a_job_it_says_so(capsys: pytest.CaptureFixture[str], monkeyp
 
 def test_an_export_goes_into_the_run_unless_told_otherwise() -> None:
     run_dir = Path("/runs/one")
-    assert stage_words("export", run_dir, ["--merge"]) == [
+    assert stage_command("export", run_dir, ["--merge"]) == [
         "export",
         "/runs/one",
         "--to",
         "/runs/one/export/hf",
         "--merge",
     ]
-    assert stage_words("export", run_dir, ["--to", "/x"]) == ["export", "/runs/one", "--to", "/x"]
-    assert stage_words("eval", run_dir, ["--limit", "5"]) == ["eval", "/runs/one", "--limit", "5"]
+    assert stage_command("export", run_dir, ["--to", "/x"]) == ["export", "/runs/one", "--to", "/x"]
+    assert stage_command("eval", run_dir, ["--limit", "5"]) == ["eval", "/runs/one", "--limit", "5"]
 
 
 def test_a_stage_in_a_container_sees_what_it_reads_and_writes(tmp_path: Path) -> None:
@@ -60,10 +60,10 @@ def test_a_stage_in_a_container_sees_what_it_reads_and_writes(tmp_path: Path) ->
     seen = run_folders(run_dir, world)
     assert {run_dir, Path("/shared/data"), Path("/shared/model"), Path.cwd()} <= set(seen)
     assert stage_folders(["eval", "/runs/one"], run_dir, data, world) == [*seen, tmp_path / "train.jsonl"]
-    inside = stage_words("export", run_dir, [])
+    inside = stage_command("export", run_dir, [])
     assert stage_folders(inside, run_dir, data, world) == seen
     for outside in ([f"--to={tmp_path}/models/a/b"], ["--to", "/x", "--to", f"{tmp_path}/models/hf"]):
-        words = stage_words("export", run_dir, outside)
+        words = stage_command("export", run_dir, outside)
         assert stage_folders(words, run_dir, data, world) == [*seen, tmp_path / "models"]
 
 
@@ -76,13 +76,13 @@ def test_an_export_that_only_seems_to_lie_inside_is_shown_its_folder(
         (tmp_path / name).mkdir()
     (tmp_path / "work" / "link").symlink_to(tmp_path / "exports")
     monkeypatch.chdir(tmp_path / "work")
-    words = stage_words("export", Path("/runs/one"), ["--to", target])
+    words = stage_command("export", Path("/runs/one"), ["--to", target])
     shown = stage_folders(words, Path("/runs/one"), DataConfig(), derived())
     assert shown == [*run_folders(Path("/runs/one"), derived()), tmp_path / "exports"]
 
 
 def test_an_export_that_would_need_the_root_of_the_node_in_the_container_is_refused() -> None:
-    words = stage_words("export", Path("/runs/one"), ["--to", "/no-such-folder/hf"])
+    words = stage_command("export", Path("/runs/one"), ["--to", "/no-such-folder/hf"])
     with pytest.raises(RunError, match=r"--to /no-such-folder/hf.*make /no-such-folder first"):
         stage_folders(words, Path("/runs/one"), DataConfig(), derived())
 
