@@ -9,7 +9,7 @@ from launcher.config.frozen import load_config
 from launcher.local.scheduler import HostsScheduler, LocalScheduler
 from launcher.paths import RunPaths
 from launcher.runs.scheduler import Scheduler
-from launcher.slurm.client.job_status import is_submitted
+from launcher.runs.states import is_submitted
 from launcher.slurm.submit.scheduler import SlurmScheduler, refuse_beside_job
 
 

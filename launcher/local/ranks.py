@@ -31,7 +31,7 @@ from launcher.runs.jsonl import utc_now
 from launcher.runs.network import free_port
 from launcher.runs.rank_environment import RankEnvironment, RankNumbers, job_environment, write_names
 from launcher.runs.states import StarterProcess
-from launcher.runs.stop_requests import RANK_STOP_SIGNALS, StopRequests
+from launcher.runs.stop_requests import RANK_STOP_SIGNALS, StopRequests, noting_stops
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run_local(
     if share.leads:
         record = begin_local(paths, attempt, derived, config.cluster.hosts)
     command = [*worker, "--run", str(paths.root), "--attempt", str(attempt)]
-    with StopRequests() as stop:
+    with noting_stops() as stop:
         ranks = _start_ranks(paths, attempt, derived, share, command, console=console, lock=lock)
         watch = Watch(paths, attempt, derived.world_size) if share.leads else None
         exits = _follow(ranks, stop, grace_s, share, watch)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from launcher.config.cluster_schema import FaultConfig
 from launcher.config.frozen import load_config
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, RecordError
+from launcher.files import record_from_json
 from launcher.paths import RunPaths
-from launcher.runs.heartbeat import EVERY_S, Beat, Phase, parse_beat
+from launcher.runs.heartbeat import EVERY_S, Beat, Phase
 
 _LARGEST_GAP_S = 5.0
 """Longer between two looks, and the watcher itself was stopped or starved: that time says nothing about the ranks."""
@@ -91,12 +92,11 @@ class Watch:
         )
 
     def _look_at(self, watched: _Watched) -> None:
-        line = b""
-        with suppress(OSError):
+        with suppress(OSError, RecordError):
             line = self._paths.heartbeat(self._attempt, watched.rank).read_bytes()
-        if line and line != watched.line:
-            watched.line, watched.changed_at_s = line, self._watched_s
-            watched.beat = parse_beat(line) or watched.beat
+            if line and line != watched.line:
+                watched.line, watched.changed_at_s = line, self._watched_s
+                watched.beat = record_from_json(Beat, line)
 
     def _limit_s(self, watched: _Watched) -> float:
         return watched.beat.limit_s if watched.beat is not None else self._start_limit_s

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from launcher.errors import RecordError
-from launcher.files import record_from_json, rewrite
+from launcher.files import rewrite
 from launcher.runs import jsonl
 
 EVERY_S = 1.0
@@ -94,11 +93,3 @@ class Heart:
         except OSError:
             self._written_at = float("-inf")
         return True
-
-
-def parse_beat(line: bytes) -> Beat | None:
-    """None where the line is not a beat, or half of one."""
-    try:
-        return record_from_json(Beat, line)
-    except RecordError:
-        return None

@@ -18,6 +18,7 @@ from launcher.runs.heartbeat import Beat, Phase
 from launcher.runs.jsonl import parse_time
 from launcher.runs.run_dir import is_locked, last_attempt, run_name
 from launcher.runs.status import FINAL_STATES, Status, read_status
+from launcher.runs.submission import read_submission
 
 SLURM = "slurm"
 """AttemptRecord.starter of an attempt inside a job."""
@@ -198,14 +199,19 @@ def is_alive(run_dir: Path, status: Status | None = None) -> bool | None:
         return False
 
 
-def is_on_slurm(run_dir: Path, attempts: list[AttemptRecord], status: Status | None, events: list[Event]) -> bool:
-    """Whether a job runs the run, or will: by its newest attempt, unless it was submitted after that."""
-    submitted = [event.time for event in events if event.event == "submitted"]
-    if attempts and not (submitted and submitted[-1] > attempts[-1].started):
-        return attempts[-1].starter == SLURM or (attempts[-1].starter != "local" and bool(attempts[-1].job_id))
-    if submitted or RunPaths(run_dir).submission.exists():
-        return True
-    return not attempts and status is not None and bool(status.job_id)
+def is_submitted(run_dir: Path) -> bool:
+    """Whether Slurm jobs run it or will, including jobs whose numbers are unknown."""
+    return _Record.read(run_dir, None).on_slurm
+
+
+def job_of(run_dir: Path) -> str:
+    """Id of the job that runs it, will run it, or ran it last; empty for a local run."""
+    record, submission = _Record.read(run_dir, None), read_submission(run_dir)
+    if not record.on_slurm:
+        return ""
+    train = submission.newest("train") if submission else None
+    is_newer = train is not None and not (record.attempts and record.attempts[-1].started >= train.submitted)
+    return train.job_id if train is not None and is_newer else record.job_id
 
 
 def run_process(run_dir: Path) -> StarterProcess | None:
@@ -250,7 +256,15 @@ class _Record:
 
     @property
     def on_slurm(self) -> bool:
-        return self.job is not None or is_on_slurm(self.run_dir, self.attempts, self.status, self.events)
+        """Whether a job runs the run, or will: by its newest attempt, unless it was submitted after that."""
+        newest = self.attempts[-1] if self.attempts else None
+        submitted = max((event.time for event in self.events if event.event == "submitted"), default="")
+        if self.job is not None:
+            return True
+        if newest is not None and submitted <= newest.started:
+            return newest.starter == SLURM or (newest.starter != "local" and bool(newest.job_id))
+        has_submission = bool(submitted) or RunPaths(self.run_dir).submission.exists()
+        return has_submission or (newest is None and bool(self.status.job_id))
 
     @property
     def job_id(self) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
+from types import FrameType
 
 # USR2, not USR1: NCCL may catch USR1. Slurm sends TERM on preemption and USR2 where the job script asks for a lead.
 RANK_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -15,31 +17,31 @@ _DEBOUNCE_S = 0.5
 
 @dataclass(slots=True)
 class StopRequests:
-    """Notes stop signals instead of dying from them while ranks run; the previous handlers come back afterwards."""
+    """The stop signals received so far."""
 
     names: list[str] = field(default_factory=list)
     _at: float = float("-inf")
-    _previous: dict[signal.Signals, object] = field(default_factory=dict)
-
-    def __enter__(self) -> StopRequests:
-        for number in (*RANK_STOP_SIGNALS, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
     @property
     def first(self) -> str:
         """Name of the first one; empty without."""
         return self.names[0] if self.names else ""
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None) -> None:
         # Some senders signal twice at once (to a process and its group): that is one request.
         now = time.monotonic()
         if now - self._at > _DEBOUNCE_S:
             self.names.append(signal.Signals(number).name)
         self._at = now
+
+
+@contextmanager
+def noting_stops() -> Iterator[StopRequests]:
+    """Notes stop signals instead of dying from them while ranks run; the previous handlers come back afterwards."""
+    stop = StopRequests()
+    previous = {number: signal.signal(number, stop.note) for number in (*RANK_STOP_SIGNALS, signal.SIGHUP)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

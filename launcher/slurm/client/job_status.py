@@ -10,12 +10,10 @@ from pathlib import Path
 
 from launcher.errors import RunError, SlurmError
 from launcher.paths import RunPaths
-from launcher.runs.attempts import read_attempts
-from launcher.runs.events import read_events
 from launcher.runs.jsonl import utc_text
 from launcher.runs.run_dir import SWEEP_FILE
-from launcher.runs.states import SLURM_WAITING_STATES, JobPhase, JobState, RunState, is_on_slurm, run_state
-from launcher.runs.status import FINAL_STATES, read_status
+from launcher.runs.states import SLURM_WAITING_STATES, JobPhase, JobState, RunState, job_of, run_state
+from launcher.runs.status import FINAL_STATES
 from launcher.runs.submission import Submission, read_submission
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
@@ -196,24 +194,6 @@ def members_of(sweep_dir: Path) -> list[Path]:
         raise RunError(f"{sweep_dir / SWEEP_FILE} cannot be read")
     folders = [sweep_dir / member.run for member in sweep.members]
     return [folder for folder in folders if RunPaths(folder).config.is_file()]
-
-
-def is_submitted(run_dir: Path) -> bool:
-    """Whether Slurm jobs run it or will, including jobs whose numbers are unknown."""
-    paths = RunPaths(run_dir)
-    return is_on_slurm(run_dir, read_attempts(run_dir), read_status(paths.status), read_events(paths.events))
-
-
-def job_of(run_dir: Path) -> str:
-    """Id of the job that runs it, will run it, or ran it last; empty for a local run."""
-    if not is_submitted(run_dir):
-        return ""
-    attempts, status = read_attempts(run_dir), read_status(RunPaths(run_dir).status)
-    submission = read_submission(run_dir)
-    train = submission.newest("train") if submission else None
-    if train and not (attempts and attempts[-1].started >= train.submitted):
-        return train.job_id
-    return attempts[-1].job_id if attempts else (status.job_id or "") if status else ""
 
 
 def stages_of(run_dir: Path, jobs: Jobs) -> list[StageState]:

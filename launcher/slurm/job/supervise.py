@@ -23,7 +23,7 @@ from launcher.runs.rank_environment import RankEnvironment, write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
 from launcher.runs.scheduler import Requeued
 from launcher.runs.status import set_state
-from launcher.runs.stop_requests import StopRequests
+from launcher.runs.stop_requests import StopRequests, noting_stops
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.job import attempt_records
@@ -69,7 +69,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         if verdict.action is Action.stop:
             write_verdict(run_dir, verdict)
             return _stop(paths, verdict, _code_of(verdict))
-    with StopRequests() as stop:
+    with noting_stops() as stop:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
             return _Attempt(paths, attempt, config, derived, allocation, slurm, stop).run()

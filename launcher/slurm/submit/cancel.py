@@ -10,10 +10,10 @@ from pathlib import Path
 from launcher.errors import RunError, SlurmError, SlurmUnavailable
 from launcher.paths import RunPaths
 from launcher.runs.run_dir import last_attempt, run_name, write_state
-from launcher.runs.states import JobPhase, run_state
+from launcher.runs.states import JobPhase, job_of, run_state
 from launcher.runs.status import FINAL_STATES
 from launcher.runs.submission import read_submission
-from launcher.slurm.client.job_status import job_of, job_state_of, lost_job
+from launcher.slurm.client.job_status import job_state_of, lost_job
 from launcher.slurm.client.parse import JobInfo
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import STAGES, comment

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.files import find_record
-from launcher.runs.heartbeat import Beat, Heart, parse_beat
+from launcher.runs.heartbeat import Beat, Heart
 
 
 class Clock:
@@ -102,8 +102,9 @@ def test_a_reader_never_sees_a_mixture(path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b'{"rank": 1}', b"[]", b"null", b"\0" * 512, b'{"rank": "x"}'])
-def test_what_is_no_beat_is_none(line: bytes) -> None:
-    assert parse_beat(line) is None
+def test_what_is_no_beat_is_none(path: Path, line: bytes) -> None:
+    path.write_bytes(line)
+    assert find_record(Beat, path) is None
 
 
 def test_a_missing_file_is_none(path: Path) -> None:

@@ -9,13 +9,12 @@ import pytest
 from launcher.errors import SlurmUnavailable
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
-from launcher.runs.states import JobPhase
+from launcher.runs.states import JobPhase, job_of
 from launcher.runs.status import Status, write_status
 from launcher.runs.submission import StageJob, Submission, write_submission
 from launcher.slurm.client.job_status import (
     Jobs,
     find_sweep,
-    job_of,
     job_state_of,
     live_states,
     members_of,
