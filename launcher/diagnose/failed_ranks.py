@@ -61,11 +61,7 @@ def _end_time(failure: Failure) -> tuple[bool, str]:
 
 def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
     block, end = error_block(rank.log), rank.end
-    logged = "\n".join(block)
-    if end is None:
-        verdict_class, echo = class_of("", {}, logged), is_echo("", logged)
-    else:
-        verdict_class, echo = _class_of_end(end, logged), _is_echo_end(end, logged)
+    verdict_class, echo = _class_and_echo(end, "\n".join(block))
     return Failure(
         rank=rank,
         code=code,
@@ -77,26 +73,20 @@ def _failure(rank: RankEvidence, code: int | None, order: int) -> Failure:
     )
 
 
-def _class_of_end(end: RankEnd, logged: str) -> VerdictClass | None:
-    """By the error's class and fields; of errors of other packages also by what they and the log say."""
-    text = _text(end) or logged
+def _class_and_echo(end: RankEnd | None, logged: str) -> tuple[VerdictClass | None, bool]:
+    """By the error's class and fields; of errors of other packages also by message and log."""
+    if end is None:
+        return class_of("", {}, logged), is_echo("", logged)
+    text = f"{end.error}: {end.message}" if end.message else logged
     if not end.kind:  # written by an older version: the fields are only in its message
         found = class_of("", {}, text) or class_of(end.error, {}, "")
     else:
         found = class_of(end.kind, end.data, text)
-    if found is not None or end.error == ErrorOnMain.__name__:
-        return found
-    if kind_of(end) not in OUR_ERRORS:
+    if end.error == ErrorOnMain.__name__:
+        return found, True
+    if found is None and kind_of(end) not in OUR_ERRORS:
         found = class_of("", {}, logged)
-    return found or class_of_code(end.exit_code)
-
-
-def _is_echo_end(end: RankEnd, logged: str) -> bool:
-    return end.error == ErrorOnMain.__name__ or is_echo(kind_of(end), _text(end) or logged)
-
-
-def _text(end: RankEnd) -> str:
-    return f"{end.error}: {end.message}" if end.message else ""
+    return found or class_of_code(end.exit_code), is_echo(kind_of(end), text)
 
 
 def kind_of(end: RankEnd) -> str:

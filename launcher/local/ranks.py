@@ -118,7 +118,7 @@ def startable(paths: RunPaths, *, on_several_hosts: bool = False) -> tuple[RunCo
 
 
 @dataclass(slots=True)
-class _Rank:
+class _RankProcess:
     number: int
     process: subprocess.Popen[bytes]
     log: Path
@@ -140,7 +140,7 @@ def _start_ranks(
     *,
     console: bool,
     lock: int | None,
-) -> list[_Rank]:
+) -> list[_RankProcess]:
     common = RankEnvironment(
         master_address=share.master_address,
         master_port=share.master_port,
@@ -174,7 +174,7 @@ def _start_ranks(
 
 def _start_rank(
     number: int, command: list[str], environment: dict[str, str], log: Path, show: bool, lock: int | None
-) -> _Rank:
+) -> _RankProcess:
     output = RankOutput(log) if show else None
     with log.open("ab") as plain:
         sink = output.descriptor if output is not None else plain.fileno()
@@ -191,7 +191,7 @@ def _start_rank(
         )
     if output is not None:
         output.start()
-    return _Rank(number, process, log, output)
+    return _RankProcess(number, process, log, output)
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -209,9 +209,11 @@ def _die_with(parent: int) -> Callable[[], None]:
     return arrange
 
 
-def _follow(ranks: list[_Rank], stop: StopRequests, grace_s: float, share: HostShare, watch: Watch | None) -> RankExits:
+def _follow(
+    ranks: list[_RankProcess], stop: StopRequests, grace_s: float, share: HostShare, watch: Watch | None
+) -> RankExits:
     """Follows the ranks until the last one has gone."""
-    left: queue.SimpleQueue[_Rank] = queue.SimpleQueue()
+    left: queue.SimpleQueue[_RankProcess] = queue.SimpleQueue()
     for rank in ranks:
         threading.Thread(target=_report_exit, args=(rank, left), daemon=True).start()
     exits = RankExits()
@@ -257,18 +259,18 @@ def _follow(ranks: list[_Rank], stop: StopRequests, grace_s: float, share: HostS
     return exits
 
 
-def _report_exit(rank: _Rank, left: queue.SimpleQueue[_Rank]) -> None:
+def _report_exit(rank: _RankProcess, left: queue.SimpleQueue[_RankProcess]) -> None:
     rank.code = rank.process.wait()
     left.put(rank)
 
 
-def _ask_to_leave(ranks: list[_Rank]) -> None:
+def _ask_to_leave(ranks: list[_RankProcess]) -> None:
     for rank in ranks:
         if rank.code is None:
             rank.process.terminate()
 
 
-def _explain(summary: str, exits: RankExits, ranks: list[_Rank]) -> None:
+def _explain(summary: str, exits: RankExits, ranks: list[_RankProcess]) -> None:
     """Logs why the attempt failed, and the end of the log of the rank that failed first unless it was on the screen."""
     if exits.first_failed is None:
         return
