@@ -36,7 +36,7 @@ _LONGEST_MESSAGE = 4000
 
 
 @dataclass(slots=True)
-class _Rank:
+class _ThisRank:
     """This rank, and the attempt it takes part in once that is known."""
 
     number: int
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if (args.run is None) == (not args.overrides):
         _parser().error("give either --run RUN or settings (experiment=NAME, section.key=VALUE), and not both")
-    rank = _Rank(rank_numbers(os.environ).rank)
+    rank = _ThisRank(rank_numbers(os.environ).rank)
     code, error = _guarded(lambda: _work(args, rank))
     rank.record_end(code, error)
     logging.shutdown()
@@ -108,7 +108,7 @@ def _guarded(work: Callable[[], ExitCode]) -> tuple[int, BaseException | None]:
         return ExitCode.BUG, error
 
 
-def _work(args: argparse.Namespace, rank: _Rank) -> ExitCode:
+def _work(args: argparse.Namespace, rank: _ThisRank) -> ExitCode:
     _forget_accelerate_settings()
     setup_logging(rank=rank.number)
     with ExitStack() as held:

@@ -1,13 +1,13 @@
 """Which packs belong to which optimizer step, rank and micro-step: arithmetic, so a position is one number.
 
-Optimizer step k of an epoch takes packs [k*G, (k+1)*G) of the epoch's permutation. Resume, other world sizes and
-"never see an
-example twice" follow from the step number alone; nothing is skipped through and no sampler state is saved.
+Optimizer step k of an epoch takes packs [k*G, (k+1)*G) of the epoch's permutation. Everything follows from the step
+number: resuming skips through nothing, no example is seen twice in an epoch, and no sampler state is saved.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,8 +20,8 @@ Slots = list[list[list[int]]]
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_packs: int) -> NDArray[np.int64]:
-    """The permutation of pack ids that epoch `epoch` (from 0) follows; read-only, and kept for the steps to come."""
-    # RandomState, not default_rng: NumPy promises its stream never changes, and a resumed run may meet a newer NumPy.
+    """The permutation of pack ids in epoch `epoch` (from 0); read-only, and cached for the following steps."""
+    # RandomState, not default_rng: NumPy never changes its stream, and a run may be resumed with a newer NumPy.
     permutation = np.random.RandomState([seed & 0xFFFFFFFF, epoch]).permutation(num_packs).astype(np.int64)
     permutation.setflags(write=False)
     return permutation
@@ -42,9 +42,8 @@ class Order:
     def step_packs(self, step: int) -> NDArray[np.int64]:
         """Pack ids of optimizer step `step`, counted from 0 over the whole run; an epoch's last step may have fewer."""
         epoch, k = divmod(step, self.steps_per_epoch)
-        return epoch_order(self.seed, epoch, self.num_packs)[
-            k * self.global_sequences : (k + 1) * self.global_sequences
-        ]
+        first = k * self.global_sequences
+        return epoch_order(self.seed, epoch, self.num_packs)[first : first + self.global_sequences]
 
     def epoch_of(self, steps_done: int) -> float:
         """Epochs completed after `steps_done` optimizer steps."""
@@ -64,9 +63,8 @@ def step_slots(
 ) -> Slots:
     """Deals the packs of one step to ranks and micro-steps so that the fullest micro-batch is as small as can be.
 
-    Longest pack first, each to the lightest slot that has room: the loss is a sum, so the deal changes memory and
-    speed but not
-    the gradient. A slot may stay empty; the loop then runs a zero-weight forward so that collectives stay matched.
+    Longest pack first, each to the lightest slot that has room: the loss is a sum, so this changes memory and speed,
+    but not the gradient. For a slot that stays empty, the loop runs a zero-weight forward to keep collectives matched.
 
     Args:
         packs: pack ids of the step.
@@ -87,30 +85,19 @@ def step_slots(
 
 
 def heaviest_step(
-    order: Order, pack_lengths: NDArray[np.int64], *, world_size: int, grad_accum_steps: int, micro_sequences: int
-) -> int:
-    """The step of the first epoch whose fullest micro-batch holds the most tokens: what runs out of memory, if
-    anything does.
-    """
+    order: Order, pack_lengths: NDArray[np.int64], slots: Callable[[int], Slots], *, micro_sequences: int
+) -> tuple[int, int]:
+    """The step of the first epoch with the largest micro-batch, and its tokens: the first to run out of memory."""
     lengths = pack_lengths[epoch_order(order.seed, 0, order.num_packs)]
     starts = np.arange(0, order.num_packs, order.global_sequences)
-    # No micro-batch holds more than the longest packs of its step; only steps that could beat the best are dealt out.
+    # No micro-batch holds more than the longest packs of its step; only steps that may exceed the best are dealt.
     bounds = [int(np.sort(lengths[s : s + order.global_sequences])[-micro_sequences:].sum()) for s in starts]
-
-    def fullest(step: int) -> int:
-        slots = step_slots(
-            order.step_packs(step),
-            pack_lengths,
-            world_size=world_size,
-            grad_accum_steps=grad_accum_steps,
-            micro_sequences=micro_sequences,
-        )
-        return max(int(pack_lengths[micro].sum()) for rank in slots for micro in rank if micro)
 
     heaviest, most_tokens = 0, 0
     for step in sorted(range(len(bounds)), key=lambda s: -bounds[s]):
         if bounds[step] <= most_tokens:
             break
-        if (tokens := fullest(step)) > most_tokens:
+        tokens = max(int(pack_lengths[micro].sum()) for rank in slots(step) for micro in rank if micro)
+        if tokens > most_tokens:
             heaviest, most_tokens = step, tokens
-    return heaviest
+    return heaviest, most_tokens

@@ -31,14 +31,8 @@ def rehearse(run: Run) -> None:
     """
     started = time.perf_counter()
     checkpoint = save(run, TrainState(step=0))
-    step = heaviest_step(
-        run.order,
-        run.train_data.pack_lengths,
-        world_size=run.derived.world_size,
-        grad_accum_steps=run.derived.grad_accum_steps,
-        micro_sequences=run.derived.micro_sequences,
-    )
-    tokens = max(int(run.train_data.pack_lengths[micro].sum()) for rank in run.slots(step) for micro in rank if micro)
+    lengths, size = run.train_data.pack_lengths, run.derived.micro_sequences
+    step, tokens = heaviest_step(run.order, lengths, run.slots, micro_sequences=size)
     try:
         refuse_leaking_model(run)
         outcome = optimizer_step(run, step)

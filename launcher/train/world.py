@@ -33,7 +33,6 @@ class World:
     """This rank among all; its methods are the collectives, which do nothing with a single process."""
 
     rank: int
-    local_rank: int
     size: int
     device: torch.device
 
@@ -132,7 +131,7 @@ def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> Wo
     rank, local_rank, size = rank_numbers(os.environ)
     # Accelerate, DeepSpeed and torch read these; srun sets none of them.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
-    world = World(rank=rank, local_rank=local_rank, size=size, device=use_device(device_type, rank, local_rank))
+    world = World(rank=rank, size=size, device=use_device(device_type, rank, local_rank))
     if not dist.is_initialized():
         _make_process_group(world, limit_s)
     return world

@@ -149,5 +149,5 @@ def open_run(paths: RunPaths) -> Run:
     frozen = load_config(paths.config)
     assert frozen.derived is not None
     recorder = Recorder(paths, frozen.derived, attempt=1)
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cuda", 0))
+    world = World(rank=0, size=1, device=torch.device("cuda", 0))
     return prepare_run(paths, frozen.config, frozen.derived, attempt=1, world=world, recorder=recorder)

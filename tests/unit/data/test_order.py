@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data.order import Order, epoch_order, heaviest_step, step_slots
+from launcher.data.order import Order, Slots, epoch_order, heaviest_step, step_slots
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=24)
 
@@ -119,11 +119,16 @@ def test_the_heaviest_step_is_the_heaviest(
         "micro_sequences": micro_sequences,
     }
     pack_lengths = np.array(lengths)
+
+    def slots(step: int) -> Slots:
+        return step_slots(order.step_packs(step), pack_lengths, **layout)
+
     fullest = [
-        max(int(pack_lengths[micro].sum()) for rank in slots for micro in rank if micro)
-        for slots in (step_slots(order.step_packs(s), pack_lengths, **layout) for s in range(order.steps_per_epoch))
+        max(int(pack_lengths[micro].sum()) for rank in slots(step) for micro in rank if micro)
+        for step in range(order.steps_per_epoch)
     ]
-    assert fullest[heaviest_step(order, pack_lengths, **layout)] == max(fullest)
+    step, tokens = heaviest_step(order, pack_lengths, slots, micro_sequences=micro_sequences)
+    assert tokens == fullest[step] == max(fullest)
 
 
 def test_the_heaviest_step_may_be_neither_the_longest_nor_the_one_with_most_tokens() -> None:
@@ -132,4 +137,8 @@ def test_the_heaviest_step_may_be_neither_the_longest_nor_the_one_with_most_toke
     order = Order(seed=0, num_packs=4 * len(steps), global_sequences=4)
     lengths = np.zeros(order.num_packs, np.int64)
     lengths[epoch_order(0, 0, order.num_packs)] = np.concatenate(steps)
-    assert heaviest_step(order, lengths, world_size=2, grad_accum_steps=1, micro_sequences=2) == len(steps) - 1
+
+    def slots(step: int) -> Slots:
+        return step_slots(order.step_packs(step), lengths, world_size=2, grad_accum_steps=1, micro_sequences=2)
+
+    assert heaviest_step(order, lengths, slots, micro_sequences=2) == (len(steps) - 1, 24)

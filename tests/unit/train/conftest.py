@@ -34,7 +34,7 @@ def open_run(tmp_path: Path, tiny_model: Path, small_data: Path) -> Iterator[Ope
         frozen = load_config(paths.config)
         assert frozen.derived is not None
         recorders.append(Recorder(paths, frozen.derived, attempt=1))
-        world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+        world = World(rank=0, size=1, device=torch.device("cpu"))
         return prepare_run(paths, frozen.config, frozen.derived, attempt=1, world=world, recorder=recorders[-1])
 
     yield make

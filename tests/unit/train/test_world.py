@@ -15,7 +15,7 @@ from launcher.runs.rank_environment import rank_numbers
 from launcher.train.world import World, gpu_of, join_world, meet, on_main
 from tests.dist.rig import make_data, make_run
 
-ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 NAMES = [
     "RANK",
     "LOCAL_RANK",
