@@ -14,12 +14,13 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.manifest import MANIFEST, Manifest, damage, read_manifest
+from launcher.config.schema import CheckpointConfig
 from launcher.errors import CheckpointError, SupersededError
 from launcher.files import fsync, write_atomically
 from launcher.paths import RunPaths
@@ -212,6 +213,14 @@ def newest_verified(
     if any(RunPaths(run_dir).checkpoints.glob("step-*")):
         raise CheckpointError(f"{run_dir}: there are checkpoint folders but none has a readable manifest")
     return None
+
+
+def steps_to_keep(config: CheckpointConfig, committed_steps: Collection[int], *, best_step: int | None) -> set[int]:
+    """The newest `keep_last` checkpoints, and the best one if configured. Never empty once something is committed."""
+    keep = set(sorted(committed_steps, reverse=True)[: max(config.keep_last, 1)])
+    if config.keep_best and best_step in committed_steps and best_step is not None:
+        keep.add(best_step)
+    return keep
 
 
 def prune(run: RunPaths, keep_steps: Iterable[int], *, attempt: int | None = None) -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.checkpoint.manifest import TrainState
-from launcher.checkpoint.retention import save_due
 from launcher.config.schema import Derived, RunConfig
 from launcher.data.order import Order, Slots, step_slots
 from launcher.data.prepared import Prepared
@@ -54,20 +53,14 @@ class Run:
         if self.validation_data is None or state.step == 0 or state.last_eval_step == state.step:
             return False
         every = self.config.track.eval_every_steps
-        return (
-            (every > 0 and state.step % every == 0)
-            or self.order.ends_epoch(state.step)
-            or state.step == self.derived.total_steps
-        )
+        due = (every > 0 and state.step % every == 0) or self.order.ends_epoch(state.step)
+        return due or state.step == self.derived.total_steps
 
     def save_due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved."""
-        return save_due(
-            self.config.checkpoint,
-            steps_done=step,
-            total_steps=self.derived.total_steps,
-            ends_epoch=self.order.ends_epoch(step),
-        )
+        """Whether the state after `step` steps is to be saved: at an interval if one is set, otherwise every epoch."""
+        every = self.config.checkpoint.save_every_steps
+        due = step % every == 0 if every > 0 else self.order.ends_epoch(step)
+        return due or step == self.derived.total_steps
 
     def time_runs_out(self, step: int, *, step_s: float) -> bool:
         """Whether the job ends before a step after `step`, the current one, could be done and saved. Ranks: 0.

@@ -7,9 +7,17 @@ import shutil
 import time
 from pathlib import Path
 
-from launcher.checkpoint.commit import Checkpoint, begin, committed, fence, newest_verified, prune, publish
+from launcher.checkpoint.commit import (
+    Checkpoint,
+    begin,
+    committed,
+    fence,
+    newest_verified,
+    prune,
+    publish,
+    steps_to_keep,
+)
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
-from launcher.checkpoint.retention import steps_to_keep
 from launcher.config.frozen import config_hash
 from launcher.errors import ConfigMismatch, SaveFailed
 from launcher.runs.events import written_manifests

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from launcher.checkpoint.commit import Checkpoint, begin, committed, prune, publish
+from launcher.checkpoint.commit import Checkpoint, begin, committed, prune, publish, steps_to_keep
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
-from launcher.checkpoint.retention import steps_to_keep
 from launcher.config.schema import CheckpointConfig
 from launcher.errors import CheckpointError, SupersededError
 from launcher.paths import RunPaths

@@ -10,28 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from launcher.checkpoint.commit import committed, newest_verified, prune, step_dir, verify
-from launcher.checkpoint.retention import save_due, steps_to_keep
+from launcher.checkpoint.commit import committed, newest_verified, prune, step_dir, steps_to_keep, verify
 from launcher.config.schema import CheckpointConfig
 from tests.unit.checkpoint.made_checkpoints import RUN_ID, damage_file, new_run, save, stage
-
-
-@given(st.integers(1, 200), st.integers(0, 50), st.integers(1, 20))
-def test_the_last_step_is_always_saved(total_steps: int, every: int, steps_per_epoch: int) -> None:
-    config = CheckpointConfig(save_every_steps=every)
-    ends_epoch = total_steps % steps_per_epoch == 0
-    assert save_due(config, steps_done=total_steps, total_steps=total_steps, ends_epoch=ends_epoch)
-
-
-def test_without_an_interval_every_epoch_ends_with_a_save() -> None:
-    due = [s for s in range(1, 11) if save_due(CheckpointConfig(), steps_done=s, total_steps=10, ends_epoch=s % 4 == 0)]
-    assert due == [4, 8, 10]
-
-
-def test_an_interval_takes_the_place_of_epochs() -> None:
-    config = CheckpointConfig(save_every_steps=3)
-    due = [s for s in range(1, 11) if save_due(config, steps_done=s, total_steps=10, ends_epoch=s % 4 == 0)]
-    assert due == [3, 6, 9, 10]
 
 
 @given(st.sets(st.integers(0, 100), min_size=1), st.integers(0, 5), st.booleans(), st.integers(0, 100) | st.none())
