@@ -139,6 +139,7 @@ def _in_netrc(server: str, environment: Mapping[str, str]) -> bool:
 def _open_run(tracked: TrackedRun) -> wandb.Run:
     import wandb
 
+    is_sync = tracked.training_pid is None
     settings = wandb.Settings(
         console="off",
         silent=True,
@@ -147,11 +148,10 @@ def _open_run(tracked: TrackedRun) -> wandb.Run:
         save_code=False,
         x_save_requirements=False,
         init_timeout=INIT_TIMEOUT_S,
-        x_disable_stats=tracked.training_pid is None,
-        x_disable_machine_info=tracked.training_pid is None,
+        x_disable_stats=is_sync,
+        x_disable_machine_info=is_sync,
+        x_stats_pid=tracked.training_pid or os.getpid(),
     )
-    if tracked.training_pid is not None:
-        settings.x_stats_pid = tracked.training_pid
     run = wandb.init(
         id=tracked.run_id,
         resume="allow",

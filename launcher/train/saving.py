@@ -38,13 +38,8 @@ def save(run: Run, state: TrainState) -> Checkpoint:
     """
     started = time.perf_counter()
     staging = on_main(run.world, lambda: begin(run.paths, state.step, run.attempt))
-    files: list[FileEntry] = []
-    errors: dict[int, OSError] = {}
-    for rank, share in enumerate(run.world.gather(_write_share(run, staging))):
-        if isinstance(share, OSError):
-            errors[rank] = share
-        else:
-            files += share
+    shares = run.world.gather(_write_share(run, staging))
+    errors = {rank: share for rank, share in enumerate(shares) if isinstance(share, OSError)}
     if errors:
         if run.world.is_main:
             shutil.rmtree(staging, ignore_errors=True)
@@ -54,6 +49,7 @@ def save(run: Run, state: TrainState) -> Checkpoint:
         raise SaveFailed(
             f"could not save step {state.step}: {why}", step=state.step, rank=rank, errno=error.errno, path=path
         )
+    files = [entry for share in shares if not isinstance(share, OSError) for entry in share]
     files.sort(key=lambda entry: entry.name)
     return on_main(run.world, lambda: _publish(run, state, staging, files, started))
 
