@@ -34,12 +34,7 @@ def _share(named: Mapping[str, nn.Parameter], rank: int, world_size: int) -> lis
 
 
 def write_replicated(
-    folder: Path,
-    *,
-    named: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    rank: int,
-    world_size: int,
+    folder: Path, *, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, rank: int, world_size: int
 ) -> list[Path]:
     """Writes this rank's share of trained tensors and optimizer state; returns the files. Ranks: all."""
     mine = _share(named, rank, world_size)

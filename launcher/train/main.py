@@ -24,7 +24,7 @@ from launcher.runs.metrics import read_metrics
 from launcher.runs.rank_environment import job_end_time, rank_numbers
 from launcher.tracking.replay import start as start_replay
 from launcher.train.deadline import Deadline
-from launcher.train.engines.build import make_accelerator, make_engine
+from launcher.train.engines.choose import make_accelerator, make_engine
 from launcher.train.loop import train_loop
 from launcher.train.model import load_model
 from launcher.train.objective import SupervisedCrossEntropy

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from launcher.data.prepared import Prepared
-from launcher.train.batch import MicroBatch
 from launcher.train.loss import cross_entropy_sum
+from launcher.train.micro_batch import MicroBatch
 
 Forward = Callable[[dict[str, object]], Tensor]
 """`Engine.forward`: keyword arguments of the model in, logits out."""

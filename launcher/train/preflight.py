@@ -11,7 +11,7 @@ from launcher.checkpoint.manifest import TrainState
 from launcher.data.order import heaviest_step
 from launcher.errors import MicroBatchTooLarge, ModelError, NonFiniteError
 from launcher.runs.heartbeat import Phase
-from launcher.train.batch import make_micro_batch
+from launcher.train.micro_batch import make_micro_batch
 from launcher.train.run import Run
 from launcher.train.saving import save
 from launcher.train.step import optimizer_step, searches_loss_scale

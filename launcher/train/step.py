@@ -11,8 +11,8 @@ from torch import Tensor
 
 from launcher.config.schema import Precision
 from launcher.errors import TIME_LIMIT
-from launcher.train.batch import make_micro_batch
 from launcher.train.engines.base import StepResult
+from launcher.train.micro_batch import make_micro_batch
 from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.schedule import lr_at

@@ -13,7 +13,7 @@ from launcher.errors import TIME_LIMIT, NonFiniteError
 from launcher.runs.heartbeat import Phase
 from launcher.runs.jsonl import utc_now
 from launcher.runs.metrics import EvalRecord
-from launcher.train.batch import make_micro_batch
+from launcher.train.micro_batch import make_micro_batch
 from launcher.train.run import Run
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG

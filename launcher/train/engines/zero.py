@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO. Importing DeepSpeed takes seconds, and single and DDP run without it: build.py imports this late."""
+"""DeepSpeed ZeRO. Importing DeepSpeed takes seconds, and single and DDP run without it: choose.py imports this late."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ VERDICT = Verdict(
     node="n2",
     exit_code=-9,
     lines=["  File batch.py, line 31 in collate", "[red]not a colour[/red] \x1b[31m"],
-    place="launcher/train/batch.py:31 collate",
+    place="launcher/train/micro_batch.py:31 collate",
     step_start=15,
     step_end=22,
     checkpoint_before=10,
@@ -45,7 +45,7 @@ def test_one_page_says_what_where_and_what_to_do() -> None:
     for text in (
         "3, job 17: hang",
         "rank 2, node n2, exit code -9",
-        "launcher/train/batch.py:31 collate",
+        "launcher/train/micro_batch.py:31 collate",
         "15 to 22",
         "step 20",
         "4.00 device-hours, of which 0.50 device-hours must be done again",

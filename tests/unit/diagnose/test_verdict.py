@@ -250,7 +250,7 @@ IN_A_COLLECTIVE = stack(
     "/work/launcher/train/loop.py 37 train_loop",
     "/work/launcher/worker.py 60 _work",
 )
-IN_DATA = stack("/work/launcher/train/batch.py 31 make_micro_batch", "/work/launcher/worker.py 60 _work")
+IN_DATA = stack("/work/launcher/train/micro_batch.py 31 make_micro_batch", "/work/launcher/worker.py 60 _work")
 ON_MAIN = stack(
     f"{PYTHON}/pathlib.py 1044 open",
     "/work/launcher/checkpoint/commit.py 90 publish",
@@ -270,8 +270,8 @@ def hang(attempt: Attempt, stacks: list[str], *, rank: int = 0, phase: str = "st
 def test_a_hang_names_the_rank_that_is_in_no_collective_and_its_place(attempt: Attempt) -> None:
     found = hang(attempt, [IN_A_COLLECTIVE, IN_A_COLLECTIVE, IN_DATA, IN_A_COLLECTIVE])
     assert (found.verdict_class, found.rank, found.node) == (VerdictClass.hang, 2, "n2")
-    assert found.place == "launcher/train/batch.py:31 make_micro_batch"
-    assert "launcher/train/batch.py:31" in found.summary and "phase step" in found.summary
+    assert found.place == "launcher/train/micro_batch.py:31 make_micro_batch"
+    assert "launcher/train/micro_batch.py:31" in found.summary and "phase step" in found.summary
     assert found.action is Action.requeue
 
 

@@ -14,10 +14,10 @@ from launcher.checkpoint.manifest import TrainState
 from launcher.config.schema import Precision
 from launcher.runs.metrics import read_metrics
 from launcher.tracking.tracker import values_of
-from launcher.train.batch import MicroBatch, make_micro_batch
 from launcher.train.engines.replicated import ReplicatedEngine
 from launcher.train.loop import handle_nonfinite, record
 from launcher.train.loss import cross_entropy_sum
+from launcher.train.micro_batch import MicroBatch, make_micro_batch
 from launcher.train.objective import BatchLoss, Forward, SupervisedCrossEntropy
 from launcher.train.preflight import rehearse
 from launcher.train.run import Run

@@ -15,8 +15,8 @@ import launcher.train.validation as validation
 from launcher.checkpoint.manifest import TrainState
 from launcher.errors import NonFiniteError
 from launcher.runs.metrics import read_metrics
-from launcher.train.batch import make_micro_batch
 from launcher.train.loss import cross_entropy_sum
+from launcher.train.micro_batch import make_micro_batch
 from launcher.train.validation import evaluate, validation_loss
 from tests.tiny_model import make_tiny_model
 from tests.unit.train.conftest import OpenRun

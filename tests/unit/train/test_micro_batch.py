@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from launcher.data.prepared import Prepared, SplitWriter, TokenBatch
-from launcher.train.batch import make_micro_batch
+from launcher.train.micro_batch import make_micro_batch
 from tests.dist.rig import write_split
 
 CPU = torch.device("cpu")
