@@ -27,7 +27,6 @@ from launcher.paths import RunPaths
 
 logger = logging.getLogger(__name__)
 
-_STEP_NAME = re.compile(r"step-(\d{6,})")
 _STAGING_NAME = re.compile(r"\.staging-\d{6,}-(\d{4,})")
 
 
@@ -154,16 +153,15 @@ def _set_aside(final: Path, trash: Path, attempt: int) -> None:
 def committed(run: RunPaths) -> list[Checkpoint]:
     """Checkpoints with a readable manifest, newest first."""
     found: list[Checkpoint] = []
-    for path in sorted(run.checkpoints.glob("step-*")):
-        match = _STEP_NAME.fullmatch(path.name)
-        if match is None or path.is_symlink() or not path.is_dir():
+    for path in run.checkpoints.glob("step-*"):
+        if path.is_symlink() or not path.is_dir():
             continue
         try:
             manifest = read_manifest(path)
         except CheckpointError as error:
             logger.warning("checkpoint ignored: %s", error)
             continue
-        if manifest.step != int(match[1]):
+        if path != step_dir(run.checkpoints, manifest.step):
             logger.warning("checkpoint ignored: %s holds the manifest of step %d", path, manifest.step)
             continue
         found.append(Checkpoint(path=path, manifest=manifest))

@@ -179,15 +179,12 @@ def _make_process_group(world: World, limit_s: float) -> None:
         )
     store = find_all(world.rank, world.size, limit_s=limit_s)
 
+    group_store = PrefixStore("group", store)
+    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later.
+    timeout = timedelta(seconds=limit_s)
+
     def talk() -> None:
-        # With a short time limit: otherwise a node whose network is cut is noticed only half an hour later.
-        dist.init_process_group(
-            backend,
-            store=PrefixStore("group", store),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timedelta(seconds=limit_s),
-        )
+        dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=timeout)
         world.sum_(torch.ones(()))
         present = int(world.sum_(torch.ones((), device=world.device)).item())
         if present != world.size:
