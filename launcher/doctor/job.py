@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     report = JobReport(host=socket.gethostname(), nodes=list(allocation.nodes), job_id=allocation.job_id)
     _write(folder, report)
     limit_s = PROBE_LIMIT_S + (IMAGE_LIMIT_S if cluster.container is not ContainerRuntime.none else 0.0)
-    words = ["launcher.doctor.probe", str(folder), token]
-    probe = task_argv(cluster, len(allocation.nodes), 1, words, folder=folder, output="probe-%n.json", device=device)
+    module = ["launcher.doctor.probe", str(folder), token]
+    probe = task_argv(cluster, len(allocation.nodes), 1, module, folder=folder, output="probe-%n.json", device=device)
     report = replace(report, probe_exit=_run(probe, limit_s, {**step_environment(os.environ), **cluster.environment}))
     _write(folder, report)
     nodes = read_reports(NodeReport, folder, "probe-*.json")
@@ -69,19 +69,19 @@ def _sum(cluster: ClusterConfig, allocation: Allocation, device: str, per_node: 
         nodes=allocation.nodes,
         interface=rank_interface(allocation.nodes),
     )
-    words = ["launcher.train.allreduce_check", device]
+    module = ["launcher.train.allreduce_check", device]
     nodes = len(allocation.nodes)
-    argv = task_argv(cluster, nodes, per_node, words, folder=folder, output="link-%t.json", device=device)
+    argv = task_argv(cluster, nodes, per_node, module, folder=folder, output="link-%t.json", device=device)
     return _run(argv, SUM_LIMIT_S, told.variables(step_environment(os.environ), settings=cluster.environment))
 
 
 def task_argv(
-    cluster: ClusterConfig, nodes: int, per_node: int, words: list[str], *, folder: Path, output: str, device: str
+    cluster: ClusterConfig, nodes: int, per_node: int, module: list[str], *, folder: Path, output: str, device: str
 ) -> list[str]:
-    """srun for `python -m WORDS`, `per_node` times on every node, where ranks would run."""
+    """srun for `python -m MODULE ...`, `per_node` times on every node, where ranks would run."""
     # A container program fails on a folder that does not exist, and there may be no cache yet.
     shown = [folder, Path.cwd(), *(path for path in [cache_dir().absolute()] if path.is_dir())]
-    task = contained(cluster, words, shown=shown, gpus=device == "cuda")
+    task = contained(cluster, module, shown=shown, gpus=device == "cuda")
     options = ["--overcommit", "--distribution=block", "--kill-on-bad-exit=0", f"--output={folder / output}"]
     return step_argv(task, site_options(cluster), options, nodes=nodes, tasks_per_node=per_node)
 

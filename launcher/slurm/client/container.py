@@ -31,8 +31,8 @@ class SrunTask:
     command: list[str]
 
 
-def contained(cluster: ClusterConfig, words: Sequence[str], *, shown: Sequence[Path], gpus: bool) -> SrunTask:
-    """`python -m WORDS`, inside the site's container if it has one. Ranks, stages and the doctor all start this way.
+def contained(cluster: ClusterConfig, module: Sequence[str], *, shown: Sequence[Path], gpus: bool) -> SrunTask:
+    """`python -m MODULE ...`, inside the site's container if it has one. Ranks, stages and the doctor start this way.
 
     Args:
         shown: folders and files the command needs, in addition to cluster.container_mounts.
@@ -42,10 +42,10 @@ def contained(cluster: ClusterConfig, words: Sequence[str], *, shown: Sequence[P
     """
     runtime, image = cluster.container, cluster.container_image
     if runtime is ContainerRuntime.none:
-        return SrunTask(options=[], command=[sys.executable, "-m", *words])
+        return SrunTask(options=[], command=[sys.executable, "-m", *module])
     if not image:
         raise RunError(f"cluster.container = {runtime.value!r} needs cluster.container_image")
-    mounted, folder, inside = mounts(cluster, shown), str(Path.cwd()), ["python", "-m", *words]
+    mounted, folder, inside = mounts(cluster, shown), str(Path.cwd()), ["python", "-m", *module]
     if runtime is ContainerRuntime.pyxis:
         settings = {"image": image, "mounts": ",".join(mounted), "workdir": folder}
         return SrunTask(options=[f"--container-{name}={value}" for name, value in settings.items()], command=inside)

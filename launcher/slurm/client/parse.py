@@ -46,7 +46,7 @@ class JobInfo:
     """One job as Slurm describes it. Times are UTC."""
 
     job_id: str
-    """Slurm's number; a member of an array that has started has one of its own."""
+    """Slurm's number; each member of an array gets one when it starts."""
     state: str
     """PENDING, RUNNING, COMPLETING, ...: the base state, without flags."""
     reason: str = ""

@@ -92,7 +92,7 @@ class Slurm:
     def history(self, job_ids: list[str]) -> list[JobInfo]:
         """Finished jobs that the controller no longer lists (minutes after their end), from sacct if the site has it.
 
-        Only finished ones: accounting shows a job whose end it missed as running for ever. No retries: callers can do
+        Only finished ones: accounting shows a job whose end it missed as running forever. No retries: callers can do
         without the answer.
         """
         if not job_ids or not self._has_accounting:

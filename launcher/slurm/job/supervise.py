@@ -114,9 +114,8 @@ class _Attempt:
             "the record of the attempt",
         )
         if crowded:
-            logger.warning(
-                "%d ranks share %d cores on each node; request more", derived.devices_per_node, allocation.cpus_per_node
-            )
+            numbers = (derived.devices_per_node, allocation.cpus_per_node)
+            logger.warning("%d ranks share %d cores on each node; request more", *numbers)
         environment = self._environment(cores, info)
         patiently(lambda: write_names(self.paths.attempt(self.number) / "env.json", environment), "env.json")
         nodes = ",".join(allocation.nodes)
