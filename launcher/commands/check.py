@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         _print_settings(config, problems)
         return ExitCode.USER if problems else ExitCode.DONE
     preview = _Preview()
-    # Settings of the run's name and tracking do not keep it from being planned; others may.
+    # A plan can still be made if only these settings are wrong.
     if all(problem.key.split(".")[0].lstrip("+~") in ("name", "runs_dir", "track") for problem in problems):
         preview = _plan(config)
         problems = problems + preview.problems
@@ -104,17 +104,17 @@ def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overri
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         console.print(f"[bold red]{count}: this run should not start[/]")
     else:
-        console.print(_verdict(config, preview, overrides), soft_wrap=True)
+        console.print(_conclusion(config, preview, overrides), soft_wrap=True)
 
 
-def _verdict(config: RunConfig, preview: _Preview, overrides: list[str]) -> str:
+def _conclusion(config: RunConfig, preview: _Preview, overrides: list[str]) -> str:
     """The last line for a run without problems, as rich markup."""
     so_far = "[bold green]nothing wrong was found[/]"
     if preview.is_elsewhere:
-        so_far = "[bold green]this plan holds[/], where its devices and packages are"
+        so_far = "[bold green]this plan is fine[/] for a host with its devices and packages"
     if preview.unaudited:
         prepare = escape(shlex.join(["launcher", "prepare", *overrides]))
-        return f"{so_far}; the audit has not run on all of it: {escape(preview.unaudited)}. {prepare} does"
+        return f"{so_far}; the audit has not run on all of it: {escape(preview.unaudited)}. {prepare} runs it"
     if preview.is_elsewhere:
         return so_far
     verb = "submit" if config.cluster.is_slurm else "train"

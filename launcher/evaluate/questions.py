@@ -90,7 +90,7 @@ def with_shots(question: Question, shots: Sequence[Question], preamble: str | No
     start = next((i for i, message in enumerate(messages) if message["role"] not in ("system", "developer")), 0)
     turns: list[MessageDict] = []
     for shot in shots:
-        turns += [_user(shot.asked), Message("assistant", shot.expected).as_dict()]
+        turns += [Message("user", shot.asked).as_dict(), Message("assistant", shot.expected).as_dict()]
     first_user = len(turns) + next((i for i, m in enumerate(messages[start:]) if m["role"] == "user"), 0)
     turns += messages[start:]
     if preamble is not None and shots:
@@ -102,10 +102,6 @@ def with_shots(question: Question, shots: Sequence[Question], preamble: str | No
 def render(chat: ChatFormat, prompt: Prompt) -> str:
     """The text of a prompt, ending where the answer begins."""
     return chat.render(prompt.messages, tools=prompt.tools or None, add_generation_prompt=True)
-
-
-def _user(content: str) -> MessageDict:
-    return Message("user", content).as_dict()
 
 
 def _example(payload: Payload, kind: DataFormat, name: str, line: int) -> Example:

@@ -131,7 +131,7 @@ def _stability(losses: list[float], config: RunConfig) -> list[Finding]:
     lower = f"optim.lr_multiplier={config.optim.lr_multiplier * 0.3:.2g}"
     broken = sum(1 for loss in losses if not math.isfinite(loss))
     if broken:
-        text = f"loss is not finite in {_count(broken, 'step')}; lower the learning rate: {lower}"
+        text = f"loss is not finite in {broken} step{'' if broken == 1 else 's'}; lower the learning rate: {lower}"
         return [Finding("not_finite", Level.warning, text, lower)]
     smooth = smoothed(losses, half_life=max(2.0, len(losses) / 50))
     lowest = min(smooth[len(smooth) // 20 :])
@@ -146,7 +146,7 @@ def _spikes(losses: list[float], lower: str) -> list[Finding]:
     spikes = [losses[index] for index in spike_indices(losses)]
     if not spikes:
         return []
-    count = _count(len(spikes), "loss spike")
+    count = "1 loss spike" if len(spikes) == 1 else f"{len(spikes)} loss spikes"
     text = (
         f"{count} (up to {max(spikes):.4g}): look at those examples; "
         f"if they persist, warm up longer or lower the learning rate: {lower}"
@@ -194,7 +194,3 @@ def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
 
 def _gain(before: float, after: float) -> float:
     return (before - after) / before if before > 0 else 0.0
-
-
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

@@ -37,6 +37,7 @@ from launcher.tracking.replay import incomplete_note, tracker_warnings
 MOST_SAMPLES = 8
 MOST_EVENTS = 120
 LONGEST_TEXT_CHARS = 1200
+DASH = "\u2013"
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
@@ -241,13 +242,13 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters.update(
         num=number_text,
-        share=share_text,
-        moment=moment_text,
+        share=lambda value: DASH if value is None else f"{value * 100:.1f} %",
+        moment=lambda time: time[:19].replace("T", " ") or DASH,
         duration=rounded_duration,
         size=size_text,
         clip=_clip,
         loss=lambda value: number_text(value, 4),
-        epoch=epoch_text,
+        epoch=lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
         location=location_text,
         interval=lambda ends: f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]",
         condition=condition_text,
@@ -271,7 +272,7 @@ def _clip(value: object) -> str:
 def number_text(value: float | None, digits: int = 3) -> str:
     """Rounded to significant digits, thousands set apart; a dash for None."""
     if value is None or not math.isfinite(value):
-        return "\u2013" if value is None else str(value)
+        return DASH if value is None else str(value)
     if isinstance(value, int) or abs(value) >= 10**digits or value == 0:
         return f"{value:,.0f}"
     if abs(value) < 1e-3:
@@ -279,24 +280,10 @@ def number_text(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def epoch_text(value: float) -> str:
-    """Epochs done: whole ones without a fraction, others to the hundredth."""
-    return f"{value:.2f}".rstrip("0").rstrip(".")
-
-
 def location_text(location: Location) -> str:
     """File and line of a finding; only the file if the finding concerns all of it."""
     name = location.file.split("/")[-1]
     return f"{name}:{location.line}" if location.line else name
-
-
-def share_text(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value * 100:.1f} %"
-
-
-def moment_text(time: str) -> str:
-    """A line's time, to the second."""
-    return time[:19].replace("T", " ") if time else "\u2013"
 
 
 def condition_text(name: str, scores: Scores) -> str:

@@ -150,7 +150,7 @@ def test_the_quickstart_is_planned_exactly_before_its_model_is_converted(capsys:
     assert "600 training and 100 validation examples; about " in shown and "76 steps: 2 epochs of 38" in shown
     assert "this run can start" not in shown
     assert "the audit has not run on all of it" in shown
-    assert "(the model was not converted yet). launcher prepare experiment=quickstart does" in shown
+    assert "(the model was not converted yet). launcher prepare experiment=quickstart runs it" in shown
 
 
 def test_a_check_without_the_model_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
