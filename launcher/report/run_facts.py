@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
@@ -37,14 +37,13 @@ def recorded_state(events: list[Event]) -> tuple[str, str]:
 def settings(config: RunConfig) -> dict[str, list[Setting]]:
     """Every setting by section, and whether it differs from its default."""
     groups: dict[str, list[Setting]] = {"run": []}
-    defaults = RunConfig()
-    for item in fields(config):
-        value, default = getattr(config, item.name), getattr(defaults, item.name)
-        if is_dataclass(value):
-            given, usual = flat(as_json(value)), flat(as_json(default))
-            groups[item.name] = [_setting(key, given[key], usual.get(key)) for key in given]
-        else:
-            groups["run"].append(_setting(item.name, as_json(value), as_json(default)))
+    defaults = flat(as_json(RunConfig()))
+    for path, value in flat(as_json(config)).items():
+        section, _, key = path.partition(".")
+        default = defaults.get(path)
+        usual = "" if default == MISSING else shown(default)
+        setting = Setting(key or section, shown(value), usual, value != default)
+        groups.setdefault(section if key else "run", []).append(setting)
     return groups
 
 
@@ -57,10 +56,6 @@ def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
         else:
             found[f"{prefix}{key}"] = value
     return found
-
-
-def _setting(key: str, value: object, default: object) -> Setting:
-    return Setting(key, shown(value), "" if default == MISSING else shown(default), value != default)
 
 
 def shown(value: object) -> str:
