@@ -74,7 +74,7 @@ class Progress:
     def evaluated(self, record: EvalRecord) -> None:
         """Shows a validation loss."""
         what = f"epoch {record.epoch:.2f}" if record.epoch_end else f"step {record.step}"
-        self.note(f"{what}: held-out loss {record.loss:.4f} ({record.eval_time_s:.1f} s)")
+        self.note(f"{what}: validation loss {record.loss:.4f} ({record.eval_time_s:.1f} s)")
 
     def note(self, text: str) -> None:
         """Shows one line above the bar."""

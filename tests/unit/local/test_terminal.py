@@ -23,7 +23,7 @@ with Progress(console=Console(file=sys.stderr)) as bar:
     for step in range(20):
         bar.advance(task)
         time.sleep(0.02)
-        if step == 10: bar.console.print("epoch 1: held-out loss 0.5")
+        if step == 10: bar.console.print("epoch 1: validation loss 0.5")
 print("done", flush=True)
 """
 START = """
@@ -93,7 +93,7 @@ def test_rank_0_has_the_terminal_and_its_log_has_plain_lines(
     assert b"\x1b" not in log and b"\r" not in log
     lines = log.decode().splitlines()
     assert lines[0] == "terminal: True 100"
-    assert "epoch 1: held-out loss 0.5" in lines
+    assert "epoch 1: validation loss 0.5" in lines
     assert lines[-1] == "done"
 
 

@@ -56,12 +56,12 @@ def test_time_left_is_known_to_a_rank_that_shows_nothing() -> None:
     assert progress.eta_s == 2.0 * 47
 
 
-def test_held_out_losses_and_notes_are_shown_at_once() -> None:
+def test_validation_losses_and_notes_are_shown_at_once() -> None:
     stream = io.StringIO()
     progress = Progress(10, enabled=True, stream=stream)
     progress.evaluated(eval_record(10, 1.25, epoch=1.0))
     progress.note("checkpoint at step 10 [bold]")
-    assert stream.getvalue() == "epoch 1.00: held-out loss 1.2500 (2.5 s)\ncheckpoint at step 10 [bold]\n"
+    assert stream.getvalue() == "epoch 1.00: validation loss 1.2500 (2.5 s)\ncheckpoint at step 10 [bold]\n"
 
 
 def test_a_terminal_gets_a_bar_and_notes_above_it() -> None:
