@@ -115,7 +115,7 @@ def _hung(evidence: Evidence, failures: list[Failure]) -> Cause | None:
     if found is None:
         return None
     where = f" at {found.place}" if found.place else ""
-    beat, silent = found.rank.beat, "no sign of life"
+    beat, silent = found.rank.beat, "no heartbeat"
     if stall is not None:
         silent += f" for {stall.silent_s:.0f} s in phase {stall.phase} (limit {stall.limit_s:.0f} s)"
     elif beat is not None:
@@ -284,7 +284,7 @@ def _unexplained(evidence: Evidence) -> Cause:
 
 
 def _starter_failed(error: LauncherError, code: int) -> Cause:
-    """The starter itself could not go on; the output of a remote shell is other people's text."""
+    """The starter itself failed; the output of a remote shell is other people's text."""
     output = str(error.data["output"]) if isinstance(error, HostNotStarted) else ""
     lines = f"launcher: {error}".splitlines()
     return Cause(

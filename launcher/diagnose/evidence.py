@@ -121,7 +121,7 @@ _SLURM_ENDS_JOBS = frozenset(
 
 
 def end_of_job(job: JobEnd | None, messages: Sequence[SlurmMessage]) -> str:
-    """The state in which Slurm ends the job; empty while it goes on, or where Slurm cannot be asked. Pure.
+    """The state in which Slurm ends the job; empty while it runs, or where Slurm cannot be asked. Pure.
 
     While a job is taken apart Slurm says COMPLETING and not why. A job that it starts again has been counted as
     restarted by then; and it names reasons of its own in the log of the first rank, if that one's node hears of them.

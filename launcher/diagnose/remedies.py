@@ -102,7 +102,7 @@ _ADVICE = {
     VerdictClass.non_finite: "look at the examples it names; a smaller learning rate needs a new run",
     VerdictClass.checkpoint: "see what is damaged: launcher verify {run}",
     VerdictClass.superseded: "nothing: look at the newer attempt with launcher status {run}",
-    VerdictClass.cancelled: "launcher resume {run} goes on from {from_step}; the quality of such a model is unknown",
+    VerdictClass.cancelled: "launcher resume {run} continues from {from_step}; the quality of such a model is unknown",
 }
 
 
@@ -121,9 +121,11 @@ def what_to_do(cause: Cause, evidence: Evidence, setting: str) -> str:
         full = ", ".join(f"{folder} has {mib:.0f} MiB left" for folder, mib in evidence.full.items())
         advice = f"make room{f': {full}' if full else ' where the run directory lies'}"
     if cause.verdict_class in (VerdictClass.configuration, VerdictClass.disk):
-        advice += f"; launcher resume {run} goes on from {from_step}"
+        advice += f"; launcher resume {run} continues from {from_step}"
     if ACTIONS[cause.verdict_class] is Action.stop or cause.verdict_class is VerdictClass.disk:
         return advice
     by_itself = evidence.record is not None and evidence.record.starter == "slurm"
-    again = f"it goes on by itself from {from_step}" if by_itself else f"launcher resume {run} goes on from {from_step}"
+    again = (
+        f"it continues by itself from {from_step}" if by_itself else f"launcher resume {run} continues from {from_step}"
+    )
     return f"{again}; if it happens again, start a new run with {setting}" if setting else again

@@ -1,4 +1,4 @@
-"""Whether a run goes on by itself after an attempt, by its end, and by the number and progress of earlier ones."""
+"""Whether a run continues by itself after an attempt, by its end, and by the number and progress of earlier ones."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ _MAY_BE_THE_NODE = (VerdictClass.hang, VerdictClass.out_of_memory_host, VerdictC
 
 
 def _stopped(verdict: Verdict, why: str) -> Verdict:
-    hint = f"it does not go on by itself: {verdict.setting or 'see the last lines'}; launcher resume tries once more"
+    hint = f"it does not continue by itself: {verdict.setting or 'see the last lines'}; launcher resume tries once more"
     return replace(verdict, action=Action.stop, summary=f"{verdict.summary}; stopped: {why}", hint=hint)

@@ -87,7 +87,7 @@ class Verdict:
 
     @property
     def made_progress(self) -> bool:
-        """Whether it left a newer checkpoint. The one of step 0, which the rehearsal saves, contains no training."""
+        """Whether it left a newer checkpoint. The one of step 0, which the preflight saves, contains no training."""
         return self.checkpoint_after > max(0, self.checkpoint_before)
 
 

@@ -26,7 +26,7 @@ from launcher.files import write_json
 from launcher.local.attempt import RankExits, begin_local, end_local
 from launcher.local.terminal import RankOutput
 from launcher.paths import RunPaths
-from launcher.runs.hang_detector import Watch
+from launcher.runs.hang_detector import HangDetector
 from launcher.runs.jsonl import utc_now
 from launcher.runs.network import free_port
 from launcher.runs.rank_environment import RankEnvironment, RankNumbers, job_environment, write_names
@@ -94,7 +94,7 @@ def run_local(
     command = [*worker, "--run", str(paths.root), "--attempt", str(attempt)]
     with noting_stops() as stop:
         ranks = _start_ranks(paths, attempt, derived, share, command, console=console, lock=lock)
-        watch = Watch(paths, attempt, derived.world_size) if share.leads else None
+        watch = HangDetector(paths, attempt, derived.world_size) if share.leads else None
         exits = _follow(ranks, stop, grace_s, share, watch)
     for rank in ranks:
         if rank.output is not None:
@@ -210,7 +210,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 
 def _follow(
-    ranks: list[_RankProcess], stop: StopRequests, grace_s: float, share: HostShare, watch: Watch | None
+    ranks: list[_RankProcess], stop: StopRequests, grace_s: float, share: HostShare, watch: HangDetector | None
 ) -> RankExits:
     """Follows the ranks until the last one has gone."""
     left: queue.SimpleQueue[_RankProcess] = queue.SimpleQueue()
@@ -227,7 +227,7 @@ def _follow(
                 # A stop signal that reached this rank alone is for all of them.
                 _ask_to_leave(ranks)
             if exits.first_failed is not None and not had_failed:
-                # The others cannot go on without it.
+                # The others cannot continue without it.
                 kill_at = time.monotonic() + grace_s
                 _ask_to_leave(ranks)
         is_running = len(exits.exits) < len(ranks)

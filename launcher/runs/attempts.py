@@ -1,4 +1,4 @@
-"""The ledger of attempts: who ran each, where and when. `attempts/N/attempt.json`."""
+"""The record of an attempt, `attempts/N/attempt.json`: who ran it, where and when."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _LARGEST_GAP_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """A rank that shows no sign of life."""
+    """A rank without heartbeats for longer than its phase allows."""
 
     rank: int
     host: str
@@ -44,7 +44,7 @@ class _Watched:
         return self.beat.phase if self.beat is not None else Phase.start
 
 
-class Watch:
+class HangDetector:
     """Looks at the beat files of an attempt; time is the watcher's own, so clocks of nodes may differ.
 
     Args:
@@ -67,7 +67,7 @@ class Watch:
         self._ranks = [_Watched(rank) for rank in range(world_size)]
 
     def stalled(self) -> Stall | None:
-        """The rank that hangs, None while all go on. Never raises for files that are missing, removed or half there.
+        """The rank that hangs, None while all make progress. Missing and half-written files raise nothing.
 
         Of several, the one that could not write down its stack (it is stopped, or its node is gone); then the one in
         another phase than most; then the one silent longest.

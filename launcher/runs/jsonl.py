@@ -63,7 +63,7 @@ class AppendLog:
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], int]:
-    """Objects from byte `offset` on, and the offset where the next call goes on.
+    """Objects from byte `offset` on, and the offset where the next call continues.
 
     A missing file has no lines. A last line without newline is still being written (or its writer died): it is left
     for the next call. Lines that are not a JSON object, left by a writer that died, are skipped.

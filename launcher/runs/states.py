@@ -75,7 +75,7 @@ class RunState:
     preempted: bool
     """It was stopped, saved, and waits for somebody to start it again."""
     requeued: bool = False
-    """It is in Slurm's queue again and goes on by itself."""
+    """It is in Slurm's queue again and continues by itself."""
     attempt: int
     step: int
     of: int
@@ -157,7 +157,7 @@ def run_state(run_dir: Path, job: JobState | None = None, *, not_asked: str = ""
         preempted=found.preempted,
         requeued=waiting and found.state == "running",
         attempt=record.attempt,
-        # An attempt that loads has not said yet that it goes on from the checkpoint.
+        # An attempt that loads has not reported yet that it continues from the checkpoint.
         step=status.step or saved_step or 0,
         of=status.of,
         epoch=status.epoch,

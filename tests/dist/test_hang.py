@@ -15,7 +15,7 @@ from launcher.paths import RunPaths
 from launcher.errors import ExitCode, VerdictClass
 from launcher.diagnose.conclude import explain
 from launcher.diagnose.evidence import StarterReport, collect
-from launcher.runs.hang_detector import Stall, Watch
+from launcher.runs.hang_detector import Stall, HangDetector
 from launcher.runs.heartbeat import Beat
 from launcher.train.watchdog import SHORTEST_STEP_LIMIT_S
 from tests.dist.conftest import RankResult, Ranks
@@ -54,7 +54,7 @@ class Watched(threading.Thread):
 
     def watch(self, run: Path, *, timeout_s: float) -> Stall | None:
         """What a starter would see."""
-        watch = Watch(RunPaths(run), 1, 2)
+        watch = HangDetector(RunPaths(run), 1, 2)
         until = time.monotonic() + timeout_s
         while self.is_alive() and time.monotonic() < until:
             if (stall := watch.stalled()) is not None:

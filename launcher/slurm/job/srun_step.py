@@ -18,7 +18,7 @@ from typing import BinaryIO
 from launcher.errors import SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
-from launcher.runs.hang_detector import Stall, Watch
+from launcher.runs.hang_detector import HangDetector, Stall
 from launcher.runs.run_dir import last_attempt
 from launcher.runs.stop_requests import StopRequests
 from launcher.slurm.client.query import Slurm
@@ -46,7 +46,7 @@ def run_step(
     argv: Sequence[str], environment: Mapping[str, str], paths: RunPaths, record: AttemptRecord, stop: StopRequests
 ) -> StepEnd:
     """Starts the ranks and waits until the last has exited. Main thread only."""
-    watch = Watch(paths, record.attempt, record.world_size)
+    watch = HangDetector(paths, record.attempt, record.world_size)
     process = subprocess.Popen(
         argv,
         env=environment,

@@ -10,7 +10,7 @@ import pytest
 from launcher.config.cluster_schema import FaultConfig
 from launcher.config.frozen import load_config, save_config
 from launcher.paths import RunPaths
-from launcher.runs.hang_detector import Stall, Watch
+from launcher.runs.hang_detector import HangDetector, Stall
 from launcher.runs.heartbeat import Heart
 from launcher.runs.rank_end import RankEnd, write_rank_end
 
@@ -24,7 +24,7 @@ class Scene:
         self.paths = RunPaths(run)
         self.paths.attempt(1).mkdir(parents=True, exist_ok=True)
         self.now = 1000.0
-        self.watch = Watch(self.paths, 1, world_size, clock=lambda: self.now)
+        self.watch = HangDetector(self.paths, 1, world_size, clock=lambda: self.now)
         self.hearts = [
             Heart(self.paths.heartbeat(1, rank), rank=rank, host=f"n{rank + 1}", clock=lambda: self.now)
             for rank in range(world_size)
