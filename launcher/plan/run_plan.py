@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +20,13 @@ from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
 from launcher.data.sources import HUB, find_sources
 from launcher.demo.embedded_model import ensure_embedded
-from launcher.errors import ModelError, NotFetched, Problem
+from launcher.errors import ConfigErrors, ModelError, NotFetched, Problem
 from launcher.plan.batch import derive
 from launcher.plan.estimate_data import READ_BYTES, estimate_data
 from launcher.plan.plan import DataFacts, Plan, make_plan
 
+logger = logging.getLogger(__name__)
+_PROGRESS_EVERY_S = 5.0
 _SMALL_BYTES = READ_BYTES
 # For planning with a Hub dataset that was not fetched yet.
 _HUB_EXAMPLES = 10_000
@@ -44,15 +48,31 @@ class PlannedRun:
     """Description of what the audit has not seen yet; empty once the data is prepared."""
 
 
-def plan_run(config: RunConfig, *, progress: Progress | None = None) -> PlannedRun:
+def plan_run(config: RunConfig) -> PlannedRun:
     """A complete plan; fetches or converts the model and prepares the data if necessary.
 
     Raises:
-        ModelError, DataError: with what to do. The plan's own problems are in `plan.problems`; the caller decides.
+        ConfigErrors: the plan has problems. ModelError, DataError: with what to do.
     """
     model_dir = locate_model(config.model)
-    prepared = prepare(config, model_dir, progress=progress)
-    return _planned(config, model_dir, prepared, data_facts(prepared))
+    prepared = prepare(config, model_dir, progress=_log_progress())
+    planned = _planned(config, model_dir, prepared, data_facts(prepared))
+    if planned.plan.problems:
+        raise ConfigErrors(planned.plan.problems)
+    return planned
+
+
+def _log_progress() -> Progress:
+    """Logs the progress of preparing data every few seconds; nothing if it is done before."""
+    last = time.monotonic()
+
+    def log(examples: int, share: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_EVERY_S:
+            last = time.monotonic()
+            logger.info("preparing data: %d examples, %.0f %%", examples, 100 * share)
+
+    return log
 
 
 def plan_cheaply(config: RunConfig) -> PlannedRun:

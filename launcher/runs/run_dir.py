@@ -51,7 +51,7 @@ def create_run(config: RunConfig, derived: Derived | None, plan: object) -> Path
     """A new run directory (mode 0700): config.yaml, plan.json, versions.json, the link to the data, a first event.
 
     Nothing is ever overwritten. config.yaml comes last: a folder without it is not a run. Without `derived` the data is
-    still to be prepared (start.complete_run).
+    still to be prepared (plan.create.complete_run).
 
     Raises: RunError: the name is taken or is not a file name.
     """
