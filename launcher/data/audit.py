@@ -54,10 +54,8 @@ RULES: dict[str, Rule] = {
     "empty_output": Rule(_E, "empty answer; the model would learn to say nothing", "write the answer", keeps=True),
     "empty_input": Rule(_W, "empty user message", "write the question"),
     "wrong_role_order": Rule(_E, "invalid order of roles", "system first, then user and assistant in turn", keeps=True),
-    "too_long_input_chars": Rule(_E, "input over data.max_input_chars", "shorten it, or raise the limit", keeps=True),
-    "too_long_output_chars": Rule(
-        _E, "output over data.max_output_chars", "shorten it, or raise the limit", keeps=True
-    ),
+    "too_long_input_chars": Rule(_E, "input over data.max_input_chars", "shorten it or raise the limit", keeps=True),
+    "too_long_output_chars": Rule(_E, "output over data.max_output_chars", "shorten it or raise the limit", keeps=True),
     "special_token_in_text": Rule(
         _E,
         "text with a special token of the tokenizer, which the model would read as a control token",
@@ -66,9 +64,7 @@ RULES: dict[str, Rule] = {
     ),
     # Template and mask.
     "template_error": Rule(_E, "the chat template rejects the conversation", "correct it, or give data.chat_template"),
-    "mask_unresolved": Rule(
-        _E, "an answer whose position in the rendered text is ambiguous", "give data.chat_template"
-    ),
+    "mask_unresolved": Rule(_E, "an answer whose position in the rendered text is unclear", "give data.chat_template"),
     "content_lost": Rule(
         _E,
         "the chat template drops part of an answer (such as thinking or tool calls)",
@@ -104,9 +100,7 @@ RULES: dict[str, Rule] = {
     ),
     "truncated": Rule(_W, "longer than data.seq_len_tokens (truncated, as configured)", "no action needed if intended"),
     "truncated_end_of_turn": Rule(
-        _W,
-        "truncation removed the end of the answer, so the model does not learn to stop there",
-        "raise data.seq_len_tokens",
+        _W, "truncation cut the end of the answer, so the model does not learn to stop", "raise data.seq_len_tokens"
     ),
     "truncated_to_nothing": Rule(
         _W, "truncation removed all supervised tokens, so the example was dropped", "raise data.seq_len_tokens"
@@ -119,9 +113,7 @@ RULES: dict[str, Rule] = {
     "duplicate": Rule(_W, "duplicate example", "remove duplicates; each copy is trained on"),
     "conflicting_outputs": Rule(_W, "same input with different outputs", "keep one output, unless variety is intended"),
     "train_validation_overlap": Rule(
-        _E,
-        "validation inputs that are also in the training data (leakage); validation loss would be optimistic",
-        "remove them from one of the two",
+        _E, "validation inputs that are also in the training data (leakage)", "remove them from one of the two"
     ),
     "inconsistent_prefix": Rule(
         _W,

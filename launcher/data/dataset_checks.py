@@ -20,7 +20,7 @@ ADVISED = {
     TaskKind.summarization: (100, "100 to 500 or more for summarization"),
     TaskKind.document_search: (100, "100 or more for document search"),
 }
-"""Smallest advised number of examples, and the advice in words."""
+"""Smallest advised number of examples, and the advice as text."""
 
 _FEWEST_TO_COMPARE = 10
 

@@ -53,7 +53,7 @@ ROW = np.dtype(
         ("supervised", np.int32),
     ]
 )
-"""What is remembered of each example: 64-bit digests, number of its opening (-1: none), origin, lengths in tokens."""
+"""Kept in memory of each example: 64-bit digests, number of its opening (-1: none), origin, lengths in tokens."""
 
 Rows = npt.NDArray[np.void]
 """ROW[num_examples]."""

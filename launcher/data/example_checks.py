@@ -48,7 +48,7 @@ def digests(example: Example) -> tuple[int, int]:
 
 
 def _order(messages: tuple[Message, ...]) -> Iterator[Issue]:
-    """At most one finding: the first turn that cannot stand where it does."""
+    """At most one finding: the first turn that is out of order."""
     previous = ""
     for at, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role

@@ -25,7 +25,7 @@ class JsonWindow:
         self.column = 1
 
     def skip_space(self) -> str:
-        """Moves to the next character that is no white space and returns it; empty at the end."""
+        """Moves to the next character that is not white space and returns it; empty at the end."""
         while True:
             found = _SPACE.match(self._text, self._at)
             assert found is not None
@@ -104,7 +104,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _no_constant(name: str) -> object:
-    raise ExampleError("nan_value", f"{name} is no JSON")
+    raise ExampleError("nan_value", f"{name} is not JSON")
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -79,7 +79,7 @@ class _Finder:
         at = index + self._shift
         prompts = self._prompts(at)
         span = self._as_last(at, prompts)
-        # Before the first message there is no prompt, nor where the template refuses it: nothing to compare with.
+        # There is no prompt to compare with before the first message, or if the template refuses it.
         comparable = at > 0 and bool(prompts)
         as_last = span is not None or at == len(self._messages) - 1 or not comparable
         if span is None:
@@ -90,7 +90,7 @@ class _Finder:
         return Turn(index, start, end, as_last=as_last, follows_prompt=follows, complete=says_all)
 
     def _prompts(self, at: int) -> list[str]:
-        """The prompt before this answer at inference, and the same without the surplus that training text lacks."""
+        """The prompt before this answer at inference, and the same without the surplus that is not in training text."""
         try:
             prompt = self._chat.render_dressed(self._messages[:at], self._tools, True)
         except DataError:
@@ -144,7 +144,7 @@ class _Finder:
             head = before.removesuffix(lead)
             if before.endswith(self._shape.header + lead) and self.text.startswith(head):
                 return len(head)
-        # At least the content itself: what stands before it does not depend on it.
+        # At least the content itself: what is before it does not depend on it.
         return len(before) if self.text.startswith(before) else None
 
     def _render(self, messages: Turns) -> str:
@@ -157,9 +157,9 @@ class _Finder:
         return ExampleError("mask_unresolved", f"answer {at - self._shift} cannot be found in the text: {why}")
 
 
-def _says_all(message: Json, said: str) -> bool:
-    """Whether content, reasoning and tool names are in `said`, white space and JSON escapes aside."""
-    squeezed = "".join(said.split())
+def _says_all(message: Json, answer: str) -> bool:
+    """Whether content, reasoning and tool names are in `answer`, white space and JSON escapes aside."""
+    squeezed = "".join(answer.split())
     texts = [str(message.get("content") or ""), str(message.get("reasoning_content") or "")]
     calls = message.get("tool_calls")
     if isinstance(calls, list):

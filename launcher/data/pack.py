@@ -31,7 +31,7 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int32], capacity: int) -> Packs:
     if len(lengths) == 0:
         return one_per_pack(0)
     if int(lengths.min()) < 1 or int(lengths.max()) > capacity:
-        raise ValueError(f"lengths must lie in 1..{capacity}, got {int(lengths.min())}..{int(lengths.max())}")
+        raise ValueError(f"lengths must be in 1..{capacity}, got {int(lengths.min())}..{int(lengths.max())}")
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     pack_of = np.empty(len(lengths), dtype=np.int64)
     shelf = _Shelf(capacity)

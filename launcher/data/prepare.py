@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -187,11 +188,9 @@ def _make(key: str, data: DataConfig, sources: Sources, model_folder: Path, prog
 def _remove_stale(folder: Path) -> None:
     """Removes what killed processes left behind."""
     for left in folder.glob(".preparing-*"):
-        try:
+        with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
-        except FileNotFoundError:
-            continue
 
 
 def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, progress: Progress) -> None:
@@ -206,9 +205,9 @@ def _fill(folder: Path, data: DataConfig, sources: Sources, model_folder: Path, 
         builder.add(encoded)
         bytes_done, examples_done = bytes_done + encoded.size_bytes, examples_done + encoded.num_read
         progress(examples_done, min(1.0, bytes_done / max(num_bytes, 1)))
-    splits = builder.choose()
-    audit = builder.audit(splits)
-    info = _Info(*splits.write(blocked=audit.blocked))
+    builder.choose()
+    audit = builder.audit()
+    info = _Info(*builder.write(blocked=audit.blocked))
     write_json(folder / "audit.json", audit.as_dict(), durable=False)
     chat.save(folder)
     write_json(folder / _INFO, info, durable=False)

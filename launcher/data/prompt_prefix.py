@@ -1,4 +1,4 @@
-"""How prompts begin: finds the keywords, first words and system message that nearly all share, and the exceptions.
+"""Beginnings of prompts: the keywords, first words and system message that nearly all share, and the exceptions.
 
 What is shared is decided on the first examples only, so that memory does not grow with the data.
 """
@@ -47,7 +47,7 @@ class Opening:
     system: str
     """The system message; a long one is cut and followed by its digest."""
     is_cut: bool
-    """The message is longer than what was searched for keywords."""
+    """The message is longer than the part searched for keywords."""
 
 
 def opening_of(example: Example, system_prompt: str | None) -> Opening | None:
@@ -74,13 +74,13 @@ def _labels(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What nearly all examples have; empty fields are not compared."""
+    """Common to nearly all examples; empty fields are not compared."""
 
     labels: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     system: str = ""
 
-    def lacks(self, opening: Opening) -> tuple[str, ...]:
+    def differences(self, opening: Opening) -> tuple[str, ...]:
         """How the opening differs from most, in plain English."""
         why: list[str] = []
         names = [label.strip() for label in self.labels]
@@ -97,13 +97,13 @@ class Shared:
 
 
 def shared_by(openings: Sequence[Opening]) -> Shared:
-    """What nearly all of the openings have in common."""
+    """Common to nearly all of the openings."""
     least = max(1.0, SHARE * len(openings))
     uses = Counter(label for opening in openings for label in opening.labels)
     usual = {label for label, count in uses.items() if count >= least}
     labels, count = _most_common((tuple(x for x in opening.labels if x in usual) for opening in openings), ())
     system, same_system = _most_common((opening.system for opening in openings), "")
-    # Fields that come and go, or change their order, are no pattern; nor are they at the beginning.
+    # Fields that come and go, or change their order, are not a pattern, and neither are the first words.
     start = () if usual and count < least else _start(openings, least)
     return Shared(labels if count >= least else (), start, system if same_system >= least else "")
 
@@ -136,7 +136,7 @@ class Openings:
         if opening is None:
             return -1
         if self._shared is not None:
-            return _SAMPLE + self._later.setdefault(self._shared.lacks(opening), len(self._later))
+            return _SAMPLE + self._later.setdefault(self._shared.differences(opening), len(self._later))
         self._sample.append(opening)
         if len(self._sample) == _SAMPLE:
             self._shared = shared_by(self._sample)
@@ -149,7 +149,7 @@ class Openings:
         """
         uses = Counter(number for number in train if number >= 0)
         shared = self._shared or shared_by([self._sample[number] for number in uses])
-        reasons = [*map(shared.lacks, self._sample), *self._later]
+        reasons = [*map(shared.differences, self._sample), *self._later]
         odd: Counter[str] = Counter()
         for number, count in uses.items():
             odd.update(dict.fromkeys(reasons[number], count))

@@ -46,7 +46,7 @@ class Chunk:
 
 
 def read_chunks(source: Source, number: int, max_records: int | None = None) -> Iterator[Chunk]:
-    """The records of a source; a record that cannot be read comes as an ExampleError in its place."""
+    """The records of a source; for a record that cannot be read, an ExampleError."""
     chunk = Chunk(number)
     for line, payload, size in _records(source):
         chunk.add(line, payload, size)
@@ -149,7 +149,7 @@ def _read_json(path: Path) -> Records:
 
 
 def _is_json_lines(start: str) -> bool:
-    """Whether a line of the first two stands for itself, and is not all there is."""
+    """Whether one of the first two lines is an object by itself, and there is more than one line."""
     first, _, rest = start.strip().partition("\n")
     second = rest.strip().partition("\n")[0]
     return bool(second) and (_is_an_object(first) or _is_an_object(second))
@@ -188,16 +188,18 @@ def _read_object(path: Path) -> Records:
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> Record:
-    """The finding, with the line of the first byte that is no UTF-8: the error knows only its place in a buffer."""
-    line = 1
+    """The finding, with the line of the first byte that is not UTF-8: the error knows only its position in a buffer."""
     with path.open("rb") as file:
-        for number, text in enumerate(file, 1):
-            try:
-                text.decode("utf-8")
-            except UnicodeDecodeError:
-                line = number
-                break
+        line = next((number for number, text in enumerate(file, 1) if not _is_utf8(text)), 1)
     return line, ExampleError("not_utf8", f"byte 0x{error.object[error.start]:02x}: {error.reason}"), 0
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_records(value: object) -> bool:
@@ -209,11 +211,8 @@ def _read_array(file: IO[str]) -> Records:
     window = JsonWindow(file)
     window.skip_space()
     window.take("[")
-    if window.skip_space() == "]":
-        yield from _nothing_behind(window)
-        return
-    while True:
-        window.skip_space()
+    following = window.skip_space()
+    while following != "]":
         line = window.line
         try:
             value, size = window.value()
@@ -225,18 +224,14 @@ def _read_array(file: IO[str]) -> Records:
         else:
             yield line, _checked(value), size
         following = window.skip_space()
-        if following == "]":
-            yield from _nothing_behind(window)
-            return
-        if following != ",":
+        if following == ",":
+            window.take(",")
+            window.skip_space()
+        elif following != "]":
             seen = f"{following!r}" if following else "the end of the file"
             why = f"expected ',' or ']', found {seen} at column {window.column}"
             yield window.line, ExampleError("broken_json", why), 0
             return
-        window.take(",")
-
-
-def _nothing_behind(window: JsonWindow) -> Records:
     window.take("]")
     if window.skip_space():
         why = f"more text after the end of the array at column {window.column}; it is not read"
@@ -270,7 +265,7 @@ def _without_nulls(value: object) -> object:
 
 def _read_table(path: Path, delimiter: str | None) -> Records:
     csv.field_size_limit(1 << 30)
-    # Bytes that are no UTF-8 come as lone surrogates, so that the row they stand in can be named and the rest read.
+    # Bytes that are not UTF-8 come as lone surrogates, so that their row can be named and the rest read.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         separator = delimiter or _separator(file.readline())
         file.seek(0)
@@ -296,7 +291,7 @@ def _num_bytes(cells: list[str]) -> int:
 
 
 def _bad_byte(cells: list[str], line: int) -> tuple[int, ExampleError] | None:
-    """The first byte of a row that is no UTF-8, and its line; cells may go over several."""
+    """The first byte of a row that is not UTF-8, and its line; cells may span several."""
     found = _ESCAPED_BYTE.search(text := " ".join(cells))
     if found is None:
         return None

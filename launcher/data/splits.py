@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,12 @@ class SplitBuilder:
         self._openings = Openings()
         self._train = _Side(folder / "train")
         self._validation = _Side(folder / "validation")
+        self._files = [name for name, _ in self.formats]
+        self._counts: dict[str, SplitCounts] = {}
+        self._chosen: Indices = np.zeros(0, np.int64)
+        """Training examples to write, in ascending order; a mixture weight may repeat some."""
+        self._taken: Indices = np.zeros(0, np.int64)
+        """Examples of the training sources that data.validation_fraction takes for validation."""
 
     def add(self, chunk: EncodedChunk) -> None:
         self.tally.merge(chunk.tally)
@@ -41,73 +46,55 @@ class SplitBuilder:
         side = self._train if chunk.source < len(self._sources.train) else self._validation
         side.add(chunk)
 
-    def audit(self, splits: Splits) -> Audit:
-        """The findings so far."""
-        formats = {name: kind.value for name, kind in self.formats if kind is not None}
-        return Audit(self.tally.findings(self._data.allow), splits.counts, formats, tuple(self._data.allow))
-
-    def choose(self) -> Splits:
+    def choose(self) -> None:
         """Decides which example goes into which split, and adds the findings about the whole to the tally."""
         data, sources = self._data, self._sources
         rows, validation_rows = self._train.rows(), self._validation.rows()
-        chosen, taken = np.arange(len(rows), dtype=np.int64), None
-        if not sources.validation and data.validation_fraction > 0:
-            chosen, taken = _divide(rows["input"], data.validation_fraction, data.seed)
-            validation_rows = rows[taken]
+        chosen = np.arange(len(rows), dtype=np.int64)
+        divides = not sources.validation and data.validation_fraction > 0
+        if divides:
+            chosen, self._taken = _divide(rows["input"], data.validation_fraction, data.seed)
+            validation_rows = rows[self._taken]
         parts = np.array([source.part for source in sources.train], dtype=np.int64)
-        weighted = _weigh(chosen, parts[rows["file"][chosen]], sources.weights, data.seed)
-        files = [name for name, _ in self.formats]
+        self._chosen = _weigh(chosen, parts[rows["file"][chosen]], sources.weights, data.seed)
+        self._counts["train"] = self._train.counts(rows[self._chosen], num_taken=len(self._taken))
+        if divides:
+            self._counts["validation"] = _counts(validation_rows, len(self._taken))
+        elif sources.validation:
+            self._counts["validation"] = self._validation.counts(validation_rows)
         # Copies and openings are judged on the examples as given, not as repeated by a mixture weight.
-        DatasetChecks(files, self._openings, self.tally).check(rows[chosen], validation_rows, data.task)
+        DatasetChecks(self._files, self._openings, self.tally).check(rows[chosen], validation_rows, data.task)
         if sources.validation and len(validation_rows) == 0:
             self.tally.add("no_examples", Location("validation data", 0))
-        num_taken = 0 if taken is None else len(taken)
-        counts = {"train": self._train.counts(rows[weighted], self._train.num_read - num_taken)}
-        if taken is not None:
-            counts["validation"] = _counts(validation_rows, num_taken)
-        elif sources.validation:
-            counts["validation"] = self._validation.counts(validation_rows, self._validation.num_read)
-        return Splits(self._folder, data, files, (self._train, self._validation), weighted, taken, counts)
 
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Splits that are decided but not written."""
-
-    folder: Path
-    data: DataConfig
-    files: list[str]
-    sides: tuple[_Side, _Side]
-    train: Indices
-    """Which training examples are written, in ascending order; a mixture weight may repeat some."""
-    taken: Indices | None
-    """The training examples taken for validation; None unless data.validation_fraction asks for some."""
-    counts: dict[str, SplitCounts]
+    def audit(self) -> Audit:
+        """The findings so far, after `choose`."""
+        formats = {name: kind.value for name, kind in self.formats if kind is not None}
+        return Audit(self.tally.findings(self._data.allow), self._counts, formats, tuple(self._data.allow))
 
     def write(self, *, blocked: bool) -> tuple[SplitFacts, SplitFacts | None]:
-        """Writes what was decided; returns the facts of train and of validation."""
-        train, validation = (side.writer for side in self.sides)
-        num_train, num_validation = (side.num_examples for side in self.sides)
-        everything = self.folder / ".everything"
+        """Writes the splits after `choose`; returns the facts of train and of validation."""
+        train, validation = self._train, self._validation
+        everything = self._folder / ".everything"
         validation_facts: SplitFacts | None = None
-        if self.taken is None and np.array_equal(self.train, np.arange(num_train)):
-            facts = self._finish(train, blocked)
+        if np.array_equal(self._chosen, np.arange(train.num_examples)):
+            facts = self._finish(train.writer, blocked)
         else:
-            train.abandon()
-            (self.folder / "train").rename(everything)
-            facts = self._copy(everything, "train", self.train, blocked)
-        if num_validation:
-            validation_facts = self._finish(validation, blocked)
+            train.writer.abandon()
+            (self._folder / "train").rename(everything)
+            facts = self._copy(everything, "train", self._chosen, blocked)
+        if validation.num_examples:
+            validation_facts = self._finish(validation.writer, blocked)
         else:
-            validation.abandon()
-            shutil.rmtree(self.folder / "validation")
-            if self.taken is not None and len(self.taken):
-                validation_facts = self._copy(everything, "validation", self.taken, blocked)
+            validation.writer.abandon()
+            shutil.rmtree(self._folder / "validation")
+            if len(self._taken):
+                validation_facts = self._copy(everything, "validation", self._taken, blocked)
         shutil.rmtree(everything, ignore_errors=True)
         return facts, validation_facts
 
     def _copy(self, everything: Path, split: str, rows: Indices, blocked: bool) -> SplitFacts:
-        writer = SplitWriter(self.folder / split)
+        writer = SplitWriter(self._folder / split)
         start = 0
         for batch in Examples(everything / "examples.arrow").batches:
             first, last = np.searchsorted(rows, [start, start + len(batch)])
@@ -117,7 +104,7 @@ class Splits:
 
     def _finish(self, writer: SplitWriter, blocked: bool) -> SplitFacts:
         return writer.finish(
-            files=self.files, seq_len_tokens=self.data.seq_len_tokens, packing=self.data.packing, blocked=blocked
+            files=self._files, seq_len_tokens=self._data.seq_len_tokens, packing=self._data.packing, blocked=blocked
         )
 
 
@@ -145,10 +132,15 @@ class _Side:
         rows, self._rows = np.concatenate([np.zeros(0, ROW), *self._rows]), []
         return rows
 
-    def counts(self, kept: Rows, num_read: int) -> SplitCounts:
-        dropped = self.num_read - self.num_examples
-        truncated, tokens_cut = self._num_truncated, self._tokens_cut
-        return _counts(kept, num_read, examples_dropped=dropped, examples_truncated=truncated, tokens_cut=tokens_cut)
+    def counts(self, kept: Rows, *, num_taken: int = 0) -> SplitCounts:
+        """Counts of this side, of which `kept` is written and `num_taken` went to the other."""
+        return _counts(
+            kept,
+            self.num_read - num_taken,
+            examples_dropped=self.num_read - self.num_examples,
+            examples_truncated=self._num_truncated,
+            tokens_cut=self._tokens_cut,
+        )
 
 
 def _counts(kept: Rows, num_read: int, **more: int) -> SplitCounts:

@@ -65,13 +65,13 @@ class ChatFormat:
     special_tokens: dict[str, str] = field(default_factory=dict)
     """bos_token, eos_token, ... as the template names them; only those the tokenizer has."""
     added_tokens: tuple[str, ...] = ()
-    """Texts the tokenizer turns into one special token wherever they stand."""
+    """Texts the tokenizer turns into one special token wherever they appear."""
     system_prompt: str | None = None
     preamble: str | None = None
     origin: str = "model"
     """Where the template is from: model, file or built-in."""
     shape: TurnShape = field(default_factory=TurnShape)
-    """The text around an answer, learnt from the template."""
+    """The text around an answer, learned from the template."""
 
     @property
     def end_of_turn(self) -> str | None:
@@ -87,7 +87,7 @@ class ChatFormat:
         system_prompt: str | None = None,
         preamble: str | None = None,
     ) -> ChatFormat:
-        """The format that lies in a model folder: one saved by `save`, else the model's own.
+        """The format of a model folder: the one saved by `save`, or the model's own.
 
         Args:
             template_file: a Jinja template used instead of the one in the folder.
@@ -95,7 +95,7 @@ class ChatFormat:
         Raises:
             ModelError: no tokenizer.json. DataError: the template cannot be used.
         """
-        saved = Path(folder) / FORMAT_FILE
+        saved = folder / FORMAT_FILE
         if saved.is_file() and template_file is None:
             try:
                 made = read_record(cls, saved)
@@ -104,22 +104,21 @@ class ChatFormat:
             if preamble is not None:
                 made = replace(made, preamble=preamble)
             return made if system_prompt is None else _checked(replace(made, system_prompt=system_prompt))
-        tokenizer = _read_tokenizer_json(Path(folder))
-        special = _special_tokens(Path(folder))
+        tokenizer = _read_tokenizer_json(folder)
+        special = _special_tokens(folder)
         added = _added_tokens(tokenizer, special)
-        text, origin = _template_text(Path(folder), template_file)
+        text, origin = _template_text(folder, template_file)
         if text is None:
             text, origin = _default_template(tokenizer, added), "built-in"
-        made = cls(text, special, added, system_prompt, preamble, origin=origin)
-        return _with_shape(made)
+        return _with_shape(cls(text, special, added, system_prompt, preamble, origin))
 
     def save(self, folder: Path) -> None:
         """Writes prompt_format.json, complete in itself, and the template as chat_template.jinja for other programs."""
         values = as_json(self)
         shape = values.pop("shape")
         document = {"format_version": 1, **values, "end_of_turn": self.end_of_turn, "shape": shape}
-        write_json(Path(folder) / FORMAT_FILE, document, durable=False)
-        (Path(folder) / TEMPLATE_FILE).write_text(self.template, encoding="utf-8", newline="")
+        write_json(folder / FORMAT_FILE, document, durable=False)
+        (folder / TEMPLATE_FILE).write_text(self.template, encoding="utf-8", newline="")
 
     def render(self, messages: Turns, tools: Turns | None = None, add_generation_prompt: bool = False) -> str:
         """The text of a conversation, system prompt and preamble put in where they belong.

@@ -1,4 +1,4 @@
-"""The text a chat template writes around an answer, learnt by rendering a question and an answer made of marks."""
+"""The text a chat template writes around an answer, learned by rendering a question and an answer made of marks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TurnShape:
     lead: str = ""
     """Text before the answer that the model must write itself, e.g. an empty thinking block."""
     ending: str = ""
-    """Text after the answer up to and including the end-of-turn token; empty where there is no such token."""
+    """Text after the answer up to and including the end-of-turn token; empty if there is no such token."""
     rest: str = ""
     """Text after the ending when the answer is the last turn."""
     other_ending: str = ""

@@ -64,7 +64,7 @@ def _draw(rng: random.Random) -> tuple[str, str]:
     if kind == "separators":
         number = rng.randint(1000, 9999)
         if rng.random() < 0.15:
-            number += 99 - number % 100  # 1,999: the carry over the separator is what has to be learnt
+            number += 99 - number % 100  # 1,999: to learn: the carry over the separator
         return f"{number:,}", f"{number + 1:,}"
     if kind == "words":
         number = _number(rng, (99, 999, 2999))

@@ -29,7 +29,7 @@ def write_format(to: Path, *, base_dir: Path, format_dir: Path) -> None:
     """Tokenizer files, chat template, prompt format, generation settings and licence texts in `to`.
 
     Args:
-        base_dir: the base model. format_dir: the prepared data set, where the run's prompt format lies.
+        base_dir: the base model. format_dir: the prepared data set, with the run's prompt format.
     """
     for name in (*_TOKENIZER_FILES, *_LICENCE_FILES):
         if (base_dir / name).is_file():

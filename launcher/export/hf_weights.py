@@ -74,7 +74,7 @@ def with_base_buffers(state: State, model: PreTrainedModel, base_dir: Path) -> S
 
 
 def full_problems(state: State, model: PreTrainedModel) -> list[str]:
-    """What keeps `state` from being all weights of `model`; empty when nothing does."""
+    """Problems of `state` as all weights of `model`."""
     expected = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
     for name, tensor in expected.items():
@@ -118,7 +118,7 @@ def adapter_config(method: MethodConfig, state: State, model: PreTrainedModel, b
 
 
 def adapter_problems(state: State, config: LoraConfig, model: PreTrainedModel) -> list[str]:
-    """What keeps `state` from being trained adapters of `model`; `model` (meta) gets adapters and is used up."""
+    """Problems of `state` as trained adapters of `model`; `model` (meta) gets adapters and is used up."""
     with quiet_transformers(), torch.device("meta"):
         expected = get_peft_model_state_dict(get_peft_model(model, config))
     problems = [f"{name}: missing" for name in expected if name not in state] + _tensor_problems(state, expected)

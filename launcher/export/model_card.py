@@ -72,7 +72,7 @@ _SERVE_CHAT = "As an OpenAI-compatible server: `vllm serve DIR` or `transformers
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What the card says about a kind of training examples."""
+    """Texts of the card about a kind of training examples."""
 
     data: str
     format: str

@@ -1,4 +1,4 @@
-"""What an export reads, and what it says it wrote."""
+"""The run and checkpoint that an export reads, and the facts about its result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.runs.events import written_manifests
 
 @dataclass(frozen=True, slots=True)
 class ExportInfo:
-    """What an export wrote, or with `dry_run` would write."""
+    """Result of an export, or with `dry_run` of one that would be made."""
 
     path: Path
     step: int
@@ -51,7 +51,7 @@ class ExportSource:
 
     @property
     def base_name(self) -> str:
-        """What loads the base on another machine where possible: its Hub name; else its folder here."""
+        """The Hub name of the base, which loads it on any host; without one, its folder here."""
         name = self.config.model.name_or_path
         return name if model_source(name) is ModelSource.hub else str(self.base_dir.resolve())
 
@@ -59,7 +59,7 @@ class ExportSource:
 def open_source(run_dir: Path, step: int | None = None) -> ExportSource:
     """The run and its newest trustworthy checkpoint, or that of `step`.
 
-    Raises: RunError where there is no run or no checkpoint yet, CheckpointError where none can be trusted.
+    Raises: RunError: no run, or no checkpoint yet. CheckpointError: none that can be trusted.
     """
     paths = RunPaths(run_dir)
     config, derived = load_prepared(paths.config)
@@ -75,6 +75,6 @@ def open_source(run_dir: Path, step: int | None = None) -> ExportSource:
 
 
 def cached_folder(source: ExportSource, *, merge: bool) -> Path:
-    """Where the run's own export of that checkpoint lies, made or not."""
+    """Folder of the run's own export of that checkpoint, made or not."""
     suffix = "-merged" if source.is_adapter and merge else ""
     return source.paths.export / f"step-{source.checkpoint.step:06d}{suffix}"

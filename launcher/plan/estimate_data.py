@@ -144,8 +144,8 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
                 builder.add(encoded)
             else:
                 reading.at_end = True
-        splits = builder.choose()
-        splits.write(blocked=False)
+        builder.choose()
+        builder.write(blocked=False)
         seen = [Prepared.open(Path(folder), name) for name in _SPLITS if Prepared.exists(Path(folder), name)]
         growth = {part: _growth(part) for part in dict.fromkeys(parts)}
         factors = np.array([growth[part][0] for part in parts])
@@ -158,7 +158,7 @@ def _read(data: DataConfig, sources: Sources) -> DataEstimate:
         builder.tally.remove("too_few_examples")
         if facts.is_counted:
             check_size(facts.examples, data.task, builder.tally)
-    return DataEstimate(facts, builder.audit(splits), tokenizer.num_long, unread)
+    return DataEstimate(facts, builder.audit(), tokenizer.num_long, unread)
 
 
 def _unread(readings: list[_Reading], num_bytes: int) -> str:

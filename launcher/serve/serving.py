@@ -34,17 +34,17 @@ class ServerCommand:
             {"messages": [{"role": "user", "content": question}]} if as_chat else {"prompt": question}
         )
         body = json.dumps({"model": self.model, **asked, "temperature": 0})
-        place = "chat/completions" if as_chat else "completions"
-        return f"curl {self.url}/{place} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+        endpoint = "chat/completions" if as_chat else "completions"
+        return f"curl {self.url}/{endpoint} -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
 
     def python(self, question: str, *, as_chat: bool = True) -> str:
         """Python that asks the server through the openai package; `as_chat` as in `curl`."""
         asked = f"messages=[{{'role': 'user', 'content': {question!r}}}]" if as_chat else f"prompt={question!r}"
-        place, answer = ("chat.completions", "message.content") if as_chat else ("completions", "text")
+        method, answer = ("chat.completions", "message.content") if as_chat else ("completions", "text")
         return (
             "from openai import OpenAI\n\n"
             f'client = OpenAI(base_url="{self.url}", api_key="none")\n'
-            f"answer = client.{place}.create(\n"
+            f"answer = client.{method}.create(\n"
             f"    model={self.model!r}, temperature=0, {asked}\n"
             ")\n"
             f"print(answer.choices[0].{answer})"
@@ -52,7 +52,7 @@ class ServerCommand:
 
 
 def pick_engine() -> str:
-    """vllm where it is installed, else transformers; UserError says what to install where neither can serve."""
+    """vllm if it is installed, otherwise transformers; a UserError says what to install if neither can serve."""
     if importlib.util.find_spec("vllm") is not None:
         return "vllm"
     missing = [name for name in _SERVE_MODULES if importlib.util.find_spec(name) is None]
@@ -71,7 +71,7 @@ def server_command(
     """The command for `folder`, a model under `root`; its path from there is the model's name.
 
     Args:
-        options: more words for the server, as they are.
+        options: further arguments for the server.
     """
     model = folder.resolve().relative_to(root.resolve()).as_posix()
     # transformers serve takes what follows @ for a revision and what follows a colon for a file.
@@ -100,7 +100,7 @@ def server_command(
 
 
 def refuse_busy_port(host: str, port: int) -> None:
-    """UserError when something else listens on that port already, or the address is not this machine's."""
+    """UserError when something else listens on that port already, or the address is not one of this host's."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -113,5 +113,5 @@ def refuse_busy_port(host: str, port: int) -> None:
 
 
 def is_public(host: str) -> bool:
-    """Whether others than this machine can reach a server on `host`."""
+    """Whether other hosts can reach a server on `host`."""
     return host not in ("localhost", "::1") and not host.startswith("127.")
