@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_result(result: EvalResult) -> None:
-    """Prints scores with intervals, losses and the verdict; a table on a terminal, lines elsewhere."""
+    """Prints scores with intervals, losses and verdict; a table on a terminal, lines elsewhere."""
     console = Console(highlight=False)
     rows = _rows(result)
     title = f"{result.examples} validation example{'' if result.examples == 1 else 's'}, step {result.step}"

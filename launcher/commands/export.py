@@ -22,12 +22,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(info), indent=2))
         return ExitCode.DONE
     kind = "all weights" if info.method == "full" or info.merged else f"{info.method} adapter"
-    what = f"{kind} of step {info.step}: {info.num_tensors} tensors, {info.num_parameters:,} numbers in {info.dtype}"
+    what = f"{kind} of step {info.step}: {info.num_tensors} tensors, {info.num_parameters:,} parameters in {info.dtype}"
     if info.dry_run:
         print(f"would write to {to}: {what}")
     else:
         print(f"wrote {to} ({info.size_bytes / 2**20:,.1f} MiB): {what}")
-        print("read back and compared: every tensor is as it was trained")
+        print("read back: every tensor is as trained")
     for warning in info.warnings:
         print(f"note: {warning}")
     return ExitCode.DONE

@@ -1,4 +1,4 @@
-"""launcher generate: what the base and the tuned model answer, side by side."""
+"""launcher generate: answers of the base and the tuned model, side by side."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, object]:
-    """The question and the answers, in the shape `--json` prints."""
+    """The prompt and the answers, as --json prints them."""
     from launcher.evaluate.answer import Answerer
     from launcher.evaluate.evaluate import tuned_answerer
 
@@ -63,7 +63,7 @@ def _ask(run_dir: Path, question: str, args: argparse.Namespace) -> dict[str, ob
         if args.system is not None:
             messages.insert(0, {"role": "system", "content": args.system})
         prompt = Prompt(tuple(messages))
-    # One after the other: two models at once may not fit into memory.
+    # One after the other: both may not fit into memory.
     if not args.tuned_only:
         base = Answerer(source.base_dir, chat_format=chat)
         document["base"] = base.answer([prompt], max_new_tokens=args.max_new_tokens)[0]

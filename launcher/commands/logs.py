@@ -58,8 +58,8 @@ def _nothing(run_dir: Path, attempt: int | None, rank: int | None) -> str:
     every = find_logs(run_dir)
     if not every:
         return (
-            f"{run_dir.name} has no logs yet; launcher train and the jobs of launcher submit write them, "
-            "other starters (torchrun, srun by hand) keep their own"
+            f"{run_dir.name} has no logs yet; launcher train and launcher submit write them, other starters (torchrun, "
+            "srun by hand) keep their own"
         )
     attempts, ranks = sorted({log.attempt for log in every}), sorted({log.rank for log in every} - {JOB})
     which = "the newest attempt" if attempt is None else f"attempt {attempt}"

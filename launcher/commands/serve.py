@@ -35,13 +35,13 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return ExitCode.DONE
     sys.stdout.flush()
-    # The server takes this process over, so that Ctrl-C, SIGTERM and the exit code are its own.
+    # The server replaces this process, so that Ctrl-C, SIGTERM and the exit code are its own.
     os.chdir(command.cwd)
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
 
 
 def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
-    """The whole model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
+    """The model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
     source = open_source(run_dir, step)
     as_chat = example_kind(Path(source.derived.data_dir)) is not ExampleKind.text
     if not make:
@@ -57,7 +57,7 @@ def _tell(command: ServerCommand, host: str, *, as_chat: bool) -> None:
     print(f"url    {command.url}  ({command.engine})")
     print(f"start  cd {shlex.quote(str(command.cwd))} && {shlex.join(command.argv)}")
     if is_public(host):
-        print(f"note   {host} is open to other machines, and this server asks for no key")
+        print(f"note   {host} is open to other hosts, and this server asks for no key")
     if not as_chat:
         print("note   tuned on plain text: it continues a text, and knows no chat format")
     print(f"\nask it from a shell:\n\n{command.curl(_QUESTION, as_chat=as_chat)}")

@@ -1,4 +1,4 @@
-"""Answers of a model, greedy and in batches: to chat prompts in the run's own format, or to the beginning of a text."""
+"""Greedy answers of a model, in batches: to chat prompts in the run's format, or as continuation of plain text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pick_dtype(device: str) -> torch.dtype:
 
 
 class Answerer:
-    """A model in memory that answers. One process, one device."""
+    """A loaded model. One process, one device."""
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class Answerer:
         return ids
 
     def _encode_text(self, text: str) -> list[int]:
-        """A text as training begins a document (data/chat_tokenizer.py), without what ends one there."""
+        """A text with the tokens that begin a document in training (data/chat_tokenizer.py), not those that end it."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        dressed: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
-        before = dressed[: next((i for i in range(len(dressed)) if dressed[i : i + len(ids)] == ids), 0)]
+        wrapped: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
+        before = wrapped[: next((i for i in range(len(wrapped)) if wrapped[i : i + len(ids)] == ids), 0)]
         return ids if ids[: len(before)] == before else before + ids
 
     def count(self, text: str) -> int:
-        """How many tokens a text is."""
+        """Tokens in a text."""
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def answer(
@@ -142,7 +142,7 @@ class Answerer:
         pad = self._stop_ids[0] if self._stop_ids else 0
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded])
         attention = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
-        # A configuration of our own: many models ship one that samples.
+        # Our own configuration: many models ship one that samples.
         greedy = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=self._stop_ids or None, pad_token_id=pad
         )

@@ -1,4 +1,4 @@
-"""From answers to a judgement: scores with intervals, paired differences, and whether tuning helped. Pure."""
+"""Scores of each condition with intervals, paired differences, and whether tuning helped. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from launcher.files import as_json
 
 TUNED = "tuned"
 FEWEST_EXAMPLES = 10
-"""Below this nothing is claimed: resampling so few examples gives intervals that are too narrow."""
+"""With fewer nothing is claimed: resampling gives intervals that are too narrow."""
 SURE_P = 0.05
 BASELINES = ("zero_shot", "few_shot", "retrieval")
 NAMES = {"zero_shot": "zero-shot", "few_shot": "few-shot", "retrieval": "retrieval", "tuned": "tuned"}
@@ -38,7 +38,7 @@ class Scores:
     token_f1: float
     token_f1_ci: Interval
     shots: int | None = None
-    """Examples shown in the prompt; None where the condition shows none."""
+    """Examples in the prompt; None if the condition has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class Answers:
 
 
 def compare_answers(answers: Mapping[str, Answers]) -> dict[str, Difference]:
-    """Tuned against each baseline that was measured; empty where the tuned model was not."""
+    """Tuned against each measured baseline; empty if the tuned model was not measured."""
     if TUNED not in answers:
         return {}
     tuned = answers[TUNED]

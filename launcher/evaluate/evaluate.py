@@ -1,4 +1,4 @@
-"""The tuned model against its base on validation examples: answers, scores, validation loss, and a plain verdict."""
+"""Measures the tuned model against its base on validation examples: answers, scores, loss and a verdict."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from launcher.paths import RunPaths
 ALL_CONDITIONS = (*BASELINES, TUNED)
 DEFAULT_SHOTS = 5
 NUM_SAMPLES = 20
-# Enough to find good shots in; reading and indexing more would take longer than answering.
+# Enough for good shots; reading and indexing more would take longer than answering.
 MAX_POOL = 20_000
 
 StageProgress = Callable[[str, int, int], None]
@@ -104,7 +104,7 @@ def evaluate_run(
 
 
 def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
-    """The tuned model of a run: its own export, or its base with the adapter on."""
+    """The tuned model of a run: its export, or its base with the adapter."""
     folder = cached_export(source, merge=False)
     if source.is_adapter:
         return Answerer(source.base_dir, adapter=folder, chat_format=chat, device=device)
@@ -154,14 +154,14 @@ def _make_task(source: ExportSource, limit: int | None, *, needs_pool: bool) -> 
 
 
 def _draw(count: int, limit: int | None, seed: int) -> list[int]:
-    """All rows, or `limit` of them drawn with `seed`, in order."""
+    """All rows, or `limit` of them sampled with `seed`, in order."""
     if limit is None or limit >= count:
         return list(range(count))
     return sorted(int(row) for row in np.random.default_rng(seed).choice(count, max(limit, 1), replace=False))
 
 
 def _fitting(task: _Task, base: Answerer, max_new_tokens: int | None) -> _Task:
-    """The task with its answer length, without questions that leave no room for an answer."""
+    """The task with its answer length, without questions that leave too little room for an answer."""
     longest = max((base.count(question.expected) for question in task.questions), default=0)
     room = max_new_tokens or longest + 8
     fits = [question for question in task.questions if len(base.encode(question.prompt)) + room <= base.max_tokens]
@@ -174,7 +174,7 @@ def _fitting(task: _Task, base: Answerer, max_new_tokens: int | None) -> _Task:
 
 
 def _prompts(name: str, task: _Task, base: Answerer, shots: int, *, seed: int) -> tuple[list[Prompt], int]:
-    """The prompts of a baseline, and the fewest worked examples any of them has room for."""
+    """The prompts of a baseline, and the lowest number of worked examples in any of them."""
     if name == "zero_shot" or not task.pool:
         return [question.prompt for question in task.questions], 0
     generator = np.random.default_rng(seed)

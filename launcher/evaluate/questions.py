@@ -1,4 +1,4 @@
-"""Prepared examples as questions with known answers, and questions with worked examples in front of them."""
+"""Prepared examples as questions with known answers, and prompts with worked examples before the question."""
 
 from __future__ import annotations
 

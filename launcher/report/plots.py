@@ -1,4 +1,4 @@
-"""Figures of a run, fit for a paper: the loss, and the four curves that explain it.
+"""Figures of a run in print quality: the loss, and four panels.
 
 Drawn with matplotlib's object interface, without pyplot, so that nothing global changes and no display is needed.
 """
@@ -22,7 +22,7 @@ from launcher.report.epochs import best_eval
 from launcher.report.smoothing import centred
 from launcher.runs.metrics import Metrics
 
-# Okabe and Ito's palette: the pair stays apart for every common kind of colour blindness, and in grey print.
+# Okabe and Ito's palette: the pair can be told apart with every common colour blindness, and in grey print.
 TRAIN_COLOR = "#0072B2"
 VALIDATION_COLOR = "#D55E00"
 INK = "#2b2f36"
@@ -37,7 +37,7 @@ PAGE_COLORS = {
 }
 MOST_POINTS = 1500
 DPI = 200
-# Single losses this far above the rest are left outside the axis, and counted.
+# Single losses this far above the rest are left outside the axis and counted.
 SPIKE_RATIO = 1.5
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -132,7 +132,7 @@ def page_svg(figure: Figure, *, name: str) -> str:
 
 
 def thinned(steps: list[int], values: list[float], limit: int = MOST_POINTS) -> tuple[list[int], list[float]]:
-    """At most `limit` points that still show every peak: of each stretch its lowest and its highest value."""
+    """At most `limit` points that keep every peak: the lowest and highest value of each stretch."""
     if len(steps) <= limit:
         return steps, values
     stretch = math.ceil(2 * len(steps) / limit)
@@ -239,7 +239,7 @@ def _limit_losses(axes: Axes, losses: list[float], validation: list[float]) -> s
 
 
 def _mark_epochs(axes: Axes, metrics: Metrics, *, labels: bool) -> None:
-    """A thin line where each epoch ends, its number above; every second, fifth, ... where there are many."""
+    """A thin line with its number where each epoch ends; only every second, fifth, ... if there are many."""
     if not metrics.steps:
         return
     axes.set_xlim(min(0, metrics.steps[0].step - 1), metrics.steps[-1].step * 1.01)

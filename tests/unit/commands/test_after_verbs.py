@@ -22,7 +22,7 @@ def test_export_says_what_it_wrote(learned: Path, tmp_path: Path, capsys: pytest
     assert launcher(learned, "export", "--to", str(tmp_path / "out")) == ExitCode.DONE
     said = capsys.readouterr().out
     assert said.startswith(f"wrote {tmp_path / 'out'}")
-    assert "all weights of step 60" in said and "read back and compared" in said
+    assert "all weights of step 60" in said and "read back: every tensor is as trained" in said
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
@@ -191,7 +191,7 @@ def test_serve_dry_run_shows_the_command_and_writes_nothing(learned: Path, capsy
     said = capsys.readouterr().out
     assert f"model  {learned.name}/export/step-000060" in said
     assert "serve tiny/export/step-000060 --host 0.0.0.0 --port 8123" in said
-    assert "open to other machines, and this server asks for no key" in said
+    assert "open to other hosts, and this server asks for no key" in said
     assert launcher(learned, "serve", "--dry-run", "--json", "--server-option=--compile") == ExitCode.DONE
     assert json.loads(capsys.readouterr().out)["argv"][-1] == "--compile"
     assert sorted(learned.rglob("*")) == before
