@@ -103,9 +103,5 @@ def _write_end_events(paths: RunPaths, verdict: Verdict, report: StarterReport, 
             silence = {} if stall is None else {"phase": stall.phase, "silent_s": round(stall.silent_s, 1)}
             events.write("hang", **blamed, place=verdict.place, **silence)
         events.write(
-            "verdict",
-            verdict_class=verdict.verdict_class,
-            action=verdict.action,
-            summary=verdict.summary,
-            **blamed,
+            "verdict", verdict_class=verdict.verdict_class, action=verdict.action, summary=verdict.summary, **blamed
         )

@@ -39,17 +39,13 @@ def read_tail(path: Path, limit_bytes: int = TAIL_BYTES) -> str:
     return data.decode("utf-8", errors="replace")
 
 
-def shown_lines(text: str) -> list[str]:
-    """Lines as a terminal would leave them: what a carriage return wrote over is gone."""
-    return [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-
-
 def error_block(text: str) -> list[str]:
     """The last lines that matter: the end of the last traceback or error message; without one, the last lines.
 
     Pure. At most MOST_LINES lines, each cut to LONGEST_LINE_CHARS characters.
     """
-    lines = shown_lines(text)
+    # As a terminal would leave them: text that a carriage return wrote over is gone.
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     starts = [i for i, line in enumerate(lines) if line.endswith(_TRACEBACK)]
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if errors and errors[-1] > (starts[-1] if starts else -1):

@@ -151,11 +151,7 @@ def join(run_dir: Path, *, console: bool = True) -> int:
         raise RunError(f"this host is {run.host}, the first of {run_dir.name}: start it with launcher train --run")
     attempt, leader = _waiting_attempt(run)
     status = HostStatus(
-        index=run.index,
-        host=socket.gethostname(),
-        state=HostState.joined,
-        token=leader.token,
-        versions=_versions(),
+        index=run.index, host=socket.gethostname(), state=HostState.joined, token=leader.token, versions=_versions()
     )
     lacking = _lacking(run, leader, status.versions)
     with OwnStatus(run.paths.host_status(attempt, run.index), status) as own:
