@@ -286,7 +286,8 @@ class _Record:
     @property
     def preempted(self) -> bool:
         """The newest attempt saved because it was asked to stop."""
-        return self._last_of("attempt_start", "preempted") == "preempted"
+        names = [event.event for event in self.events if event.event in ("attempt_start", "preempted")]
+        return names[-1:] == ["preempted"]
 
     @property
     def cancelled(self) -> bool:
@@ -339,14 +340,13 @@ class _Record:
 
     def _is_gone(self) -> bool:
         """Whether the record says that the processes which status.json puts on another host are not there any more."""
-        if self._last_of("attempt_start", "attempt_end") == "attempt_end":
-            return True
+        bounds = [event for event in self.events if event.event in ("attempt_start", "attempt_end")]
+        if bounds and bounds[-1].event == "attempt_end":
+            # An older attempt may write its end after a newer one has begun.
+            return bounds[-1].attempt == max(event.attempt for event in self.events)
         newest = self.attempts[-1] if self.attempts else None
         # An attempt on this host followed; it holds no lock any more.
         return newest is not None and newest.attempt > self.status.attempt and newest.host == socket.gethostname()
-
-    def _last_of(self, *names: str) -> str:
-        return next((event.event for event in reversed(self.events) if event.event in names), "")
 
     def _was_submitted_after(self, final: Event) -> bool:
         """Whether a final state belongs to an earlier job than the one there is now."""

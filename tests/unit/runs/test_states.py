@@ -128,6 +128,15 @@ def test_a_run_that_was_preempted_on_another_host_is_not_running_there_for_ever(
     assert state.hint == "launcher train --run one"
 
 
+def test_the_late_end_of_an_older_attempt_says_nothing_about_a_newer_one_on_another_host(make_run: MakeRun) -> None:
+    run = make_run()
+    write_events(run, "attempt_start", "state:running")
+    write_events(run, "attempt_start", "state:running", attempt=2)
+    write_events(run, "attempt_end")
+    write_status(RunPaths(run).status, Status(name="one", state="running", attempt=2, pid=1, host="elsewhere"))
+    assert run_state(run).alive is None
+
+
 def test_a_run_that_moved_here_and_was_killed_before_it_trained_has_failed(make_run: MakeRun) -> None:
     run = make_run()
     write_events(run, "attempt_start", "state:running", "attempt_end", "preempted")
