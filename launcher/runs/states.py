@@ -341,9 +341,10 @@ class _Record:
     def _is_gone(self) -> bool:
         """Whether the record says that the processes which status.json puts on another host are not there any more."""
         bounds = [event for event in self.events if event.event in ("attempt_start", "attempt_end")]
-        if bounds and bounds[-1].event == "attempt_end":
-            # An older attempt may write its end after a newer one has begun.
-            return bounds[-1].attempt == max(event.attempt for event in self.events)
+        # An older attempt may write its end after a newer one has begun.
+        last = max((event.attempt for event in self.events), default=0)
+        if bounds and bounds[-1].event == "attempt_end" and bounds[-1].attempt == last:
+            return True
         newest = self.attempts[-1] if self.attempts else None
         # An attempt on this host followed; it holds no lock any more.
         return newest is not None and newest.attempt > self.status.attempt and newest.host == socket.gethostname()
