@@ -92,7 +92,7 @@ class Sender:
                 training_pid=training_pid,
             )
         )
-        self._cursor = self._starting_point()
+        self._cursor = Cursor() if self.tracker.is_new else read_cursor(self._cursor_path) or self.tracker.recover()
         self._note(closed=False)
 
     def push(self) -> None:
@@ -114,11 +114,6 @@ class Sender:
         self.tracker.close(evaluation_scores(self._paths), failed=failed)
         self._note(closed=True)
         self._lock.release()
-
-    def _starting_point(self) -> Cursor:
-        if self.tracker.is_new:
-            return Cursor()
-        return read_cursor(self._cursor_path) or self.tracker.recover()
 
     def _note(self, *, closed: bool) -> None:
         self._cursor.closed = closed

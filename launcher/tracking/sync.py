@@ -67,9 +67,7 @@ def _failure(run_dir: Path, name: str, events: list[Event]) -> str:
     # A refusal includes what to do.
     if name == "wandb" and not (warnings and warnings[-1].get("key_refused")):
         server = server_of(os.environ)
-        check = (
-            f" Check that this machine reaches {server}, and that WANDB_API_KEY is a key of it ({login_page(server)})."
-        )
+        check = f" Check that this host reaches {server}, and that WANDB_API_KEY is a key of it ({login_page(server)})."
     return (
         f"{load_tracker(name).title} did not take the run. {why}.{check} "
         f"Details are in {RunPaths(run_dir).tracker(name) / 'replay.log'}. Run `launcher sync {run_dir.name}` again: "

@@ -111,7 +111,7 @@ def test_offline_files_hold_every_loss_once_over_two_attempts_with_a_rewind(path
         assert replay.finish(20)
     assert_holds_exactly(list(history_rows(paths.tracker("wandb"))), paths)
     names = {path.name for path in paths.tracker("wandb").glob("offline-run-*/*.wandb")}
-    assert names == {"run-3f9a1c07.wandb"}
+    assert names == {"run-abc123.wandb"}
 
 
 def test_after_a_killed_replay_offline_files_are_made_again_and_nothing_is_lost_or_doubled(paths: RunPaths) -> None:
@@ -131,7 +131,7 @@ def test_the_config_wandb_gets_has_no_secret(
     text = paths.config.read_text().replace("builtin:next_number", "https://me:pa55word@host/hf_canarycanarycanary")
     paths.config.write_text(text)
     assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=1).finish(20)
-    sent = server.config["3f9a1c07"]
+    sent = server.config["abc123"]
     assert "[secret]@host/[secret]" in sent
     assert b"pa55word" not in server.seen and b"hf_canary" not in server.seen
 
@@ -149,8 +149,8 @@ def test_a_server_gets_every_loss_once_over_two_attempts_with_a_rewind(server: F
         replay = start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=attempt)
         write_attempt(paths, attempt, first, last)
         assert replay.finish(20)
-    assert list(server.history) == ["3f9a1c07"]
-    assert_holds_exactly(server.history["3f9a1c07"], paths)
+    assert list(server.history) == ["abc123"]
+    assert_holds_exactly(server.history["abc123"], paths)
 
 
 def test_after_a_killed_replay_the_server_is_asked(server: FakeWandb, paths: RunPaths) -> None:
@@ -159,7 +159,7 @@ def test_after_a_killed_replay_the_server_is_asked(server: FakeWandb, paths: Run
     write_json(paths.tracker("wandb") / "cursor-online.json", Cursor(train_step=18, eval_step=15, closed=False))
     write_attempt(paths, 2, 11, 20)
     assert start(paths.root, TrackConfig(wandb=WandbMode.online), attempt=2).finish(20)
-    assert_holds_exactly(server.history["3f9a1c07"], paths)
+    assert_holds_exactly(server.history["abc123"], paths)
 
 
 def test_sync_sends_an_offline_run_and_a_second_sync_sends_nothing(server: FakeWandb, paths: RunPaths) -> None:
@@ -168,7 +168,7 @@ def test_sync_sends_an_offline_run_and_a_second_sync_sends_nothing(server: FakeW
     assert server.history == {}
     assert sync(paths.root, timeout_s=20).rows == 12
     assert sync(paths.root, timeout_s=20).rows == 0
-    assert_holds_exactly(server.history["3f9a1c07"], paths)
+    assert_holds_exactly(server.history["abc123"], paths)
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_sync_fills_in_what_an_outage_kept_back(server: FakeWandb, paths: RunPat
     assert not replay.finish(2)
     server.is_broken = False
     sync(paths.root, timeout_s=30)
-    assert_holds_exactly(server.history["3f9a1c07"], paths)
+    assert_holds_exactly(server.history["abc123"], paths)
 
 
 def test_a_silent_server_costs_training_no_more_than_the_time_out(black_hole: None, paths: RunPaths) -> None:
