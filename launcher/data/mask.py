@@ -51,7 +51,7 @@ def render_with_turns(
 
     Raises ExampleError: the template refuses the conversation, or an answer cannot be found beyond doubt.
     """
-    finder = _Finder(chat, messages, tools)
+    finder = _TurnFinder(chat, messages, tools)
     turns: list[Turn] = []
     for index in supervised:
         turn = finder.find(index)
@@ -61,7 +61,7 @@ def render_with_turns(
     return Rendered(finder.text, tuple(turns))
 
 
-class _Finder:
+class _TurnFinder:
     """Finds answers in one conversation."""
 
     def __init__(self, chat: ChatFormat, messages: Turns, tools: Turns | None) -> None:

@@ -67,7 +67,7 @@ def find_sources(data: DataConfig, *, download: bool = True) -> Sources:
         DataError: everything that cannot be found or read.
     """
     problems: list[Problem] = []
-    found = _Finder(data, download, problems)
+    found = _SourceFinder(data, download, problems)
     weights = [1.0]
     if data.mixture:
         weights = [part.weight for part in data.mixture]
@@ -86,11 +86,11 @@ def find_sources(data: DataConfig, *, download: bool = True) -> Sources:
     return Sources(tuple(found.train), tuple(validation), tuple(weights), tuple(found.ignored))
 
 
-def _validation(data: DataConfig, found: _Finder) -> list[Source]:
+def _validation(data: DataConfig, found: _SourceFinder) -> list[Source]:
     """The validation sources: those configured, or those that came with the training data."""
     split = data.hub_validation_split
     if data.validation_path is not None:
-        given = _Finder(data, found.download, found.problems)
+        given = _SourceFinder(data, found.download, found.problems)
         given.add("data.validation_path", Source(data.validation_path, format=data.format), split=split)
         # All of a folder or built-in set given for validation, unless it marks a part of itself.
         return given.validation or given.train
@@ -100,7 +100,7 @@ def _validation(data: DataConfig, found: _Finder) -> list[Source]:
 
 
 @dataclass(slots=True)
-class _Finder:
+class _SourceFinder:
     """Collects the sources that paths name; what is wrong goes to `problems`."""
 
     data: DataConfig

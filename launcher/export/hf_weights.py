@@ -30,7 +30,7 @@ State = dict[str, Tensor]
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers and peft inside; errors still come through."""
+    """Hides progress bars and advice of transformers and peft; errors still come through."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
