@@ -166,30 +166,24 @@ def _account(
     begun = [event.time for event in events if event.event == "attempt_start"]
     work = [record.time for record in records] + [event.time for event in events if event.event in _WORK_EVENTS]
     start_ms = _ms_between(span.started, begun[0]) if begun else 0
+    kept = [step for step in steps if (span.attempt, step.step) not in redone]
+    data_ms = sum(min(_ms(step.data_time_s), _ms(step.step_time_s)) for step in kept)
+    # The time of the rehearsal includes the save of step 0.
+    saves = [event for event in events if event.event == "checkpoint"]
+    saves = [event for event in saves if not (rehearsals and event.fields.get("step") == 0)]
     spent = {
         "start": start_ms,
         "load": max(0, _loaded_after_ms(span, events, steps) - start_ms) if begun else 0,
         "rehearse": sum(_ms(event.fields.get("seconds")) for event in rehearsals),
-        "data": sum(_data_ms(step) for step in steps if (span.attempt, step.step) not in redone),
-        "useful": sum(
-            _ms(step.step_time_s) - _data_ms(step) for step in steps if (span.attempt, step.step) not in redone
-        ),
+        "data": data_ms,
+        "useful": sum(_ms(step.step_time_s) for step in kept) - data_ms,
         "redone": sum(_ms(step.step_time_s) for step in steps if (span.attempt, step.step) in redone),
-        # The rehearsal counts the save of step 0, which is a part of it.
-        "save": sum(_ms(event.fields.get("seconds")) for event in events if _is_save(event, bool(rehearsals))),
+        "save": sum(_ms(event.fields.get("seconds")) for event in saves),
         "evaluate": sum(_ms(record.eval_time_s) for record in records if not isinstance(record, StepRecord)),
     }
     if span.is_failed:
         spent["lost"] = _ms_between(max([*work, *begun], default=span.started), span.ended)
     return _within(spent, held_ms)
-
-
-def _data_ms(step: StepRecord) -> int:
-    return min(_ms(step.data_time_s), _ms(step.step_time_s))
-
-
-def _is_save(event: Event, rehearsed: bool) -> bool:
-    return event.event == "checkpoint" and not (rehearsed and event.fields.get("step") == 0)
 
 
 def _loaded_after_ms(span: AttemptSpan, events: list[Event], steps: list[StepRecord]) -> int:
