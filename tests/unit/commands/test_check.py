@@ -217,6 +217,7 @@ def test_a_plan_that_does_not_fit_exits_2_with_advice(capsys: pytest.CaptureFixt
     code, document = check_json(capsys, "model=llama3_1_8b", "cluster=one_gpu_24gb", "data=next_number")
     (problem,) = document["problems"]  # type: ignore[misc]
     assert code == 2 and problem["key"] == "cluster.gpu_memory_gib"
+    assert document["plan"]["problems"] == [problem] and problem["todo"]  # type: ignore[index]
     assert "brings it to" in problem["todo"]
 
 
