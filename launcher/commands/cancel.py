@@ -1,4 +1,4 @@
-"""launcher cancel: stops a run, or all runs of a sweep, for good; they save first unless told otherwise."""
+"""launcher cancel: stops a run, or all runs of a sweep, for good; without --now they save first."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def _sum(cluster: ClusterConfig, allocation: Allocation, device: str, per_node: 
     except WorldError as error:
         print(f"launcher: {error}", file=sys.stderr)
         return 1
-    told = RankEnvironment(
+    common = RankEnvironment(
         master_address=allocation.nodes[0],
         master_port=port,
         threads=1,
@@ -72,7 +72,7 @@ def _sum(cluster: ClusterConfig, allocation: Allocation, device: str, per_node: 
     module = ["launcher.train.allreduce_check", device]
     nodes = len(allocation.nodes)
     argv = task_argv(cluster, nodes, per_node, module, folder=folder, output="link-%t.json", device=device)
-    return _run(argv, SUM_LIMIT_S, told.variables(step_environment(os.environ), settings=cluster.environment))
+    return _run(argv, SUM_LIMIT_S, common.variables(step_environment(os.environ), settings=cluster.environment))
 
 
 def task_argv(

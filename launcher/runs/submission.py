@@ -1,4 +1,4 @@
-"""submission.json: the jobs of a submitted run. Written by whoever submits, read by whoever looks after the run."""
+"""submission.json: the jobs of a submitted run. Written at submission, read by status, cancel and resume."""
 
 from __future__ import annotations
 

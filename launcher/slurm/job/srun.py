@@ -132,7 +132,7 @@ def stage_environment(environ: Mapping[str, str], config: RunConfig, *, cpus: in
     }
 
 
-def ranks_environment(environ: Mapping[str, str], cluster: ClusterConfig, told: RankEnvironment) -> dict[str, str]:
+def ranks_environment(environ: Mapping[str, str], cluster: ClusterConfig, common: RankEnvironment) -> dict[str, str]:
     """The environment of all ranks; srun tells each its rank."""
     inherited = {"GOMP_SPINCOUNT": "1000", **step_environment(environ)}
-    return told.variables(inherited, settings=cluster.environment)
+    return common.variables(inherited, settings=cluster.environment)

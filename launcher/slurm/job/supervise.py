@@ -127,7 +127,7 @@ class _Attempt:
         """The environment of all ranks; srun tells each its rank."""
         allocation = self.allocation
         end = info.ended if info is not None and info.time_limit_s is not None else None
-        told = RankEnvironment(
+        common = RankEnvironment(
             master_address=allocation.nodes[0],
             master_port=free_meeting_port(allocation.job_id, allocation.restart, self.number),
             threads=self.config.cluster.threads_per_process or cores,
@@ -137,7 +137,7 @@ class _Attempt:
             interface=rank_interface(allocation.nodes),
             end_time_s=end.timestamp() if end is not None else None,
         )
-        return ranks_environment(os.environ, self.config.cluster, told)
+        return ranks_environment(os.environ, self.config.cluster, common)
 
     def _job_info(self) -> JobInfo | None:
         try:

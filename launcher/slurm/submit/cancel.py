@@ -20,11 +20,11 @@ from launcher.slurm.client.sbatch import STAGES, comment
 from launcher.slurm.client.sweep import read_sweep
 
 SIGNAL = "TERM"
-"""What tells ranks to save and leave; the marker tells whoever watches them that it is for good."""
+"""Makes ranks save and exit; the marker in the run directory keeps their supervisor from requeueing the job."""
 
 _POLL_S = 1.0
-# Ranks that were only being started when they were told may not have heard it.
-_TELL_AGAIN_S = 10.0
+# Ranks that were only being started may have missed the signal.
+_SIGNAL_AGAIN_S = 10.0
 
 
 @dataclass(slots=True)
@@ -35,19 +35,19 @@ class _Stopping:
     train: frozenset[str]
     """Jobs that train, and so have something to save."""
     now: bool
-    told: dict[str, tuple[JobPhase, float]] = field(default_factory=dict)
+    signalled: dict[str, tuple[JobPhase, float]] = field(default_factory=dict)
     """What was done last for a job: in which phase it was then, and when."""
 
-    def tell(self, job: JobInfo) -> None:
+    def signal_job(self, job: JobInfo) -> None:
         """Does what this job needs now, unless that was done a moment ago."""
         phase = job_state_of(job.job_id, job).phase
         if job.state == "COMPLETING":
             return
-        before, at_s = self.told.get(job.name, (None, 0.0))
-        again = time.monotonic() - at_s > _TELL_AGAIN_S
+        before, at_s = self.signalled.get(job.name, (None, 0.0))
+        again = time.monotonic() - at_s > _SIGNAL_AGAIN_S
         if phase is before and not again:
             return
-        self.told[job.name] = (phase, time.monotonic())
+        self.signalled[job.name] = (phase, time.monotonic())
         saves = phase is JobPhase.running and not self.now and bool({job.name, job.job_id} & self.train)
         try:
             self.slurm.cancel(job.name, signal=SIGNAL if saves else None)
@@ -104,7 +104,7 @@ def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slur
     deadline = time.monotonic() + wait_s
     while jobs:
         for job in jobs:
-            stopping.tell(job)
+            stopping.signal_job(job)
         if time.monotonic() > deadline:
             raise _too_long(run_dirs, jobs, wait_s)
         time.sleep(_POLL_S)
@@ -133,7 +133,7 @@ def _too_long(run_dirs: Sequence[Path], jobs: list[JobInfo], wait_s: float) -> R
     names = ", ".join(f"{job.name} ({job.state})" for job in jobs[:5]) + (", ..." if len(jobs) > 5 else "")
     name = run_name(run_dirs[0]) if len(run_dirs) == 1 else run_dirs[0].parent.name
     return RunError(
-        f"{name}: still there {wait_s:.0f} s after it was told to stop: job {names}; it may be in a long step or save. "
-        f"It will not go on in any case. Look again with launcher status {name}, or lose what is unsaved with "
+        f"{name}: still there {wait_s:.0f} s after it was cancelled: job {names}; it may be in a long step or save. "
+        f"It will not continue in any case. Look again with launcher status {name}, or lose what is unsaved with "
         f"launcher cancel {name} --now"
     )

@@ -348,7 +348,7 @@ def _with_lost_jobs(run_dir: Path, submission: Submission, slurm: Slurm) -> Subm
 
 
 def _refuse_second(run_dir: Path, submission: Submission, stages: tuple[str, ...], slurm: Slurm) -> None:
-    """A run has one job of a stage at a time: two would train beside each other."""
+    """A run has one job of a stage at a time: two would train at the same time."""
     for stage in stages:
         known = [job.job_id for job in submission.stages if job.stage == stage]
         waiting = [job.name for job in slurm.listed(known) if not job.finished]
