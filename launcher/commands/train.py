@@ -131,6 +131,7 @@ def _summary(planned: PlannedRun) -> str:
     ranks = f"{batch.world_size} process{'es' if batch.world_size > 1 else ''} on {batch.device}"
     return (
         f"{planned.plan.model}: {planned.plan.method}, {planned.plan.strategy}, {planned.plan.precision}, {ranks}\n"
-        f"{data.examples:,} training and {data.validation_examples:,} validation examples, {data.tokens:,} tokens an epoch; "
-        f"{batch.total_steps:,} steps, {batch.epochs:.4g} epochs, peak learning rate {batch.peak_lr:.2g}"
+        f"{data.examples:,} training and {data.validation_examples:,} validation examples, "
+        f"{data.tokens:,} tokens an epoch; {batch.total_steps:,} steps, {batch.epochs:.4g} epochs, "
+        f"peak learning rate {batch.peak_lr:.2g}"
     )
