@@ -8,7 +8,7 @@ import math
 import os
 import secrets
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -108,20 +108,31 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def as_json(value: object) -> Any:
-    """Plain values, fit for JSON, that `record_from` reads back.
+def as_plain(value: object, scalar: Callable[[object], object] = lambda value: value) -> Any:
+    """Dataclasses, enums and sequences as dicts, lists and scalars, each scalar as `scalar` returns it.
 
-    A field with metadata {"json": name} goes by that name. A number that JSON lacks becomes the text "NaN",
-    "Infinity" or "-Infinity".
+    A field with metadata {"json": name} goes by that name.
     """
     if isinstance(value, Enum):
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
-        return {_json_name(spec): as_json(getattr(value, spec.name)) for spec in fields(value)}
+        return {_json_name(spec): as_plain(getattr(value, spec.name), scalar) for spec in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return {str(key): as_plain(item, scalar) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
+        return [as_plain(item, scalar) for item in value]
+    return scalar(value)
+
+
+def as_json(value: object) -> Any:
+    """`as_plain`, fit for JSON; `record_from` reads it back.
+
+    A number that JSON lacks becomes the text "NaN", "Infinity" or "-Infinity".
+    """
+    return as_plain(value, _json_scalar)
+
+
+def _json_scalar(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -12,12 +12,12 @@ import yaml  # type: ignore[import-untyped]
 from launcher.config.build import build
 from launcher.config.schema import SCHEMA_VERSION, Derived, FrozenRun, RunConfig
 from launcher.errors import Problem, RunError
-from launcher.files import as_json, write_atomically
+from launcher.files import as_plain, write_atomically
 
 
 def to_yaml(values: object) -> str:
     """YAML of a dataclass or of plain values, readable in any script, that loads as exactly the same values."""
-    data = as_json(values)
+    data = as_plain(values)
     for allow_unicode in (True, False):
         text = str(yaml.safe_dump(data, sort_keys=False, allow_unicode=allow_unicode, width=100))
         if yaml.safe_load(text) == data:  # a few control characters, such as NEL, only survive escaped
@@ -85,12 +85,12 @@ def config_hash(config: RunConfig, data_key: str | None = None) -> str:
     Model, data, method, optimization, seed, batch and precision count; names, paths, the strategy that distributes
     the work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
     """
-    data = {key: value for key, value in as_json(config.data).items() if key not in ("num_workers", "allow")}
+    data = {key: value for key, value in as_plain(config.data).items() if key not in ("num_workers", "allow")}
     parts = {
         "model": [config.model.name_or_path, config.model.revision],
         "data": data_key if data_key is not None else data,
-        "method": as_json(config.method),
-        "optim": as_json(config.optim),
+        "method": as_plain(config.method),
+        "optim": as_plain(config.optim),
         "seed": config.seed,
         "batch": [config.batch.global_sequences, config.batch.global_tokens],
         "precision": config.strategy.precision.value,

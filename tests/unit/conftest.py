@@ -8,10 +8,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import made
 
 MakeRun = Callable[..., Path]
+
+# How long an example takes says something about the machine only.
+settings.register_profile("launcher", deadline=None)
+settings.load_profile("launcher")
 
 
 @pytest.fixture

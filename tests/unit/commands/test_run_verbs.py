@@ -299,7 +299,7 @@ def flip_a_bit(folder: Path) -> None:
         (lambda folder: (folder / "weights.bin").unlink(), "missing"),
         (lambda folder: (folder / "more.bin").touch(), "not in the manifest"),
         (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), "not a manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
     ],
 )
 def test_verify_names_what_is_damaged_and_exits_with_3(

@@ -57,7 +57,7 @@ def test_a_million_lengths_take_seconds_and_fill_nearly_all_room() -> None:
 
 @pytest.mark.parametrize("length", [0, 11])
 def test_lengths_that_cannot_be_packed_are_refused(length: int) -> None:
-    with pytest.raises(ValueError, match=r"must lie in 1\.\.10"):
+    with pytest.raises(ValueError, match=r"must be in 1\.\.10"):
         best_fit_decreasing(np.array([3, length], dtype=np.int32), 10)
 
 
