@@ -17,6 +17,19 @@ def print_plan(console: Console, plan: Plan, config: RunConfig) -> None:
     print_trimmed(console, fact_table(_rows(plan, config), label_style="bold"))
 
 
+def summary(plan: Plan) -> str:
+    """A plan in two lines."""
+    data, batch = plan.data, plan.batch
+    about = "about " if data.is_estimate else ""
+    product = f"{batch.world_size} x {batch.micro_sequences} x {batch.grad_accum_steps}"
+    return (
+        f"{plan.model}: {plan.method}, {plan.strategy}, {plan.precision}, {_ranks(batch)}\n"
+        f"{about}{data.examples:,} training and {data.validation_examples:,} validation examples, "
+        f"{data.tokens:,} tokens an epoch; {about}{batch.total_steps:,} steps of {batch.global_sequences} sequences "
+        f"({product}), {batch.epochs:.4g} epochs, peak learning rate {batch.peak_lr:.2g}"
+    )
+
+
 def in_short(finding: AuditFinding) -> str:
     """An audit finding on one line, with its first places."""
     places = "; ".join(str(place) for place in finding.places[:_SHOWN_PLACES])

@@ -8,10 +8,11 @@ import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from launcher.commands.plan_view import in_short, print_plan
+from launcher.commands.plan_view import in_short, print_plan, summary
 from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
 from launcher.files import as_json
@@ -25,7 +26,7 @@ from launcher.runs.submission import StageJob
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, sbatch_argv
 from launcher.slurm.client.sweep import Sweep, expand
-from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, requests_again, variables_of
+from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, variables_of
 from launcher.slurm.submit.scheduler import SlurmScheduler
 from launcher.slurm.submit.submit import (
     SubmitPlan,
@@ -68,11 +69,9 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
         return _show_dry_run(args, plan)
     submitted = submit_new(plan, slurm, os.environ)
     submitted.warnings.extend(_audit(plan.planned))
-    if args.json:
-        print(json.dumps({**_queued_document(submitted), "plan": as_json(plan.planned.plan)}, indent=2))
-    else:
-        print(_plan_summary(plan.planned))
-        _tell_queued(submitted)
+    if not args.json:
+        print(summary(plan.planned.plan))
+    _show_queued(args, submitted, plan=as_json(plan.planned.plan))
     return ExitCode.DONE
 
 
@@ -80,41 +79,26 @@ def _again(args: argparse.Namespace, stages: tuple[str, ...]) -> int:
     if args.overrides or args.sweep:
         raise UserError("settings of a run are frozen when it is created; start a new run for other settings")
     _refuse_throttle(args)
-    return submit_again(
-        args.run, stages=stages, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json, verbose=args.verbose
-    )
+    return submit_again(args, stages)
 
 
-def submit_again(
-    name: str,
-    *,
-    stages: tuple[str, ...] = ("train",),
-    runs_dir: str = "runs",
-    dry_run: bool = False,
-    as_json: bool = False,
-    verbose: bool = False,
-) -> int:
-    """Queues the next attempt of a run that is there; nothing for one that has finished. Also `launcher resume`.
+def submit_again(args: argparse.Namespace, stages: tuple[str, ...] = ("train",)) -> int:
+    """Queues the next attempt of an existing run, unless it has finished. Also `launcher resume`.
 
     Raises:
         RunError: there is no such run, or a job of it waits or runs. UserError: it is not for Slurm, or Slurm refused.
     """
-    run_dir = find_run(name, runs_dir)
+    run_dir = find_run(args.run, args.runs_dir)
     if stages == ("train",) and run_state(run_dir).state == "succeeded":
         note = "it has finished; there is nothing left to do"
         document = {"run_dir": str(run_dir), "name": run_name(run_dir), "jobs": [], "note": note}
-        print(json.dumps(document, indent=2) if as_json else f"{run_name(run_dir)}: {note}")
+        print(json.dumps(document, indent=2) if args.json else f"{run_name(run_dir)}: {note}")
         return ExitCode.DONE
-    if dry_run:
+    if args.dry_run:
         again = check_again(run_dir, Slurm(), stages, dry_run=True)
-        requests = requests_again(again, os.environ)
-        _show_jobs(requests, again.config, as_json=as_json, verbose=verbose, warnings=again.warnings)
-        return ExitCode.DONE
-    submitted = SlurmScheduler(stages=stages).submit(run_dir)
-    if as_json:
-        print(json.dumps(_queued_document(submitted), indent=2))
-    else:
-        _tell_queued(submitted)
+        requests = preview(again.config, run_dir.absolute(), again.stages, os.environ)
+        return _show_jobs(args, requests, again.config, {"warnings": again.warnings})
+    _show_queued(args, SlurmScheduler(stages=stages).submit(run_dir))
     return ExitCode.DONE
 
 
@@ -157,29 +141,29 @@ def _tell_sweep(folder: Path, sweep: Sweep, plan: SweepPlan, jobs: list[StageJob
     print("\n".join(lines))
 
 
-def _queued_document(queued: Submitted) -> dict[str, object]:
-    main = next((job for job in queued.jobs if job.stage == "train"), queued.jobs[-1])
-    return {
-        "run_dir": str(queued.run_dir),
-        "name": run_name(queued.run_dir),
-        "job_id": main.job_id,
-        "jobs": _job_documents(queued.jobs),
-        "estimate_start": utc_text(queued.estimate_start) if queued.estimate_start is not None else None,
-        "warnings": queued.warnings,
-    }
-
-
 def _job_documents(jobs: list[StageJob]) -> list[dict[str, object]]:
     return [{"stage": job.stage, "job_id": job.job_id, "dependency": job.dependency, "argv": job.argv} for job in jobs]
 
 
-def _tell_queued(queued: Submitted) -> None:
-    name = run_name(queued.run_dir)
+def _show_queued(args: argparse.Namespace, queued: Submitted, **further: object) -> None:
+    name, start = run_name(queued.run_dir), queued.estimate_start
+    if args.json:
+        main = next((job for job in queued.jobs if job.stage == "train"), queued.jobs[-1])
+        document = {
+            "run_dir": str(queued.run_dir),
+            "name": name,
+            "job_id": main.job_id,
+            "jobs": _job_documents(queued.jobs),
+            "estimate_start": utc_text(start) if start is not None else None,
+            "warnings": queued.warnings,
+            **further,
+        }
+        print(json.dumps(document, indent=2))
+        return
     lines = [f"warning  {text}" for text in queued.warnings]
     for job in queued.jobs:
         after = f", after job {job.dependency}" if job.dependency else ""
         lines.append(f"{name}: {job.stage} is job {job.job_id}{after}")
-    start = queued.estimate_start
     when = start.astimezone().strftime("%Y-%m-%d %H:%M %Z") if start is not None else "Slurm does not say"
     lines += [
         f"  run directory  {queued.run_dir}",
@@ -193,95 +177,57 @@ def _tell_queued(queued: Submitted) -> None:
 
 def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
     config = plan.planned.config
-    requests = preview(config, plan.stages, os.environ)
-    warnings = [*plan.warnings, *_audit(plan.planned)]
+    requests = preview(config, preview_folder(config), plan.stages, os.environ)
     if not args.json:
         _show_plan(plan.planned, verbose=args.verbose)
-    _show_jobs(
-        requests, config, as_json=args.json, verbose=args.verbose, warnings=warnings, plan=as_json(plan.planned.plan)
-    )
-    return ExitCode.DONE
+    warnings = [*plan.warnings, *_audit(plan.planned)]
+    return _show_jobs(args, requests, config, {"warnings": warnings, "plan": as_json(plan.planned.plan)})
 
 
 def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
     folder = preview_folder(plan.first)
     requests = chained(sweep_requests(plan, folder, NO_KEY, variables_of(plan.first, os.environ)))
-    runs: list[dict[str, object]] = [
-        {"run": f"{folder.name}/{i:02d}", "differs": differs} for i, differs in enumerate(plan.differs)
-    ]
     if not args.json:
         _show_plan(plan.plans[0].planned, verbose=args.verbose)
         for one in plan.differs:
             print("member    " + " ".join(f"{key}={value}" for key, value in one.items()))
-    plan_fields = as_json(plan.plans[0].planned.plan)
-    _show_jobs(
-        requests,
-        plan.first,
-        as_json=args.json,
-        verbose=args.verbose,
-        warnings=plan.warnings,
-        plan=plan_fields,
-        runs=runs,
-    )
+    members = [{"run": f"{folder.name}/{i:02d}", "differs": differs} for i, differs in enumerate(plan.differs)]
+    facts = {"warnings": plan.warnings, "plan": as_json(plan.plans[0].planned.plan), "members": members}
+    return _show_jobs(args, requests, plan.first, facts)
+
+
+def _show_jobs(args: argparse.Namespace, requests: list[JobRequest], config: RunConfig, facts: dict[str, Any]) -> int:
+    """Prints the commands of a submission and the variables that the jobs get.
+
+    Args:
+        facts: warnings, plan and members, as the JSON document has them.
+    """
+    commands = [(request, sbatch_argv(config, request), request.script.read_text("utf-8")) for request in requests]
+    if args.json:
+        jobs = [
+            {"stage": request.stage, "argv": argv, "script": str(request.script), "script_text": text}
+            for request, argv, text in commands
+        ]
+        document = {"dry_run": True, "jobs": jobs, "environment": requests[0].variables, **facts}
+        print(json.dumps(document, indent=2))
+        return ExitCode.DONE
+    for warning in facts["warnings"]:
+        print(f"warning   {warning}")
+    for request, argv, text in commands:
+        print(f"{request.stage:<9} {shlex.join(argv)}")
+        print(f"script    {request.script}")
+        if args.verbose:
+            print("\n".join(f"    {line}" for line in text.splitlines()))
+    print(f"variables {' '.join(requests[0].variables)}")
+    print("dry run: nothing was created or queued")
     return ExitCode.DONE
 
 
-def _show_jobs(
-    requests: list[JobRequest],
-    config: RunConfig,
-    *,
-    as_json: bool,
-    verbose: bool,
-    warnings: list[str],
-    plan: dict[str, object] | None = None,
-    runs: list[dict[str, object]] | None = None,
-) -> None:
-    """The commands a submission would run, word by word, and what the jobs would see."""
-    commands = [(request, sbatch_argv(config, request)) for request in requests]
-    if as_json:
-        jobs = [
-            {
-                "stage": request.stage,
-                "argv": argv,
-                "script": str(request.script),
-                "script_text": request.script.read_text(encoding="utf-8"),
-            }
-            for request, argv in commands
-        ]
-        document: dict[str, object] = {"dry_run": True, "jobs": jobs, "environment": requests[0].variables}
-        document |= {"warnings": warnings} | ({"plan": plan} if plan else {}) | ({"members": runs} if runs else {})
-        print(json.dumps(document, indent=2))
-        return
-    for warning in warnings:
-        print(f"warning   {warning}")
-    for request, argv in commands:
-        print(f"{request.stage:<9} {shlex.join(argv)}")
-        print(f"script    {request.script}")
-        if verbose:
-            print("\n".join(f"    {line}" for line in request.script.read_text(encoding="utf-8").splitlines()))
-    print(f"variables {' '.join(requests[0].variables)}")
-    print("dry run: nothing was created or queued")
-
-
 def _show_plan(planned: PlannedRun, *, verbose: bool) -> None:
-    if not verbose:
-        print(_plan_summary(planned))
-        return
-
-    print_plan(Console(highlight=False, width=120), planned.plan, planned.config)
-
-
-def _plan_summary(planned: PlannedRun) -> str:
-    plan, data, batch = planned.plan, planned.plan.data, planned.plan.batch
-    about = "about " if data.is_estimate else ""
-    ranks = f"{batch.world_size} rank{'s' if batch.world_size > 1 else ''} on {batch.device}"
-    product = f"{batch.world_size} x {batch.micro_sequences} x {batch.grad_accum_steps}"
-    return (
-        f"{plan.model}: {plan.method}, {plan.strategy}, {plan.precision}, {ranks}\n"
-        f"{about}{data.examples:,} examples, {data.tokens:,} tokens an epoch; {about}{batch.total_steps:,} steps of "
-        f"{batch.global_sequences} sequences = {product} (ranks x micro-batch x accumulation), "
-        f"peak learning rate {batch.peak_lr:.2g}"
-    )
+    if verbose:
+        print_plan(Console(highlight=False, width=120), planned.plan, planned.config)
+    else:
+        print(summary(planned.plan))
 
 
 def _audit(planned: PlannedRun) -> list[str]:

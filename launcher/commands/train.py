@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launcher.commands.plan_view import in_short, print_plan
+from launcher.commands.plan_view import in_short, print_plan, summary
 from launcher.commands.submit import submit_again
 from launcher.errors import ExitCode, UserError
 from launcher.files import as_json
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
             f"settings of a run are frozen when it is created and cannot be changed by {' '.join(args.overrides)}; "
             "start a new run for other settings"
         )
-    return continue_run(args.run, runs_dir=args.runs_dir, dry_run=args.dry_run, as_json=args.json, remote=args.ssh)
+    return continue_run(args, remote=args.ssh)
 
 
 def _new(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def _new(args: argparse.Namespace) -> int:
         return ExitCode.DONE
     run_dir = create_planned(planned)
     if not args.json:
-        print("\n".join([_summary(planned), *_warnings(planned)]))
+        print("\n".join([summary(planned.plan), *_warnings(planned)]))
         print(f"run directory: {run_dir}", flush=True)
     return _start(scheduler_here(run_dir, remote=args.ssh), run_dir, as_json=args.json)
 
@@ -77,24 +77,24 @@ def _warnings(planned: PlannedRun) -> list[str]:
     return [f"warning  {text}" for text in [*planned.plan.warnings, *map(in_short, findings)]]
 
 
-def continue_run(name: str, *, runs_dir: str, dry_run: bool, as_json: bool, remote: bool = False) -> int:
+def continue_run(args: argparse.Namespace, *, remote: bool = False) -> int:
     """The next attempt of a run; nothing for one that has finished. Also `launcher resume`.
 
     A run for Slurm goes into the queue again; inside a job it starts here, unless a job of its own has it.
 
-    Raises: RunError if there is no such run, or somebody runs it already, or its job is still in the queue.
+    Raises: RunError if there is no such run, or it is already running, or its job is still in the queue.
     """
-    run_dir = find_run(name, runs_dir)
+    run_dir = find_run(args.run, args.runs_dir)
     scheduler = scheduler_for(run_dir, remote=remote)
     if scheduler.context() is None:
-        return submit_again(name, runs_dir=runs_dir, dry_run=dry_run, as_json=as_json)
+        return submit_again(argparse.Namespace(**vars(args), verbose=False))
     state = run_state(run_dir)
     if state.state == "succeeded":
-        return _tell(state, ExitCode.DONE, as_json=as_json, note="it has finished; there is nothing left to do")
-    if dry_run:
-        place = "the beginning" if state.last_checkpoint_step is None else f"step {state.last_checkpoint_step}"
-        return _tell(state, ExitCode.DONE, as_json=as_json, note=f"dry run: it would go on from {place}")
-    return _start(scheduler, run_dir, as_json=as_json)
+        return _tell(state, ExitCode.DONE, as_json=args.json, note="it has finished; there is nothing left to do")
+    if args.dry_run:
+        start = "the beginning" if state.last_checkpoint_step is None else f"step {state.last_checkpoint_step}"
+        return _tell(state, ExitCode.DONE, as_json=args.json, note=f"dry run: it would go on from {start}")
+    return _start(scheduler, run_dir, as_json=args.json)
 
 
 def _start(scheduler: Scheduler, run_dir: Path, *, as_json: bool) -> int:
@@ -124,14 +124,3 @@ def _ending(state: RunState) -> str:
         return f"stopped and saved at step {state.step} of {state.of}"
     reason = f": {state.reason}" if state.reason else ""
     return f"{state.state} at step {state.step} of {state.of}{reason}"
-
-
-def _summary(planned: PlannedRun) -> str:
-    data, batch = planned.plan.data, planned.plan.batch
-    ranks = f"{batch.world_size} process{'es' if batch.world_size > 1 else ''} on {batch.device}"
-    return (
-        f"{planned.plan.model}: {planned.plan.method}, {planned.plan.strategy}, {planned.plan.precision}, {ranks}\n"
-        f"{data.examples:,} training and {data.validation_examples:,} validation examples, "
-        f"{data.tokens:,} tokens an epoch; {batch.total_steps:,} steps, {batch.epochs:.4g} epochs, "
-        f"peak learning rate {batch.peak_lr:.2g}"
-    )

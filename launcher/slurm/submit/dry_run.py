@@ -10,22 +10,17 @@ from pathlib import Path
 from launcher.config.schema import RunConfig
 from launcher.runs.submission import read_submission
 from launcher.slurm.client.sbatch import JobRequest, job_variables
-from launcher.slurm.submit.submit import Again, stage_requests
+from launcher.slurm.submit.submit import stage_requests
 
 NO_KEY = "KEY"
 """Stands for the key of a run that does not exist."""
 
 
-def requests_again(again: Again, environ: Mapping[str, str]) -> list[JobRequest]:
-    """The requests for an existing run."""
-    submission = read_submission(again.run_dir)
+def preview(config: RunConfig, run_dir: Path, stages: tuple[str, ...], environ: Mapping[str, str]) -> list[JobRequest]:
+    """The requests for a run, whether it exists or not."""
+    submission = read_submission(run_dir)
     key = submission.key if submission is not None else NO_KEY
-    return chained(stage_requests(again.run_dir, again.stages, key, variables_of(again.config, environ)))
-
-
-def preview(config: RunConfig, stages: tuple[str, ...], environ: Mapping[str, str]) -> list[JobRequest]:
-    """The requests for a run that does not exist."""
-    return chained(stage_requests(preview_folder(config), stages, NO_KEY, variables_of(config, environ)))
+    return chained(stage_requests(run_dir, stages, key, variables_of(config, environ)))
 
 
 def preview_folder(config: RunConfig) -> Path:
