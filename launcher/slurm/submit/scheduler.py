@@ -11,7 +11,7 @@ from launcher.runs.attempts import AttemptRecord
 from launcher.runs.scheduler import Requeued, Submitted, refuse_ended
 from launcher.runs.states import RunState
 from launcher.runs.status import FINAL_STATES
-from launcher.slurm.client.job_status import Jobs, live_state, live_states
+from launcher.slurm.client.job_status import live_state, live_states
 from launcher.slurm.client.parse import hostnames
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.requeue import requeue_job
@@ -23,16 +23,10 @@ _REQUEUE_S = 900.0
 
 
 class SlurmScheduler:
-    """A `Scheduler`.
+    """A `Scheduler`; `stages` are the jobs of a submission."""
 
-    Args:
-        stages: jobs of a submission.
-        jobs: what is known of jobs; given, answers of a few seconds ago are used again.
-    """
-
-    def __init__(self, *, stages: tuple[str, ...] = ("train",), jobs: Jobs | None = None) -> None:
+    def __init__(self, *, stages: tuple[str, ...] = ("train",)) -> None:
         self._stages = stages
-        self._jobs = jobs
 
     def context(self) -> list[str] | None:
         return hostnames(os.environ.get("SLURM_JOB_NODELIST", "")) if "SLURM_JOB_ID" in os.environ else None
@@ -44,8 +38,8 @@ class SlurmScheduler:
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
         if len(run_dirs) == 1:
-            return [live_state(run_dirs[0], self._jobs)]
-        return live_states(run_dirs, self._jobs)
+            return [live_state(run_dirs[0])]
+        return live_states(run_dirs)
 
     def cancel(self, run_dirs: Sequence[Path], *, now: bool, wait_s: float, dry_run: bool = False) -> None:
         if dry_run:
