@@ -80,7 +80,8 @@ def test_no_verb_loads_anything_heavy_before_it_runs() -> None:
         "for name in cli.VERBS:\n"
         "    try: cli.main([name, '--help'])\n"
         "    except SystemExit: pass\n"
-        "heavy = ('torch', 'hydra', 'omegaconf', 'numpy', 'pyarrow', 'rich', 'datasets', 'yaml', 'matplotlib')\n"
+        "heavy = ('torch', 'transformers', 'accelerate', 'deepspeed', 'peft', 'wandb', 'hydra', 'omegaconf', 'numpy', "
+        "'pyarrow', 'rich', 'datasets', 'yaml', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
