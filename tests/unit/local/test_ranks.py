@@ -18,7 +18,7 @@ import pytest
 
 from launcher.diagnose.verdict import read_verdict
 from launcher.errors import ExitCode, RunError, VerdictClass
-from launcher.local.ranks import run_local
+from launcher.local.ranks import HostShare, run_local
 from launcher.local.scheduler import LocalScheduler
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempt
@@ -350,3 +350,16 @@ def test_a_signal_before_a_rank_can_catch_it_waits_for_it(make_run: MakeRun, mak
         "sys.exit(75 if STOP.requested else 1)\n"
     )
     assert start(run, command) == ExitCode.PREEMPTED
+
+
+def test_ranks_of_another_host_count_from_zero_there_and_meet_at_the_first(
+    make_run: MakeRun, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")  # the user knows better
+    run = make_run(world_size=8, nodes=2)
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME"
+    worker = make_worker(f"(run / f'seen-{{rank}}').write_text(' '.join(os.environ[n] for n in {names!r}.split()))")
+    share = HostShare(first_rank=4, num_ranks=4, master_address="hosta", master_port=4321, interface="eth1")
+    assert start(run, worker, share=share) == 0
+    seen = {path.name: path.read_text() for path in run.glob("seen-*")}
+    assert seen == {f"seen-{4 + i}": f"{4 + i} {i} 8 4 hosta 4321 eth1 ib0" for i in range(4)}
