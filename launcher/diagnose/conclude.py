@@ -25,7 +25,7 @@ def conclude(
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
     keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
 ) -> tuple[Verdict, bool]:
-    """Judges an attempt that has ended and records that; what follows from it is the caller's to do.
+    """Judges an attempt that has ended and records that; `end_attempt` does what follows from it.
 
     Args:
         decide: the restart policy; left out: the action of the verdict's class.

@@ -1,4 +1,4 @@
-"""An attempt of the local starter: its record, how its ranks end, and the state it leaves the run in."""
+"""An attempt of the local starter: its record, and how its ranks end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import socket
 from dataclasses import dataclass, field
 
 from launcher.config.schema import Derived
-from launcher.diagnose.conclude import conclude
+from launcher.diagnose.end_attempt import end_attempt
 from launcher.diagnose.evidence import StarterReport
+from launcher.diagnose.verdict import Verdict
 from launcher.errors import ExitCode, WorldError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord, write_attempt
 from launcher.runs.hang_detector import Stall
 from launcher.runs.jsonl import utc_now
-from launcher.runs.status import set_state
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class RankExits:
 
     @property
     def exit_code(self) -> int:
-        """Of `launcher train`."""
+        """Of the attempt."""
         codes = {code for _, code in self.exits}
         saved = ExitCode.PREEMPTED in codes
         if self.killed:
@@ -94,8 +94,8 @@ def begin_local(paths: RunPaths, attempt: int, derived: Derived, hosts: list[str
     return record
 
 
-def end_local(paths: RunPaths, record: AttemptRecord, ranks: RankExits) -> str:
-    """Judges and records an attempt that has ended, and the state it leaves the run in. Returns: why it ended."""
+def end_local(paths: RunPaths, record: AttemptRecord, ranks: RankExits) -> tuple[Verdict, int]:
+    """Judges and records an attempt that has ended. Returns: the verdict, and the exit code of `launcher train`."""
     report = StarterReport(
         exit_code=int(ranks.exit_code),
         stopped_by="user" if ranks.killed else ranks.stopped_by,
@@ -104,12 +104,4 @@ def end_local(paths: RunPaths, record: AttemptRecord, ranks: RankExits) -> str:
         first_failed=ranks.first_failed,
         error=ranks.lost,
     )
-    verdict, is_recorded = conclude(paths, record, report)
-    if report.exit_code == ExitCode.DONE:
-        set_state(paths, record.attempt, "succeeded", "")
-    elif paths.cancel.exists():
-        set_state(paths, record.attempt, "cancelled", verdict.summary)
-    elif report.exit_code != ExitCode.PREEMPTED:
-        # After a preemption the run is still running, only not now.
-        set_state(paths, record.attempt, "failed", verdict.summary, again=not is_recorded)
-    return verdict.summary
+    return end_attempt(paths, record, report)

@@ -101,9 +101,12 @@ def run_local(
             rank.output.close()
     if not paths.config.is_file():
         raise RunError(f"{run_dir} was removed while it trained; what it had saved there is gone. Start a new run")
-    summary = end_local(paths, record, exits) if share.leads else exits.first_failure
-    _explain(summary, exits, ranks)
-    return exits.exit_code
+    if not share.leads:
+        _explain(exits.first_failure, exits, ranks)
+        return exits.exit_code
+    verdict, code = end_local(paths, record, exits)
+    _explain(verdict.summary, exits, ranks)
+    return code
 
 
 def startable(paths: RunPaths, *, on_several_hosts: bool = False) -> tuple[RunConfig, Derived]:

@@ -120,16 +120,19 @@ def _spawn(run_dir: Path, name: str, destination: str, attempt: int) -> subproce
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Ends the child and its services: that of W&B runs in a session of its own."""
-    try:
-        below = psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        below = []
-    process.kill()
-    for service in below:
+    """Kills the child and its services, and returns when they are gone: that of W&B runs in a session of its own."""
+    tree: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        tree.append(psutil.Process(process.pid))
+    for member in tree:  # grows; a stopped process starts no more of them
         with suppress(psutil.Error):
-            service.kill()
+            member.suspend()
+            tree += member.children()
+    for member in tree:
+        with suppress(psutil.Error):
+            member.kill()
     process.wait()
+    psutil.wait_procs(tree, timeout=1.0)
 
 
 def tracker_warnings(events: Sequence[Event], *, attempt: int | None = None) -> dict[str, str]:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.frozen import load_prepared
 from launcher.config.schema import Derived, RunConfig
-from launcher.diagnose.conclude import conclude
+from launcher.diagnose.end_attempt import end_attempt, stop_run
 from launcher.diagnose.evidence import JobEnd, StarterReport
 from launcher.diagnose.restart_policy import decide
-from launcher.diagnose.verdict import ACTIONS, Action, Verdict, write_verdict
-from launcher.errors import ExitCode, SlurmError, VerdictClass
+from launcher.diagnose.verdict import Action, Verdict, write_verdict
+from launcher.errors import ExitCode, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
-from launcher.runs.events import last_state, write_event
+from launcher.runs.events import last_state
 from launcher.runs.rank_environment import RankEnvironment, write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
-from launcher.runs.scheduler import Requeued
 from launcher.runs.status import set_state
 from launcher.runs.stop_requests import StopRequests, noting_stops
 from launcher.slurm.client.parse import JobInfo
@@ -68,7 +67,7 @@ def supervise(run_dir: Path, allocation: Allocation) -> int:
         verdict = decide(config.fault, earlier)
         if verdict.action is Action.stop:
             write_verdict(run_dir, verdict)
-            return _stop(paths, verdict, _code_of(verdict))
+            return stop_run(paths, verdict, max(verdict.exit_code or 0, 0))
     with noting_stops() as stop:
         attempt = patiently(lambda: new_attempt(run_dir), "a new attempt")
         with _also_into(paths.job_log(attempt)):
@@ -121,7 +120,7 @@ class _Attempt:
         nodes = ",".join(allocation.nodes)
         where = f"job {allocation.name}, restart {allocation.restart}, {derived.world_size} ranks on {nodes}"
         logger.info("attempt %d of %s: %s", self.number, run_dir.name, where)
-        return self._conclude(record, run_step(argv, environment, self.paths, record, self.stop))
+        return self._end(record, run_step(argv, environment, self.paths, record, self.stop))
 
     def _environment(self, cores: int, info: JobInfo | None) -> dict[str, str]:
         """The environment of all ranks; srun tells each its rank."""
@@ -146,8 +145,8 @@ class _Attempt:
             logger.warning("Slurm cannot be asked about this job: %s", error)
             return None
 
-    def _conclude(self, record: AttemptRecord, end: StepEnd) -> int:
-        """Judges and records the attempt, and does what follows. Returns: the exit code of the job."""
+    def _end(self, record: AttemptRecord, end: StepEnd) -> int:
+        """Returns: the exit code of the job."""
         newest = last_attempt(self.paths.root)
         if newest > self.number:
             # This node was suspended or cut off and the run continued elsewhere, where this attempt was judged.
@@ -156,71 +155,12 @@ class _Attempt:
         code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
         info = self._job_info() if code != ExitCode.DONE else None
         job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > self.allocation.restart)
-        verdict, _ = conclude(
-            self.paths,
-            record,
-            StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job),
-            decide=self._decide,
-            keep=patiently,
-        )
-        log = logger.info if verdict.verdict_class is VerdictClass.done else logger.warning
-        log("attempt %d ended: %s: %s", self.number, verdict.verdict_class.value, verdict.summary)
-        match verdict.action:
-            case Action.none:
-                patiently(lambda: set_state(self.paths, self.number, "succeeded", ""), "the state of the run")
-                return ExitCode.DONE
-            case Action.stop:
-                # GAVE_UP: only a limit stops it. Otherwise no further attempt could succeed.
-                alone = ACTIONS[verdict.verdict_class]
-                return _stop(self.paths, verdict, code if alone is Action.stop else ExitCode.GAVE_UP)
-            case _:
-                return self._continue(record, verdict, code)
+        report = StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job)
+        requeue = SlurmScheduler().requeue
+        _, code = end_attempt(self.paths, record, report, decide=self._decide, keep=patiently, requeue=requeue)
+        return code
 
     def _decide(self, judged: Verdict) -> Verdict:
         """The restart policy, applied to all attempts of this job; the verdict of this one may not be on disk yet."""
         verdicts = attempt_records.verdicts_of_job(self.paths.root, self.allocation)
         return decide(self.config.fault, [*(one for one in verdicts if one.attempt < self.number), judged])
-
-    def _continue(self, record: AttemptRecord, verdict: Verdict, code: int) -> int:
-        without = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
-        requeued = SlurmScheduler().requeue(record, without=without)
-        # The job is in the queue already: if the disk stays full, only the record of it is lost.
-        with suppress(OSError):
-            patiently(lambda: self._record_requeue(verdict, requeued), "events.jsonl", wait_s=20.0)
-        if requeued.done:
-            return ExitCode.PREEMPTED
-        # 75 would say that the job comes again.
-        return code if code not in (ExitCode.DONE, ExitCode.PREEMPTED) else ExitCode.UNAVAILABLE
-
-    def _record_requeue(self, verdict: Verdict, requeued: Requeued) -> None:
-        paths, attempt, job_id = self.paths, self.number, self.allocation.name
-        if not requeued.done:
-            write_event(paths.events, attempt, "requeue_failed", job_id=job_id, problem=requeued.problem)
-            reason = f"{verdict.summary}; job {job_id} could not be queued again: {requeued.problem}"
-            set_state(paths, attempt, "failed", reason)
-            logger.error("%s. Continue with: launcher resume %s", reason, paths.root.name)
-            return
-        requeue = {"job_id": job_id, "by_slurm": requeued.by_scheduler, "without": list(requeued.excluded)}
-        write_event(paths.events, attempt, "requeue", **requeue, reason=verdict.summary)
-        # Rank 0 may have recorded a final failure; the run continues.
-        set_state(paths, attempt, "running", "queued again")
-        if requeued.problem:
-            logger.warning("%s", requeued.problem)
-        logger.warning("job %s is queued again and continues from the newest checkpoint", job_id)
-
-
-def _code_of(verdict: Verdict) -> int:
-    """Exit code of a job that the verdict of an earlier attempt stops before it begins."""
-    if ACTIONS[verdict.verdict_class] is not Action.stop:
-        return ExitCode.GAVE_UP
-    return max(verdict.exit_code or 0, 0) or ExitCode.BUG
-
-
-def _stop(paths: RunPaths, verdict: Verdict, code: int) -> int:
-    """Ends the run until the user acts. Returns: the exit code of the job, never 75: it does not come again."""
-    is_cancelled = verdict.verdict_class is VerdictClass.cancelled
-    set_state(paths, verdict.attempt, "cancelled" if is_cancelled else "failed", verdict.summary)
-    logger.error("%s stops: %s", paths.root.name, verdict.summary)
-    if verdict.hint:
-        logger.error("what to do: %s", verdict.hint)
-    return ExitCode.INTERRUPTED if is_cancelled else code or ExitCode.BUG

@@ -210,4 +210,4 @@ def test_examples_beyond_the_first_are_judged_by_what_the_first_share(monkeypatc
 def test_no_text_makes_the_search_for_keywords_slow(text: str) -> None:
     start = time.perf_counter()
     opening_of(example(text * (1_000_000 // len(text)) + "."), None)
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 10.0  # quadratic in the length it would take an hour

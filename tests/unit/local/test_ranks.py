@@ -166,7 +166,7 @@ def test_a_second_stop_signal_kills(make_run: MakeRun, make_worker: MakeWorker) 
     body = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(run / 'ready-0').touch()\ntime.sleep(60)"
     assert start(run, make_worker(body)) == 130
     sender.join()
-    assert states(run)[-1] == "failed"
+    assert states(run)[-1] == "cancelled"
 
 
 def test_one_keystroke_that_arrives_twice_is_one_request(make_run: MakeRun, make_worker: MakeWorker) -> None:

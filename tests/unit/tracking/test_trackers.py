@@ -144,8 +144,8 @@ def test_several_trackers_share_the_time_out_and_each_says_what_it_lacks(
         replay = start(paths.root, TrackConfig(trackers=names, wandb=WandbMode.online), attempt=1)
         write_attempt(paths, 1, 1, 5)
         began = time.monotonic()
-        assert not replay.finish(2.0)
-        assert time.monotonic() - began < 5
+        assert not replay.finish(4.0)
+        assert time.monotonic() - began < 7.5  # one after the other: 8 s
     warnings = tracker_warnings(read_events(paths.events))
     assert sorted(warnings) == ["mlflow", "wandb"]
     assert incomplete_note("demo", "mlflow", "why") == "MLflow incomplete: launcher sync demo (why)"

@@ -192,8 +192,8 @@ def test_a_silent_server_costs_training_no_more_than_the_time_out(black_hole: No
     below = child.children(recursive=True)
     began = time.monotonic()
     assert not replay.finish(1.0)
-    assert time.monotonic() - began < 2.5
-    assert started_s < 0.5
+    assert time.monotonic() - began < 10  # W&B itself would go on for minutes
+    assert started_s < 5
     assert all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in [child, *below])
     (warning,) = events_of(paths, "warning")
     assert "took longer than 1 s" in str(warning.fields["message"])
