@@ -21,7 +21,7 @@ from omegaconf import MISSING
 from launcher.config.foreign_settings import VAGUE_NAMES, answer, foreign_names
 from launcher.config.limits import Limits
 from launcher.errors import Problem
-from launcher.files import as_json
+from launcher.files import as_json, as_plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -183,7 +183,7 @@ class _Builder:
         if get_origin(hint) is dict:
             if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
                 return self._invalid(key, value, "must be a mapping with text keys", "Write {name: value, ...}")
-            return as_json(value)
+            return as_plain(value)
         if isinstance(hint, type) and issubclass(hint, Enum):
             choices = [str(member.value) for member in hint]
             if isinstance(value, str) and value in choices:

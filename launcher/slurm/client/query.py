@@ -41,6 +41,7 @@ _TEMPORARY = (
     "slurm temporarily unable",
     "resource temporarily unavailable",
 )
+RETRY_S = 30.0
 _SQUEUE = ("squeue", "--noheader", f"--format={'|'.join(SQUEUE.values())}")
 _SACCT = ("sacct", "--allocations", "--noheader", "--parsable2", f"--format={','.join(SACCT.values())}")
 _SINFO = ("sinfo", "--all", "--exact", "--noheader", f"--format={'|'.join(SINFO.values())}")
@@ -52,12 +53,12 @@ class Slurm:
     """The cluster this host belongs to.
 
     Args:
-        retry_s: how long to retry while the controller does not answer.
+        retry_s: how long to retry while the controller does not answer; left out: RETRY_S.
         timeout_s: time limit of one call of a tool.
     """
 
-    def __init__(self, *, retry_s: float = 30.0, timeout_s: float = 30.0) -> None:
-        self.retry_s = retry_s
+    def __init__(self, *, retry_s: float | None = None, timeout_s: float = 30.0) -> None:
+        self.retry_s = RETRY_S if retry_s is None else retry_s
         self.timeout_s = timeout_s
         self._has_accounting = True
 

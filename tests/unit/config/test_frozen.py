@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.compose import compose_config
@@ -61,6 +61,7 @@ JSON = st.recursive(
     lr=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     seed=st.integers(),
 )
+@example(prompt="", tags=[], inline=[{"score": float("inf"), "nested": [-float("inf")]}], lr=None, seed=0)
 def test_any_text_and_number_survives(
     tmp_path: Path, prompt: str, tags: list[str], inline: list[dict[str, object]], lr: float | None, seed: int
 ) -> None:

@@ -22,6 +22,7 @@ from launcher.paths import RunPaths
 from launcher.plan.create import complete_run
 from launcher.runs.events import read_events
 from launcher.runs.submission import read_submission
+from launcher.slurm.client import query
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import comment
 from launcher.slurm.client.sweep import read_sweep
@@ -40,6 +41,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
+    monkeypatch.setattr(query, "RETRY_S", 2.0)
     write(folder, "sinfo", SINFO)
     write(folder, "squeue", "")
     write(folder, "scancel", f"open({str(folder / 'cancelled')!r}, 'a').write(sys.argv[-1] + '\\n')")
