@@ -52,8 +52,8 @@ class HardwareConfig:
     """Processes per node, one per GPU. Default: every visible GPU, or one process on a CPU."""
     threads_per_process: PositiveInt | None = None
     """OMP_NUM_THREADS of each process. Default: the cores divided among the processes."""
-    gpu_memory_gib: PositiveFloat = 80.0
-    """Memory of one GPU, for the plan."""
+    gpu_memory_gib: PositiveFloat | None = None
+    """Memory of one GPU, for the plan. Default: measured if the run is local and GPUs are visible, else 80."""
     host_memory_gib: PositiveFloat | None = None
     """Memory of one node, for the plan. Default: measured if the run is local."""
     tokens_per_s_per_device: PositiveFloat | None = None

@@ -15,7 +15,7 @@ from launcher.config.devices import Gpu
 from launcher.config.model_files import name_problem
 from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
 from launcher.config.sharding import EngineKind
-from launcher.config.topology import resolve_topology
+from launcher.config.topology import measured_gpu_memory_gib, resolve_topology
 from launcher.errors import Problem
 
 BUILT_IN_DATA = ("next_number",)
@@ -126,7 +126,8 @@ def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
     if topology.devices_per_node > len(gpus):
         why = f"only {len(gpus)} GPU{'s are' if len(gpus) > 1 else ' is'} visible on this host"
         yield Problem("cluster.devices_per_node", topology.devices_per_node, why, f"Use {len(gpus)} or less")
-    smallest = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
-    if smallest is not None and smallest < 0.97 * config.cluster.gpu_memory_gib:
+    given, smallest = config.cluster.gpu_memory_gib, measured_gpu_memory_gib(config, gpus)
+    if given is not None and smallest is not None and smallest < 0.97 * given:
         why = f"GPUs here have {smallest:.0f} GiB, less than the plan assumes"
-        yield problem_at(config, "cluster.gpu_memory_gib", why, f"Use {int(smallest)}")
+        hint = f"Use {int(smallest)}, or cluster.gpu_memory_gib=null for what is measured"
+        yield problem_at(config, "cluster.gpu_memory_gib", why, hint)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from launcher.config.cluster_schema import ClusterConfig
 from launcher.config.devices import usable_cores
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, Precision, RunConfig
+from launcher.config.topology import Topology
 from launcher.plan.parameters import count_parameters
 
 UTILISATION = 0.35
@@ -51,7 +52,7 @@ class CostEstimate:
 
 
 def expected_speed(
-    config: RunConfig, architecture: ArchitectureConfig | None, device: str, threads: int
+    config: RunConfig, architecture: ArchitectureConfig | None, topology: Topology, threads: int
 ) -> Speed | None:
     """Tokens per second of one device: measured if given, or from FLOPs; None if the model is unknown."""
     cluster = config.cluster
@@ -59,7 +60,7 @@ def expected_speed(
         return Speed(cluster.tokens_per_s_per_device, "cluster.tokens_per_s_per_device")
     if architecture is None:
         return None
-    peak = _peak(cluster, config.strategy.precision, device, threads)
+    peak = _peak(cluster, config.strategy.precision, topology, threads)
     rate = peak.tflops * 1e12 * peak.utilisation / flops_per_token(config, architecture)
     return Speed(rate, f"estimate: {peak.utilisation:.0%} of {peak.tflops:g} TFLOP/s ({peak.source})")
 
@@ -82,15 +83,15 @@ class _Peak(NamedTuple):
     utilisation: float = UTILISATION
 
 
-def _peak(cluster: ClusterConfig, precision: Precision, device: str, threads: int) -> _Peak:
+def _peak(cluster: ClusterConfig, precision: Precision, topology: Topology, threads: int) -> _Peak:
     stated, is_fp32 = cluster.device_tflops, precision is Precision.fp32
-    if stated is not None and (device == "cpu" or not is_fp32):
+    if stated is not None and (topology.device == "cpu" or not is_fp32):
         return _Peak(stated, "cluster.device_tflops")
-    if device == "cpu":
+    if topology.device == "cpu":
         rate, instructions, utilisation = _core(precision)
         cores = threads or usable_cores()
         return _Peak(rate * cores, f"{cores} cores with {instructions}", utilisation)
-    rows = (row for row in _GPU_CLASSES if cluster.gpu_memory_gib <= row[0])
+    rows = (row for row in _GPU_CLASSES if topology.gpu_memory_gib <= row[0])
     _, half, full, card = next(rows, _GPU_CLASSES[-1])
     if stated is not None:
         source = f"cluster.device_tflops = {stated:g}, scaled to fp32 as on a card like {card}"
@@ -111,10 +112,15 @@ def _core(precision: Precision) -> tuple[float, str, float]:
 
 
 def estimate_cost(
-    config: RunConfig, architecture: ArchitectureConfig | None, derived: Derived, *, epoch_tokens: int
+    config: RunConfig,
+    architecture: ArchitectureConfig | None,
+    derived: Derived,
+    topology: Topology,
+    *,
+    epoch_tokens: int,
 ) -> CostEstimate | None:
     """Hours, device-hours and price of the training; None where no speed can be expected."""
-    speed = expected_speed(config, architecture, derived.device, derived.threads_per_process)
+    speed = expected_speed(config, architecture, topology, derived.threads_per_process)
     if speed is None:
         return None
     total_tokens = round(epoch_tokens * derived.total_steps / derived.steps_per_epoch)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from launcher.config.checks import has_validation
-from launcher.config.cluster_schema import ClusterConfig
 from launcher.config.devices import host_memory_gib, visible_gpus
 from launcher.config.model_files import find_architecture, has_usual_modules
 from launcher.config.schema import ArchitectureConfig, Derived, MethodKind, RunConfig, Schedule, StrategyKind
-from launcher.config.topology import Topology
+from launcher.config.topology import ASSUMED_GPU_MEMORY_GIB, Topology
 from launcher.config.unused_settings import unused_warnings
 from launcher.errors import Problem
 from launcher.plan.cost import CostEstimate, estimate_cost
@@ -105,10 +104,10 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
+def make_plan(config: RunConfig, derived: Derived, topology: Topology, facts: DataFacts) -> Plan:
     """The plan of a run. Reads nothing but the model's config.json where its dimensions are not shipped."""
     architecture = find_architecture(config.model, model_dir=derived.model_dir)
-    memory = _memory_plan(config, derived, facts, architecture) if architecture is not None else None
+    memory = _memory_plan(config, derived, topology, facts, architecture) if architecture is not None else None
     plan = Plan(
         model=config.model.name_or_path,
         parameters=count_parameters(architecture) if architecture is not None else None,
@@ -120,14 +119,14 @@ def make_plan(config: RunConfig, derived: Derived, facts: DataFacts) -> Plan:
         batch=_batch(config, derived, facts),
         memory=memory,
         disk=_disk(config, architecture) if architecture is not None else None,
-        bill=estimate_cost(config, architecture, derived, epoch_tokens=facts.tokens),
+        bill=estimate_cost(config, architecture, derived, topology, epoch_tokens=facts.tokens),
     )
     _judge_memory(plan, config, derived)
     _judge_batch(plan, config)
     _judge_steps(plan, config)
     if architecture is not None and config.method.kind is not MethodKind.full:
         _judge_adapters(plan, config, architecture, derived.model_dir)
-    if derived.device == "cpu" and config.cluster.gpu_memory_gib != ClusterConfig().gpu_memory_gib:
+    if derived.device == "cpu" and config.cluster.gpu_memory_gib not in (None, ASSUMED_GPU_MEMORY_GIB):
         plan.warnings.append(
             f"cluster.gpu_memory_gib = {config.cluster.gpu_memory_gib:g} has no effect: this plan is for a CPU; "
             "cluster.device=cuda plans for GPUs"
@@ -155,17 +154,15 @@ def _batch(config: RunConfig, derived: Derived, facts: DataFacts) -> Batch:
     )
 
 
-def _topology(derived: Derived) -> Topology:
-    return Topology(derived.device, derived.devices_per_node, derived.world_size // derived.devices_per_node)
-
-
 def _load(micro_sequences: int, facts: DataFacts) -> Load:
     return Load(micro_sequences * facts.max_pack_tokens, micro_sequences * facts.max_pack_supervised)
 
 
-def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, architecture: ArchitectureConfig) -> MemoryPlan:
-    need = estimate(config, architecture, _topology(derived), _load(derived.micro_sequences, facts))
-    limit = config.cluster.gpu_memory_gib if derived.device == "cuda" else None
+def _memory_plan(
+    config: RunConfig, derived: Derived, topology: Topology, facts: DataFacts, architecture: ArchitectureConfig
+) -> MemoryPlan:
+    need = estimate(config, architecture, topology, _load(derived.micro_sequences, facts))
+    limit = topology.gpu_memory_gib if topology.device == "cuda" else None
     host_limit = config.cluster.host_memory_gib
     runs_here = not config.cluster.is_slurm and (derived.device == "cpu" or bool(visible_gpus()))
     if host_limit is None and runs_here:  # a host without GPUs plans for another one
@@ -178,7 +175,7 @@ def _memory_plan(config: RunConfig, derived: Derived, facts: DataFacts, architec
         host=_in_gib(need.host),
         host_total=need.host_total / GIB,
         host_limit=host_limit,
-        advice=_advice(config, derived, facts, architecture, float(limit or 0)) if exceeds else [],
+        advice=_advice(config, derived, topology, facts, architecture) if exceeds else [],
     )
 
 
@@ -187,14 +184,14 @@ def _in_gib(items: dict[str, float]) -> dict[str, float]:
 
 
 def _advice(
-    config: RunConfig, derived: Derived, facts: DataFacts, architecture: ArchitectureConfig, limit_gib: float
+    config: RunConfig, derived: Derived, topology: Topology, facts: DataFacts, architecture: ArchitectureConfig
 ) -> list[str]:
     """Settings to change one after the other until it fits, cheapest first; those that save little are left out."""
     micro = derived.micro_sequences
 
     def need(candidate: RunConfig) -> MemoryEstimate:
         sequences = min(micro, candidate.batch.micro_sequences or micro)
-        return estimate(candidate, architecture, _topology(derived), _load(sequences, facts))
+        return estimate(candidate, architecture, topology, _load(sequences, facts))
 
     steps: list[tuple[str, dict[str, object]]] = []
     current = need(config).device_total
@@ -207,7 +204,7 @@ def _advice(
         # A later setting of the same keys replaces an earlier one: zero2 after zero1.
         steps = [step for step in steps if not step[1].keys() <= changes.keys()]
         steps.append((f"{setting} brings it to {total / GIB:.1f} GiB", changes))
-        if total <= _TIGHT * limit_gib * GIB:
+        if total <= _TIGHT * topology.gpu_memory_gib * GIB:
             return [line for line, _ in steps]
     return [*(line for line, _ in steps), "that is still too much: use a smaller model, or GPUs with more memory"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.config.devices import visible_gpus
 from launcher.config.model_files import ModelSource, embedded_folder, find_model, model_source
 from launcher.config.schema import Derived, ModelConfig, RunConfig
-from launcher.config.topology import resolve_topology
+from launcher.config.topology import measured_gpu_memory_gib, resolve_topology
 from launcher.data.audit import RULES, AuditFinding
 from launcher.data.prepare import PreparedInfo, Progress, find_prepared, prepare
 from launcher.data.prepared import Prepared
@@ -215,17 +215,25 @@ def _local_bytes(config: RunConfig) -> int | None:
 
 
 def _planned(config: RunConfig, model_dir: Path | None, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
+    gpus = visible_gpus()
+    topology = resolve_topology(config, gpus)
     derived = derive(
         config,
         facts,
-        resolve_topology(config, visible_gpus()),
+        topology,
         run_id=secrets.token_hex(8),
         model_dir=str(model_dir or ""),
         data_dir=str(prepared.folder) if prepared is not None else "",
         data_key=prepared.key if prepared is not None else "",
     )
-    plan = make_plan(config, derived, facts)
+    plan = make_plan(config, derived, topology, facts)
     plan.warnings.extend(_undivided(config))
+    is_known = config.cluster.gpu_memory_gib is not None or measured_gpu_memory_gib(config, gpus) is not None
+    if topology.device == "cuda" and not is_known:
+        plan.warnings.append(
+            f"the memory of the GPUs is not known here, {topology.gpu_memory_gib:g} GiB are assumed: "
+            "give cluster.gpu_memory_gib"
+        )
     return PlannedRun(
         config=config,
         derived=derived,

@@ -174,6 +174,11 @@ def test_a_machine_with_fewer_or_smaller_gpus_says_so() -> None:
     assert machine_keys(*asked, gpus=two_small) == ["cluster.devices_per_node", "cluster.gpu_memory_gib"]
 
 
+@pytest.mark.parametrize("memory_gib", [14.75, 22.5, 39.4, 79.6, 139.8])
+def test_a_default_is_compared_with_no_gpu(memory_gib: float) -> None:
+    assert machine_keys(gpus=[Gpu("T4 to H200", memory_gib)]) == []
+
+
 def test_a_job_is_not_judged_by_the_machine_it_is_submitted_from() -> None:
     assert machine_keys("cluster=slurm", "strategy=zero3", "method=lora", gpus=[]) == []
 

@@ -89,3 +89,23 @@ def test_cores_and_memory_are_positive() -> None:
 def test_ranks_follow_strategy_and_devices(overrides: list[str], gpus: int, device: str, ranks: int) -> None:
     topology = resolve_topology(compose_config(["experiment=quickstart", *overrides]), [Gpu("x", 80.0)] * gpus)
     assert (topology.device, topology.world_size) == (device, ranks)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "memory_gib"),
+    [
+        pytest.param([], [24.0], 24.0, id="measured"),
+        pytest.param([], [80.0, 40.0], 40.0, id="the smallest one"),
+        pytest.param(["cluster.gpu_memory_gib=20"], [24.0], 20.0, id="given"),
+        pytest.param([], [None], 80.0, id="the driver does not say"),
+        pytest.param([], [], 80.0, id="no GPU here"),
+        pytest.param(
+            ["cluster=slurm", "strategy=ddp", "cluster.gpu_memory_gib=null"], [24.0], 80.0, id="a job runs elsewhere"
+        ),
+    ],
+)
+def test_memory_of_a_gpu_is_measured_unless_it_is_given(
+    overrides: list[str], gpus: list[float | None], memory_gib: float
+) -> None:
+    config = compose_config(["experiment=quickstart", *overrides])
+    assert resolve_topology(config, [Gpu("x", each) for each in gpus]).gpu_memory_gib == memory_gib

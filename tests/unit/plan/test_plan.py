@@ -11,7 +11,7 @@ import pytest
 from launcher.config.compose import compose_config
 from launcher.config.model_files import _USUAL_MODULES, find_architecture
 from launcher.config.schema import ArchitectureConfig
-from launcher.config.topology import Topology
+from launcher.config.topology import resolve_topology
 from launcher.config.unused_settings import unused_warnings
 from launcher.files import as_json
 from launcher.plan.batch import derive
@@ -32,8 +32,8 @@ FACTS = DataFacts(
 
 def plan(*overrides: str, facts: DataFacts = FACTS, device: str = "cuda", ranks: int = 8) -> Plan:
     config = compose_config(["data=next_number", "data.seq_len_tokens=4096", "cluster=slurm", *overrides])
-    derived = derive(config, facts, Topology(device, ranks, config.cluster.nodes), run_id="a")
-    return make_plan(config, derived, facts)
+    topology = replace(resolve_topology(config, []), device=device, devices_per_node=ranks)
+    return make_plan(config, derive(config, facts, topology, run_id="a"), topology, facts)
 
 
 EIGHT_B = ["model=llama3_1_8b", "strategy=zero3"]
@@ -117,7 +117,7 @@ def test_adapters_train_faster_than_all_weights() -> None:
     config = compose_config(["model=llama3_1_8b", "data=next_number", "cluster=one_gpu_80gb"])
     lora = compose_config(["model=llama3_1_8b", "data=next_number", "cluster=one_gpu_80gb", "method=lora"])
     architecture = find_architecture(config.model)
-    speeds = [expected_speed(one, architecture, "cuda", 1) for one in (config, lora)]
+    speeds = [expected_speed(one, architecture, resolve_topology(one, []), 1) for one in (config, lora)]
     assert speeds[0] is not None and speeds[1] is not None
     assert speeds[1].tokens_per_s > speeds[0].tokens_per_s
 
@@ -291,14 +291,15 @@ def test_the_memory_of_a_gpu_means_nothing_to_a_plan_for_a_cpu() -> None:
 )
 def test_time_is_planned_for_the_card_a_cluster_file_names(cluster: str, source: str) -> None:
     config = compose_config(["model=llama3_1_8b", "data=next_number", "strategy=ddp", f"cluster={cluster}"])
-    speed = expected_speed(config, find_architecture(config.model), "cuda", 1)
+    speed = expected_speed(config, find_architecture(config.model), resolve_topology(config, []), 1)
     assert speed is not None and speed.source.endswith(source)
 
 
 def test_a_stated_16_bit_rate_is_not_taken_for_one_of_fp32() -> None:
     base = ["model=llama3_1_8b", "data=next_number", "strategy=ddp", "cluster=one_node_8gpu"]
     config = compose_config([*base, "strategy.precision=fp32"])
-    speed = expected_speed(config, find_architecture(config.model), "cuda", 1)
-    half = expected_speed(compose_config(base), find_architecture(config.model), "cuda", 1)
+    topology = resolve_topology(config, [])
+    speed = expected_speed(config, find_architecture(config.model), topology, 1)
+    half = expected_speed(compose_config(base), find_architecture(config.model), topology, 1)
     assert speed is not None and half is not None
     assert half.tokens_per_s / speed.tokens_per_s == pytest.approx(312 / 19.5)
