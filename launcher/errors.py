@@ -7,6 +7,7 @@ LauncherError                 exit 1   a bug or an unexpected failure
 |   |   `-- NotFetched        exit 2   a Hub dataset is not in the cache yet
 |   |-- ModelError            exit 2   the model cannot be found or used
 |   |-- RunError              exit 2   the run directory is missing, finished, busy or from another configuration
+|   |-- TorchLacksGpu         exit 2   the host has GPUs that this build of torch cannot use
 |   |-- MicroBatchTooLarge    exit 2   the heaviest micro-batch does not fit into GPU memory
 |   `-- NothingQueued         exit 2   sbatch refused, and no job of the run was ever in the queue
 |-- RecordError               exit 1   a file of a run does not hold what it should
@@ -156,6 +157,10 @@ class ModelError(UserError):
 
 class RunError(UserError):
     """The run directory cannot be used for what was asked."""
+
+
+class TorchLacksGpu(UserError):
+    """torch cannot use the GPUs of this host: another build of torch, a newer driver or a GPU for the job helps."""
 
 
 class MicroBatchTooLarge(UserError):

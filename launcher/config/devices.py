@@ -23,7 +23,7 @@ class Gpu:
 
 def visible_gpus() -> list[Gpu]:
     """GPUs of this host that CUDA_VISIBLE_DEVICES makes visible; empty without a driver."""
-    gpus = _installed_gpus()
+    gpus = installed_gpus()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not gpus:
         return gpus
@@ -38,8 +38,9 @@ def visible_gpus() -> list[Gpu]:
     return visible
 
 
-def _installed_gpus() -> list[Gpu]:
-    """nvidia-smi first: inside a container it lists only what the container may use, unlike /proc."""
+def installed_gpus() -> list[Gpu]:
+    """GPUs that the driver knows."""
+    # nvidia-smi first: inside a container it lists only what the container may use, unlike /proc.
     if gpus := [_parse_gpu(line) for line in query_gpus("name,memory.total") if "," in line]:
         return gpus
     return [Gpu(path.name, None) for path in sorted(_DRIVER.iterdir())] if _DRIVER.is_dir() else []

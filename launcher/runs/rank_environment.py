@@ -34,8 +34,10 @@ _NAMES = frozenset([
 ])
 _PREFIXES = (
     "LC_", "XDG_", "PYTHON", "LAUNCHER_", "LMOD_",
-    "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "FI_", "ROCR_", "HIP_", "HSA_", "MIOPEN_",
-    "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_", "DS_", "BNB_", "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_",
+    "CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "OFI_", "GLOO_", "UCX_", "FI_", "NVTE_",
+    "ROCR_", "HIP_", "HSA_", "MIOPEN_", "RCCL_",
+    "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TORCHDYNAMO_", "TRITON_", "DS_", "BNB_",
+    "OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_",
     "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "WANDB_", "MLFLOW_",
 )
 # fmt: on
@@ -103,8 +105,14 @@ class RankEnvironment:
             own |= {_NODES: ",".join(self.nodes), _RANKS_PER_NODE: self.ranks_per_node}
         if self.end_time_s is not None:
             own[_END_TIMES_S[0]] = f"{self.end_time_s:.0f}"
+        defaults = dict.fromkeys(network, self.interface)
+        if self.device == "cuda":
+            defaults["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts; CUDA counts the fastest first
+            if "PYTORCH_CUDA_ALLOC_CONF" not in inherited:  # the older name of the same
+                # The lengths of micro-batches vary: without it a run that fits at first fragments its memory later.
+                defaults["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
         return {
-            **dict.fromkeys(network, self.interface),
+            **defaults,
             **inherited,
             # Lines reach the log when they are written, not when the rank exits.
             "PYTHONUNBUFFERED": "1",

@@ -28,6 +28,7 @@ class _CrossEntropySum(torch.autograd.Function):
             probs = log_probs.exp_()
             probs.scatter_add_(1, picked, probs.new_full(picked.shape, -1.0))
             grad[rows] = probs.mul_(STORED_SCALE)
+            del log_probs, probs  # else the next chunk is made while this one is still there
         ctx.save_for_backward(grad)
         return total
 
@@ -51,4 +52,14 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
         micro-steps too, so the engine multiplies back (tests/dist/test_gradients.py).
     Ranks: each its own rows.
     """
+    if not (logits.requires_grad and torch.is_grad_enabled()):
+        return _sum_without_gradient(logits, labels)
     return _CrossEntropySum.apply(logits, labels)
+
+
+def _sum_without_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same sum, bit for bit, without memory for a gradient."""
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for rows, targets in zip(logits.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True):
+        total -= torch.log_softmax(rows.float(), dim=-1).gather(1, targets[:, None]).sum()
+    return total

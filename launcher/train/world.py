@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from launcher.config.cluster_schema import FaultConfig
+from launcher.config.devices import installed_gpus
 from launcher.config.schema import Derived
-from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, LauncherError, WorldError
+from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, LauncherError, TorchLacksGpu, WorldError
 from launcher.runs.rank_end import fields_of
 from launcher.runs.rank_environment import rank_numbers
 from launcher.train.rendezvous import find_all, first_collective
@@ -62,7 +63,7 @@ class World:
         """Rank 0's value, on every rank. Ranks: all."""
         values: list[T | None] = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0, device=self.device)
+            dist.broadcast_object_list(values, src=0)  # on the CPU: no GPU kernel spins while rank 0 works
         return values[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
@@ -129,9 +130,12 @@ def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> Wo
     Raises: WorldError naming the ranks that cannot be reached; Preempted when a stop signal came meanwhile. Ranks: all.
     """
     rank, local_rank, size = rank_numbers(os.environ)
-    # Accelerate, DeepSpeed and torch read these; srun sets none of them.
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE=str(size))
-    world = World(rank=rank, size=size, device=use_device(device_type, rank, local_rank))
+    device = use_device(device_type, rank, local_rank)
+    # Accelerate, DeepSpeed and torch read these; srun sets none of them. They take LOCAL_RANK for the number of the
+    # GPU, which is another one where each rank sees only its own.
+    ordinal = local_rank if device.index is None else device.index
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(ordinal), WORLD_SIZE=str(size))
+    world = World(rank=rank, size=size, device=device)
     if not dist.is_initialized():
         _make_process_group(world, limit_s)
     return world
@@ -140,13 +144,37 @@ def meet(device_type: str, *, limit_s: float = FaultConfig().meet_limit_s) -> Wo
 def use_device(device_type: str, rank: int, local_rank: int) -> torch.device:
     """Makes this rank's device the current one.
 
-    Raises: DeviceError when this node has too few GPUs.
+    Raises: DeviceError when this node has too few GPUs; TorchLacksGpu when it has some that torch cannot use.
     """
     if device_type == "cpu":
         return torch.device("cpu")
-    device = torch.device("cuda", gpu_of(rank, local_rank, torch.cuda.device_count()))
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        refuse_torch_without_gpu(torch.version.cuda, torch.version.hip, len(installed_gpus()))
+    device = torch.device("cuda", gpu_of(rank, local_rank, num_gpus))
     torch.cuda.set_device(device)
     return device
+
+
+def refuse_torch_without_gpu(cuda: str | None, hip: str | None, num_installed: int) -> None:
+    """Tells a node without GPUs from a torch that cannot use them, which no other node would cure.
+
+    Args:
+        cuda, hip: what torch was built for. num_installed: GPUs of which the driver knows.
+    Raises: TorchLacksGpu.
+    """
+    if cuda is None and hip is None:
+        raise TorchLacksGpu(
+            f"torch {torch.__version__} was built without GPU support; install a build for CUDA or ROCm that fits your "
+            "driver, see https://pytorch.org/get-started/locally"
+        )
+    if num_installed:
+        built_for = f"CUDA {cuda}" if cuda else f"ROCm {hip}"
+        raise TorchLacksGpu(
+            f"{socket.gethostname()} has {num_installed} GPU{'s' if num_installed > 1 else ''}, and torch "
+            f"{torch.__version__}, built for {built_for}, sees none: the driver may be too old for it, the job may "
+            "have been given no GPU, or CUDA_VISIBLE_DEVICES hides them. Look at nvidia-smi there"
+        )
 
 
 def gpu_of(rank: int, local_rank: int, num_gpus: int) -> int:

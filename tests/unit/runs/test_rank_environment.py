@@ -23,7 +23,9 @@ from launcher.runs.rank_environment import (
 
 PASSED = (
     "PATH HOME LD_LIBRARY_PATH CUDA_VISIBLE_DEVICES NCCL_DEBUG GLOO_SOCKET_IFNAME HF_TOKEN LC_ALL WANDB_API_KEY "
-    "LAUNCHER_CACHE PYTHONPATH TMPDIR VIRTUAL_ENV HTTPS_PROXY OMP_PROC_BIND MODULEPATH MODULESHOME LMOD_PKG"
+    "LAUNCHER_CACHE PYTHONPATH TMPDIR VIRTUAL_ENV HTTPS_PROXY OMP_PROC_BIND "
+    "OFI_NCCL_PROTOCOL RCCL_MSCCL_ENABLE CUBLAS_WORKSPACE_CONFIG CUDNN_LOGLEVEL_DBG "
+    "TORCHDYNAMO_VERBOSE NVTE_FLASH_ATTN MODULEPATH MODULESHOME LMOD_PKG"
 )
 WITHHELD = (
     "ACCELERATE_USE_CPU ACCELERATE_GRADIENT_CLIPPING RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR SLURM_PROCID "
@@ -82,3 +84,14 @@ def test_a_cpu_run_sees_no_gpu_though_the_machine_has_some() -> None:
 def test_only_names_are_written_down(tmp_path: Path) -> None:
     write_names(tmp_path / "env.json", {"WANDB_API_KEY": "secret-value", "HOME": "/root"})
     assert json.loads((tmp_path / "env.json").read_text()) == ["HOME", "WANDB_API_KEY"]
+
+
+def test_ranks_on_gpus_count_them_as_nvidia_smi_and_do_not_fragment_their_memory() -> None:
+    assert told().variables({}).items() >= {
+        ("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
+        ("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+    }
+    assert "PYTORCH_ALLOC_CONF" not in told(device="cpu").variables({})
+    own = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    found = told().variables(own)
+    assert "PYTORCH_ALLOC_CONF" not in found and found.items() >= own.items()

@@ -95,3 +95,13 @@ def test_a_gradient_cannot_be_taken_twice_and_be_wrong() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_without_a_gradient_it_is_the_same_sum_and_keeps_nothing(count: int) -> None:
+    logits, labels = rows(count, torch.bfloat16)
+    expected = cross_entropy_sum(logits.detach().requires_grad_(), labels)
+    with torch.no_grad():
+        found = cross_entropy_sum(logits, labels)
+    assert torch.equal(found, expected.detach())
+    assert found.grad_fn is None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from launcher.config.frozen import load_config
-from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, ExitCode, RunError, WorldError
+from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, ExitCode, RunError, TorchLacksGpu, WorldError
 from launcher.paths import RunPaths
 from launcher.runs.rank_environment import rank_numbers
-from launcher.train.world import World, gpu_of, join_world, meet, on_main
+from launcher.train.world import World, gpu_of, join_world, meet, on_main, refuse_torch_without_gpu
 from tests.dist.rig import make_data, make_run
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -129,3 +130,46 @@ def test_a_rank_takes_the_gpu_of_its_place_or_the_only_one_it_sees(local_rank: i
 def test_a_rank_without_a_gpu_of_its_own_says_so_and_takes_no_others(num_gpus: int, seen: str) -> None:
     with pytest.raises(DeviceError, match=rf"rank 15 on .* is the node's rank 7, and {seen} visible there"):
         gpu_of(15, 7, num_gpus)
+
+
+@pytest.mark.parametrize(("num_gpus", "ordinal"), [(1, "0"), (4, "3")])
+def test_libraries_are_told_an_ordinal_that_is_there(
+    num_gpus: int, ordinal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one GPU a task (--gpus-per-task, most --gpu-bind) each rank sees its own as number 0."""
+    monkeypatch.setenv("RANK", "7")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    world = meet("cuda")
+    assert (world.rank, chosen) == (7, [torch.device("cuda", int(ordinal))])
+    assert (os.environ["LOCAL_RANK"], os.environ["RANK"], os.environ["WORLD_SIZE"]) == (ordinal, "7", "8")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "installed", "says"),
+    [
+        (None, None, 0, r"was built without GPU support; install a build for CUDA or ROCm"),
+        (None, None, 8, r"was built without GPU support"),
+        ("13.0", None, 8, r"has 8 GPUs, and torch .*, built for CUDA 13\.0, sees none: the driver may be too old"),
+        (None, "7.0", 1, r"has 1 GPU, and torch .*, built for ROCm 7\.0, sees none"),
+    ],
+)
+def test_a_torch_that_cannot_use_the_gpus_is_not_blamed_on_the_node(
+    cuda: str | None, hip: str | None, installed: int, says: str
+) -> None:
+    with pytest.raises(TorchLacksGpu, match=says):
+        refuse_torch_without_gpu(cuda, hip, installed)
+
+
+def test_a_node_without_gpus_is_left_to_the_node() -> None:
+    refuse_torch_without_gpu("13.0", None, 0)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
+def test_a_cpu_build_of_torch_refuses_a_run_planned_for_gpus() -> None:
+    with pytest.raises(TorchLacksGpu, match=r"pytorch\.org/get-started"):
+        meet("cuda")
