@@ -139,7 +139,3 @@ def _unknown_verb(name: str) -> str:
     else:
         hint = "launcher --help lists them."
     return f"launcher: there is no verb {name!r}; {hint}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

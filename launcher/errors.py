@@ -96,11 +96,8 @@ class LauncherError(Exception):
         super().__init__(message)
         self.data = data
         """The fields, fit for JSON; a rank's exit record holds them."""
-
-    @property
-    def kind(self) -> str:
+        self.kind = type(self).__name__
         """Name of the class; records hold it, so it must not change."""
-        return type(self).__name__
 
 
 def public_name(error: BaseException) -> str:
@@ -336,11 +333,7 @@ class ErrorOnMain(LauncherError):
     def __init__(self, message: str, exit_code: ExitCode, kind: str, data: Mapping[str, object]) -> None:
         super().__init__(message, **data)
         self.exit_code = exit_code
-        self._kind = kind
-
-    @property
-    def kind(self) -> str:
-        return self._kind
+        self.kind = kind
 
 
 class ExampleError(Exception):

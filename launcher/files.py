@@ -198,8 +198,9 @@ class _Reader:
         if type(value) is hint:  # most of them, and metrics.jsonl may be long
             return value
         origin = get_origin(hint)
-        if origin in (Union, types.UnionType):
-            return self._union(get_args(hint), value, key)
+        if origin in (Union, types.UnionType):  # a type or None; records have no other unions
+            option = next(option for option in get_args(hint) if option is not type(None))
+            return None if value is None else self.convert(option, value, key)
         if origin in (list, tuple):
             return self._items(hint, value, key)
         if origin is dict:
@@ -210,19 +211,6 @@ class _Reader:
         if isinstance(hint, type) and is_dataclass(hint):
             return self.record(hint, value, key)
         return self._scalar(hint, value, key)
-
-    def _union(self, options: tuple[Any, ...], value: object, key: str) -> object:
-        if value is None and type(None) in options:
-            return None
-        problem: RecordError | None = None
-        for option in options:
-            if option is not type(None):
-                try:
-                    return self.convert(option, value, key)
-                except RecordError as error:
-                    problem = problem or error
-        assert problem is not None
-        raise problem
 
     def _items(self, hint: Any, value: object, key: str) -> object:
         if not isinstance(value, list):

@@ -14,6 +14,7 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
@@ -26,10 +27,7 @@ from launcher.files import as_json, as_plain
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    T = TypeVar("T", bound=DataclassInstance)
-else:
-    T = TypeVar("T")
-
+T = TypeVar("T", bound="DataclassInstance")
 _INVALID = object()
 # Similarity ratios of difflib: the least for a suggestion, the bonus of the same section, the least for a typo.
 _MIN_SIMILARITY = 0.78
@@ -68,10 +66,7 @@ def leaf_types(cls: type[DataclassInstance], prefix: str = "") -> Iterator[tuple
 
 def setting(config: object, key: str) -> object:
     """Value at a dotted key."""
-    value: object = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+    return attrgetter(key)(config)
 
 
 def problem_at(config: object, key: str, why: str, hint: str = "") -> Problem:
@@ -128,15 +123,13 @@ def one_of(value: object, choices: list[str]) -> str:
     return (f"Did you mean {near[0]}? " if near else "") + f"Choose one of: {', '.join(choices)}"
 
 
-def build(
-    cls: type[T], values: Mapping[str, object], problems: list[Problem], *, prefix: str = "", complete: bool = False
-) -> T:
+def build(cls: type[T], values: Mapping[str, object], problems: list[Problem], *, complete: bool = False) -> T:
     """An instance of `cls` from plain values; appends to `problems` whatever does not fit.
 
     A field with a problem keeps its default, so that rules across sections can still be checked on the result.
     With `complete`, leaving out a field is a problem even if it has a default.
     """
-    return cast("T", _Builder(problems, complete).section(cls, values, prefix))
+    return cast("T", _Builder(problems, complete).section(cls, values, ""))
 
 
 class _Builder:
