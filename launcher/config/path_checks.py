@@ -15,7 +15,7 @@ from launcher.config.devices import Gpu
 from launcher.config.model_files import name_problem
 from launcher.config.schema import Attention, MethodKind, RunConfig, WandbMode
 from launcher.config.sharding import EngineKind
-from launcher.config.topology import measured_gpu_memory_gib, resolve_topology
+from launcher.config.topology import measured_gpu_memory_gib, old_gpu_problems, resolve_topology
 from launcher.errors import Problem
 
 BUILT_IN_DATA = ("next_number",)
@@ -119,6 +119,7 @@ def _missing_gpus(config: RunConfig, gpus: list[Gpu]) -> Iterator[Problem]:
     topology = resolve_topology(config, gpus)
     if topology.device != "cuda":
         return
+    yield from old_gpu_problems(topology.capability, config.strategy.precision, config.model.attention)
     if not gpus:
         hint = "Use cluster.device=cpu, or a host with GPUs"
         yield Problem("cluster.device", "cuda", "no GPU is visible on this host", hint)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from launcher.config.devices import usable_cores
 from launcher.config.model_files import find_architecture
-from launcher.config.schema import Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
-from launcher.config.topology import Topology
+from launcher.config.schema import ArchitectureConfig, Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
+from launcher.config.topology import AMPERE, Topology
 from launcher.plan.parameters import count_parameters
 from launcher.plan.plan import DataFacts
 
@@ -118,7 +118,7 @@ def derive(
         total_steps=total_steps,
         peak_lr=peak_lr(config, epoch_tokens=facts.num_packs * facts.mean_pack_tokens, model_dir=model_dir),
         warmup_steps=warmup_steps(config.optim, total_steps),
-        attention=_attention(config, topology.device),
+        attention=_attention(config, topology, find_architecture(config.model, model_dir=model_dir)),
     )
 
 
@@ -140,9 +140,13 @@ def _threads(config: RunConfig, devices_per_node: int) -> int:
     return max(1, usable_cores() // devices_per_node)
 
 
-def _attention(config: RunConfig, device: str) -> str:
+def _attention(config: RunConfig, topology: Topology, architecture: ArchitectureConfig | None) -> str:
     wanted = config.model.attention
     if wanted is Attention.auto:
-        has_kernel = device == "cuda" and config.strategy.precision is not Precision.fp32  # it computes in 16 bits only
+        is_16_bit = config.strategy.precision is not Precision.fp32
+        is_old = topology.capability is not None and topology.capability < AMPERE
+        # flash-attention 2, which varlen is, has no kernel for other heads.
+        takes_heads = architecture is None or (architecture.head_width % 8 == 0 and architecture.head_width <= 256)
+        has_kernel = topology.device == "cuda" and is_16_bit and not is_old and takes_heads
         wanted = Attention.varlen if has_kernel else Attention.segments
     return str(wanted.value)

@@ -16,7 +16,7 @@ _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 def attention_widths(architecture: ArchitectureConfig) -> tuple[int, int]:
     """Outputs of the query projection, and of the key or value projection."""
-    head = architecture.head_dim or architecture.hidden_size // architecture.num_heads
+    head = architecture.head_width
     return architecture.num_heads * head, architecture.num_kv_heads * head
 
 

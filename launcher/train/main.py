@@ -13,7 +13,8 @@ from accelerate.utils import set_seed
 from launcher.checkpoint.manifest import TrainState
 from launcher.config.frozen import load_prepared
 from launcher.config.package_floors import outdated_packages
-from launcher.config.schema import Derived, RunConfig
+from launcher.config.schema import Attention, Derived, RunConfig
+from launcher.config.topology import old_gpu_problems
 from launcher.data.order import Order
 from launcher.data.prepared import Prepared
 from launcher.errors import ConfigErrors, ExitCode, LauncherError, Preempted, RunError, public_name
@@ -34,7 +35,7 @@ from launcher.train.run import Run
 from launcher.train.saving import resume
 from launcher.train.stop import STOP
 from launcher.train.watchdog import WATCHDOG
-from launcher.train.world import World, join_world, leave_if_stopped
+from launcher.train.world import World, capability_of, join_world, leave_if_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,10 @@ def prepare_run(
     paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder
 ) -> Run:
     """Loads data and model. Ranks: all."""
-    if problems := outdated_packages(config):
+    attention = Attention(derived.attention)
+    problems = outdated_packages(config)
+    problems += old_gpu_problems(capability_of(world.device), config.strategy.precision, attention)
+    if problems:
         raise ConfigErrors(problems)
     data_dir = Path(derived.data_dir)
     train_data = Prepared.open(data_dir, "train")

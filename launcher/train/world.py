@@ -156,6 +156,11 @@ def use_device(device_type: str, rank: int, local_rank: int) -> torch.device:
     return device
 
 
+def capability_of(device: torch.device) -> tuple[int, int] | None:
+    """CUDA compute capability; None for a CPU or a GPU of AMD."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" and torch.version.hip is None else None
+
+
 def refuse_torch_without_gpu(cuda: str | None, hip: str | None, num_installed: int) -> None:
     """Tells a node without GPUs from a torch that cannot use them, which no other node would cure.
 

@@ -179,6 +179,20 @@ def test_a_default_is_compared_with_no_gpu(memory_gib: float) -> None:
     assert machine_keys(gpus=[Gpu("T4 to H200", memory_gib)]) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([], ["strategy.precision"]),
+        (["cluster.device=cuda", "strategy.precision=fp16"], []),
+        (["cluster.device=cuda", "model.attention=varlen"], ["strategy.precision", "model.attention"]),
+        (["cluster.device=cpu"], []),
+    ],
+)
+def test_what_a_gpu_before_ampere_cannot_compute_is_named(overrides: list[str], keys: list[str]) -> None:
+    assert machine_keys(*overrides, gpus=[Gpu("Tesla T4", 15.0, (7, 5))]) == keys
+    assert machine_keys(*overrides, gpus=[Gpu("L4", 22.5, (8, 9))]) == []
+
+
 def test_a_job_is_not_judged_by_the_machine_it_is_submitted_from() -> None:
     assert machine_keys("cluster=slurm", "strategy=zero3", "method=lora", gpus=[]) == []
 

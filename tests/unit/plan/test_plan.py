@@ -303,3 +303,22 @@ def test_a_stated_16_bit_rate_is_not_taken_for_one_of_fp32() -> None:
     half = expected_speed(compose_config(base), find_architecture(config.model), topology, 1)
     assert speed is not None and half is not None
     assert half.tokens_per_s / speed.tokens_per_s == pytest.approx(312 / 19.5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "capability", "attention"),
+    [
+        pytest.param([], (8, 0), "varlen", id="Ampere"),
+        pytest.param([], None, "varlen", id="not known, or AMD"),
+        pytest.param(["strategy.precision=fp16"], (7, 5), "segments", id="Turing"),
+        pytest.param(["strategy.precision=fp32"], (9, 0), "segments", id="fp32"),
+        pytest.param(["model.architecture.head_dim=100"], (9, 0), "segments", id="a head that no kernel takes"),
+        pytest.param(["model.architecture.head_dim=512"], (9, 0), "segments", id="a head too wide"),
+    ],
+)
+def test_the_attention_kernel_is_one_that_the_gpu_has(
+    overrides: list[str], capability: tuple[int, int] | None, attention: str
+) -> None:
+    config = compose_config(["model=llama3_1_8b", "data=next_number", "cluster=one_gpu_80gb", *overrides])
+    topology = replace(resolve_topology(config, []), capability=capability)
+    assert derive(config, FACTS, topology, run_id="a").attention == attention
