@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -125,7 +124,7 @@ def plan_job(config: RunConfig, environ: Mapping[str, str]) -> DoctorJob:
     folder = Path(config.runs_dir).expanduser().absolute() / f".doctor-{token}"
     world = resolve_topology(config, [])
     cluster = replace(config.cluster, walltime_min=WALLTIME_MIN, signal_lead_s=30, mail_user=None, mail_type=None)
-    variables = job_variables(cluster, environ, python=sys.executable)
+    variables = job_variables(cluster, environ)
     request = JobRequest(
         stage="train",
         job_name="launcher-doctor",

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 
 from launcher.errors import ExitCode, HostLost
 from launcher.files import find_record, rewrite
@@ -68,9 +67,7 @@ class OwnStatus:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         self._over.set()
         self._thread.join()
         if self._status.state is not HostState.ended:

@@ -53,18 +53,21 @@ class _MultiHostRun:
     def host(self) -> str:
         return self.hosts[self.index]
 
-    def start_ranks(self, attempt: int, *, address: str, port: int, console: bool, lock: int | None = None) -> int:
-        """Returns: as run_local."""
+    def run_ranks(self, attempt: int, leader: HostStatus, own: OwnStatus, *, lock: int | None = None) -> int:
+        """Runs the ranks of this host, which meet where the first host says. Returns: as run_local."""
+        own.report(HostState.running)
         per_host = self.derived.devices_per_node
         share = HostShare(
             first_rank=self.index * per_host,
             num_ranks=per_host,
-            master_address=address,
-            master_port=port,
+            master_address=leader.master_address,
+            master_port=leader.master_port,
             interface=interface_to(self.hosts[1] if self.index == 0 else self.hosts[0]),
             lost=OtherHosts(self.paths, attempt, self.hosts, self.index).lost,
         )
-        return run_local(self.paths.root, attempt=attempt, console=console, lock=lock, share=share)
+        code = run_local(self.paths.root, attempt=attempt, lock=lock, share=share)
+        own.end(code)
+        return code
 
 
 def check_leader(run_dir: Path) -> None:
@@ -77,7 +80,7 @@ def check_leader(run_dir: Path) -> None:
         )
 
 
-def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote: bool) -> int:
+def lead(run_dir: Path, *, attempt: int, lock: int | None, remote: bool) -> int:
     """Runs an attempt from the first host: waits for the others, then starts the ranks of this one.
 
     Args:
@@ -107,12 +110,7 @@ def lead(run_dir: Path, *, attempt: int, console: bool, lock: int | None, remote
             record = begin_local(run.paths, attempt, run.derived, run.hosts)
             end_local(run.paths, record, RankExits(lost=error))
             raise
-        own.report(HostState.running)
-        code = run.start_ranks(
-            attempt, address=status.master_address, port=status.master_port, console=console, lock=lock
-        )
-        own.end(code)
-    return code
+        return run.run_ranks(attempt, status, own, lock=lock)
 
 
 def _wait_for_others(run: _MultiHostRun, attempt: int, token: str, shells: RemoteShells | None) -> None:
@@ -140,7 +138,7 @@ def _wait_for_others(run: _MultiHostRun, attempt: int, token: str, shells: Remot
         time.sleep(_POLL_S)
 
 
-def join(run_dir: Path, *, console: bool = True) -> int:
+def join(run_dir: Path) -> int:
     """Takes part in a run that the first host of cluster.hosts has started or is about to start.
 
     Returns: as run_local, for the ranks of this host.
@@ -159,10 +157,7 @@ def join(run_dir: Path, *, console: bool = True) -> int:
             own.end(lacking.exit_code, error=str(lacking))
             raise lacking
         _wait_for_start(run, attempt)
-        own.report(HostState.running)
-        code = run.start_ranks(attempt, address=leader.master_address, port=leader.master_port, console=console)
-        own.end(code)
-    return code
+        return run.run_ranks(attempt, leader, own)
 
 
 def _waiting_attempt(run: _MultiHostRun) -> tuple[int, HostStatus]:

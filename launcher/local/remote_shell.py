@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 from launcher.errors import HostNotStarted
 from launcher.paths import RunPaths
@@ -61,9 +60,7 @@ class RemoteShells:
                 )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """The hosts leave by themselves when they see our end; a shell that stays is only the wire to them."""
         for shell in self._shells.values():
             try:

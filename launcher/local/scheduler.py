@@ -66,10 +66,7 @@ class HostsScheduler(LocalScheduler):
 
     def submit(self, run_dir: Path) -> Submitted:
         check_leader(run_dir)
-        return _attempt(
-            run_dir,
-            lambda attempt, lock: lead(run_dir, attempt=attempt, console=True, lock=lock, remote=self._remote),
-        )
+        return _attempt(run_dir, lambda attempt, lock: lead(run_dir, attempt=attempt, lock=lock, remote=self._remote))
 
 
 def _attempt(run_dir: Path, run: Callable[[int, int], int]) -> Submitted:

@@ -138,18 +138,15 @@ def lost_job(submission: Submission, stage: str, jobs: Iterable[JobInfo]) -> str
 
 def live_state(run_dir: Path, jobs: Jobs | None = None) -> RunState:
     """The state of one run; Slurm is asked even if the run's record has ended, because its job may not have."""
-    return _states([run_dir], jobs or Jobs(), ended_too=True)[0]
+    return live_states([run_dir], jobs, ended_too=True)[0]
 
 
-def live_states(run_dirs: Sequence[Path], jobs: Jobs | None = None) -> list[RunState]:
+def live_states(run_dirs: Sequence[Path], jobs: Jobs | None = None, *, ended_too: bool = False) -> list[RunState]:
     """The states of many runs, with one question to Slurm, and a second one if an answer of sbatch was lost."""
-    return _states(run_dirs, jobs or Jobs(), ended_too=False)
-
-
-def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[RunState]:
+    jobs = jobs or Jobs()
     states = {run_dir: run_state(run_dir) for run_dir in run_dirs}
-    ids: dict[Path, str] = {}
-    predecessors: dict[Path, str] = {}
+    # Of each run its job, and the one that must end well before.
+    asked: dict[Path, tuple[str, str]] = {}
     for run_dir, state in states.items():
         if state.state in FINAL_STATES and not ended_too:
             continue
@@ -157,23 +154,19 @@ def _states(run_dirs: Sequence[Path], jobs: Jobs, *, ended_too: bool) -> list[Ru
         in_doubt = submission if submission and submission.unanswered else None
         lost = jobs.lost(in_doubt) if in_doubt else ""
         if job_id := lost or job_of(run_dir):
-            ids[run_dir] = job_id
             train = submission.newest("train") if submission else None
-            if train and train.job_id == job_id and train.dependency:
-                predecessors[run_dir] = train.dependency
+            asked[run_dir] = job_id, train.dependency if train and train.job_id == job_id else ""
         elif lost is None:
             states[run_dir] = replace(state, not_asked=jobs.not_asked)
         elif in_doubt and state.state not in FINAL_STATES:
             states[run_dir] = replace(state, reason=_NO_ANSWER, hint=f"launcher resume {state.name}")
-    if ids:
-        found = jobs.ask([*ids.values(), *predecessors.values()])
-        for run_dir, job_id in ids.items():
-            # Read again: what a job wrote before its end is there by the time Slurm says that it has ended.
-            if found is None:
-                states[run_dir] = replace(run_state(run_dir, not_asked=jobs.not_asked), job_id=job_id)
-            else:
-                before = found.get(predecessors.get(run_dir, ""))
-                states[run_dir] = run_state(run_dir, job_state_of(job_id, found.get(job_id), before))
+    found = jobs.ask([job_id for pair in asked.values() for job_id in pair if job_id])
+    for run_dir, (job_id, before) in asked.items():
+        # Read again: what a job wrote before its end is there by the time Slurm says that it has ended.
+        if found is None:
+            states[run_dir] = replace(run_state(run_dir, not_asked=jobs.not_asked), job_id=job_id)
+        else:
+            states[run_dir] = run_state(run_dir, job_state_of(job_id, found.get(job_id), found.get(before)))
     return list(states.values())
 
 

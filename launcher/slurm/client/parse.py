@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -94,10 +95,6 @@ class NodeKind:
     """Number by type; the type is empty if the site names none."""
     state: str = ""
 
-    @property
-    def gpu_count(self) -> int:
-        return sum(self.gpus.values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
@@ -162,30 +159,26 @@ def _rows(text: str, names: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _job(fields: Mapping[str, str]) -> JobInfo:
-    found = {key: value for key, value in fields.items() if value not in _NOTHING}
-
-    def text(key: str) -> str:
-        return found.get(key, "")
-
+    text = defaultdict(str, {key: value for key, value in fields.items() if value not in _NOTHING})
     array, _, task = fields["JobId"].partition("_")  # as sacct writes a member of an array
-    task = text("ArrayTaskId") or task
+    task = text["ArrayTaskId"] or task
     return JobInfo(
         job_id=fields["JobId"],
         state=re.split("[+ ]", fields["JobState"])[0],  # PENDING+REQUEUED, CANCELLED by 1000
-        reason=text("Reason"),
-        nodes=hostnames(text("NodeList")),
-        restarts=_count(text("Restarts")),
-        submitted=parse_slurm_time(text("SubmitTime")),
-        eligible=parse_slurm_time(text("EligibleTime")),
-        started=parse_slurm_time(text("StartTime")),
-        ended=parse_slurm_time(text("EndTime")),
-        time_limit_s=parse_duration_s(text("TimeLimit")),
-        partition=text("Partition"),
-        exit_code=text("ExitCode"),
-        comment=text("Comment"),
-        array_job_id=(text("ArrayJobId") or array) if task else "",
+        reason=text["Reason"],
+        nodes=hostnames(text["NodeList"]),
+        restarts=_count(text["Restarts"]),
+        submitted=parse_slurm_time(text["SubmitTime"]),
+        eligible=parse_slurm_time(text["EligibleTime"]),
+        started=parse_slurm_time(text["StartTime"]),
+        ended=parse_slurm_time(text["EndTime"]),
+        time_limit_s=parse_duration_s(text["TimeLimit"]),
+        partition=text["Partition"],
+        exit_code=text["ExitCode"],
+        comment=text["Comment"],
+        array_job_id=(text["ArrayJobId"] or array) if task else "",
         array_task_id=task,
-        excluded=hostnames(text("ExcNodeList")),
+        excluded=hostnames(text["ExcNodeList"]),
     )
 
 

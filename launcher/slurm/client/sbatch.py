@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +116,9 @@ def _request_problems(request: JobRequest) -> Iterator[Problem]:
             yield text_problem("environment", name, "is not a valid name of a variable")
 
 
-def job_variables(cluster: ClusterConfig, environ: Mapping[str, str], *, python: str) -> dict[str, str]:
+def job_variables(
+    cluster: ClusterConfig, environ: Mapping[str, str], *, python: str = sys.executable
+) -> dict[str, str]:
     """The job's environment: the user's variables on the allow-list of local ranks, and those its script reads."""
     own = ("LAUNCHER_PYTHON", "LAUNCHER_SETUP_FILE", "LAUNCHER_MODULES")
     kept = {

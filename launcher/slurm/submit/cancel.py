@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,8 @@ def jobs_to_stop(run_dirs: Sequence[Path], slurm: Slurm) -> list[JobInfo]:
     submissions = [found for run_dir in run_dirs if (found := read_submission(run_dir))]
     in_doubt = [submission for submission in submissions if submission.unanswered]
     mine = slurm.my_jobs() if in_doubt else []
-    ids = [job_id for run_dir in run_dirs for job_id in _ids(run_dir)]
+    ids = [job.job_id for submission in submissions for job in submission.stages]
+    ids += [train for run_dir in run_dirs if (train := job_of(run_dir))]
     ids += [name for submission in in_doubt for stage in STAGES if (name := lost_job(submission, stage, mine))]
     others = _needed_by_others(run_dirs)
     jobs = slurm.listed(list(dict.fromkeys(ids)))
@@ -77,15 +79,12 @@ def jobs_to_stop(run_dirs: Sequence[Path], slurm: Slurm) -> list[JobInfo]:
 
 def _needed_by_others(run_dirs: Sequence[Path]) -> set[str]:
     """Comments of jobs that prepare the data of a whole sweep, where not all of its members are to stop."""
-    stopped: dict[Path, int] = {}
-    for run_dir in run_dirs:
-        folder = run_dir.absolute().parent
-        stopped[folder] = stopped.get(folder, 0) + 1
+    stopped = Counter(run_dir.absolute().parent for run_dir in run_dirs)
     sweeps = [(read_sweep(folder), count) for folder, count in stopped.items()]
     return {comment(sweep.key, "prepare") for sweep, count in sweeps if sweep and count < len(sweep.members)}
 
 
-def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slurm | None = None) -> None:
+def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slurm) -> None:
     """Cancels runs and waits until their jobs are gone; harmless for a run that has none any more.
 
     Args:
@@ -95,11 +94,13 @@ def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slur
         SlurmUnavailable: Slurm could not be asked, and nothing was done.
         RunError: a job is not this user's, or is still there after that time.
     """
-    slurm = slurm or Slurm()
     jobs = jobs_to_stop(run_dirs, slurm)
     for run_dir in run_dirs:
         if run_state(run_dir).state not in FINAL_STATES:
-            _mark(run_dir)
+            try:
+                RunPaths(run_dir).cancel.touch()
+            except OSError as error:
+                raise RunError(f"{run_dir} cannot be marked as cancelled: {error}. Nothing was done") from error
     stopping = _Stopping(slurm, frozenset(job_of(run_dir) for run_dir in run_dirs), now)
     deadline = time.monotonic() + wait_s
     while jobs:
@@ -113,20 +114,6 @@ def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slur
         # A job that never began, or that was killed, could not write its end itself.
         if run_state(run_dir).state not in FINAL_STATES:
             write_state(run_dir, "cancelled", attempt=last_attempt(run_dir), reason="cancelled by the user")
-
-
-def _ids(run_dir: Path) -> list[str]:
-    submission = read_submission(run_dir)
-    submitted = [job.job_id for job in submission.stages] if submission else []
-    train = job_of(run_dir)
-    return list(dict.fromkeys([*submitted, *([train] if train else [])]))
-
-
-def _mark(run_dir: Path) -> None:
-    try:
-        RunPaths(run_dir).cancel.touch()
-    except OSError as error:
-        raise RunError(f"{run_dir} cannot be marked as cancelled: {error}. Nothing was done") from error
 
 
 def _too_long(run_dirs: Sequence[Path], jobs: list[JobInfo], wait_s: float) -> RunError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ def preview_folder(config: RunConfig) -> Path:
 
 def variables_of(config: RunConfig, environ: Mapping[str, str]) -> list[str]:
     """Names of the job's variables."""
-    return sorted(job_variables(config.cluster, environ, python=sys.executable))
+    return sorted(job_variables(config.cluster, environ))
 
 
 def chained(requests: list[JobRequest]) -> list[JobRequest]:

@@ -123,7 +123,7 @@ def _with_gpus(cluster: ClusterConfig, kinds: list[NodeKind], name: str) -> tupl
         named = [gpu for gpu in types if gpu]
         hint = one_of(kind, named) if named else "Leave it out: this cluster does not name its GPUs"
         return kinds, [Problem("cluster.gpu_type", kind, f"no node of partition {name} has such GPUs", hint)]
-    gpus = [node.gpu_count if kind is None else node.gpus.get(kind, 0) for node in kinds]
+    gpus = [sum(node.gpus.values()) if kind is None else node.gpus.get(kind, 0) for node in kinds]
     fitting = [node for node, has in zip(kinds, gpus, strict=True) if has >= (count or 1)]
     if fitting:
         return fitting, []

@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -144,15 +143,18 @@ def _prepares_in_job(config: RunConfig, stages: tuple[str, ...], *, dry_run: boo
 
 def check_stages(stages: tuple[str, ...]) -> None:
     """Raises UserError for stages that do not exist, are given twice, or are out of order."""
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown or not stages:
-        raise UserError(f"--stages {','.join(stages)}: choose from {','.join(STAGES)}")
+    _refuse_unknown(stages)
     if list(stages) != [stage for stage in STAGES if stage in stages]:
         raise UserError(f"--stages {','.join(stages)}: give each once, in the order {','.join(STAGES)}")
     if "train" not in stages and stages != ("prepare",):
         raise UserError(
             f"--stages {','.join(stages)}: a new run must be trained first; for a run that is there add --run"
         )
+
+
+def _refuse_unknown(stages: tuple[str, ...]) -> None:
+    if not set(stages) <= set(STAGES):
+        raise UserError(f"--stages {','.join(stages)}: choose from {','.join(STAGES)}")
 
 
 def create(plan: SubmitPlan) -> Path:
@@ -199,7 +201,7 @@ def queue_run(
     with submitting(run_dir):
         config = load_config(RunPaths(run_dir).config).config
         submission = read_submission(run_dir) or Submission(key=secrets.token_hex(8))
-        variables = job_variables(config.cluster, environ, python=sys.executable)
+        variables = job_variables(config.cluster, environ)
         full = sbatch_environment(environ, variables)
         requests = stage_requests(run_dir, stages, submission.key, sorted(variables))
         if not is_new:
@@ -276,35 +278,9 @@ def script_of(stage: str) -> Path:
 
 def record_submitted(run_dir: Path, jobs: list[StageJob]) -> None:
     """One `submitted` event for each job."""
-    writer = EventWriter(RunPaths(run_dir).events, 0, -1)
-    try:
+    with closing(EventWriter(RunPaths(run_dir).events, 0)) as writer:
         for job in jobs:
             writer.write("submitted", job_id=job.job_id, stage=job.stage)
-    finally:
-        writer.close()
-
-
-def queue_one(config: RunConfig, request: JobRequest, slurm: Slurm, environ: Mapping[str, str]) -> StageJob:
-    """One job in the queue.
-
-    Raises:
-        UserError: sbatch refused, in its own words. SlurmUnavailable: no answer.
-    """
-    argv = sbatch_argv(config, request)
-    try:
-        job_id = slurm.submit(argv, environ, comment=comment(request.key, request.stage))
-    except SlurmUnavailable:
-        raise
-    except SlurmError as error:
-        raise UserError(f"Slurm did not take the {request.stage} job: {error}") from error
-    return StageJob(
-        stage=request.stage,
-        job_id=job_id,
-        argv=argv,
-        script=str(request.script),
-        submitted=utc_now(),
-        dependency=request.after,
-    )
 
 
 def queue_all(
@@ -313,19 +289,27 @@ def queue_all(
     """Jobs in the queue, each after the one before.
 
     Raises:
-        UserError: sbatch refused one; those before it are taken back. SlurmUnavailable: no answer.
+        UserError: sbatch refused one, in its own words; those before it are taken back. SlurmUnavailable: no answer.
     """
     jobs: list[StageJob] = []
-    try:
-        for request in requests:
-            after = jobs[-1].job_id if jobs else ""
-            jobs.append(queue_one(config, replace(request, after=after), slurm, environ))
-    except UserError as error:
-        if not jobs:
-            raise NothingQueued(str(error)) from error
-        for job in jobs:
-            slurm.cancel(job.job_id)
-        raise UserError(f"{error}\nTaken back: {', '.join(f'{job.stage} job {job.job_id}' for job in jobs)}") from error
+    for request in requests:
+        stage, script, after = request.stage, str(request.script), jobs[-1].job_id if jobs else ""
+        argv = sbatch_argv(config, replace(request, after=after))
+        try:
+            job_id = slurm.submit(argv, environ, comment=comment(request.key, stage))
+        except SlurmUnavailable:
+            raise
+        except SlurmError as error:
+            why = f"Slurm did not take the {stage} job: {error}"
+            if not jobs:
+                raise NothingQueued(why) from error
+            for job in jobs:
+                slurm.cancel(job.job_id)
+            taken_back = ", ".join(f"{job.stage} job {job.job_id}" for job in jobs)
+            raise UserError(f"{why}\nTaken back: {taken_back}") from error
+        jobs.append(
+            StageJob(stage=stage, job_id=job_id, argv=argv, script=script, submitted=utc_now(), dependency=after)
+        )
     return jobs
 
 
@@ -364,10 +348,9 @@ def _refuse_second(run_dir: Path, submission: Submission, stages: tuple[str, ...
 class Again:
     """A run that is there and may be submitted again."""
 
-    run_dir: Path
     config: RunConfig
     stages: tuple[str, ...]
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
 
 def check_again(run_dir: Path, slurm: Slurm, stages: tuple[str, ...], *, dry_run: bool) -> Again:
@@ -376,17 +359,14 @@ def check_again(run_dir: Path, slurm: Slurm, stages: tuple[str, ...], *, dry_run
     Raises:
         ConfigErrors: all problems. UserError: this machine belongs to no cluster.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise UserError(f"--stages {','.join(stages)}: choose from {','.join(STAGES)}")
+    _refuse_unknown(stages)
     frozen = load_config(RunPaths(run_dir).config)
     problems = kind_problems(frozen.config) or sbatch_problems(frozen.config)
-    found: list[Problem] = []
     warnings: list[str] = []
     if not problems:
-        found, warnings = ask_site(frozen.config, slurm, stages, must_be_there=not dry_run)
-    if problems or found:
-        raise ConfigErrors([*problems, *found])
+        problems, warnings = ask_site(frozen.config, slurm, stages, must_be_there=not dry_run)
+    if problems:
+        raise ConfigErrors(problems)
     if frozen.derived is None and "prepare" not in stages:
         stages = ("prepare", *stages)
-    return Again(run_dir=run_dir.absolute(), config=frozen.config, stages=stages, warnings=warnings)
+    return Again(config=frozen.config, stages=stages, warnings=warnings)

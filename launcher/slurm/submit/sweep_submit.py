@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,7 +153,7 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
         ]
         sweep = Sweep(key=key, throttle=plan.throttle, members=members)
         write_sweep(folder, sweep)
-        variables = job_variables(config.cluster, environ, python=sys.executable)
+        variables = job_variables(config.cluster, environ)
         requests = sweep_requests(plan, folder, key, sorted(variables))
         full = sbatch_environment(environ, variables)
         estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)

@@ -233,7 +233,7 @@ def test_a_machine_that_does_not_come_is_named_and_the_attempt_is_judged(tmp_pat
     )
     attempt = new_attempt(run)
     with pytest.raises(WorldError, match=rf"{ELSEWHERE} did not join within 1 s.*--join"):
-        lead(run, attempt=attempt, console=False, lock=None, remote=False)
+        lead(run, attempt=attempt, lock=None, remote=False)
     verdict = read_verdict(run, attempt)
     assert verdict is not None and verdict.verdict_class.value == "rendezvous"
     left = find_record(HostStatus, RunPaths(run).host_status(attempt, 0))
