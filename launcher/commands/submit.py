@@ -26,13 +26,15 @@ from launcher.runs.submission import StageJob
 from launcher.slurm.client.query import Slurm
 from launcher.slurm.client.sbatch import JobRequest, sbatch_argv
 from launcher.slurm.client.sweep import Sweep, expand
-from launcher.slurm.submit.dry_run import NO_KEY, chained, preview, preview_folder, variables_of
 from launcher.slurm.submit.scheduler import SlurmScheduler
 from launcher.slurm.submit.submit import (
+    NO_KEY,
     SubmitPlan,
     check_again,
     check_stages,
     plan_submission,
+    preview,
+    preview_folder,
     submit_new,
 )
 from launcher.slurm.submit.sweep_submit import SweepPlan, plan_sweep, submit_sweep, sweep_requests
@@ -186,7 +188,7 @@ def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
 
 def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
     folder = preview_folder(plan.first)
-    requests = chained(sweep_requests(plan, folder, NO_KEY, variables_of(plan.first, os.environ)))
+    requests = sweep_requests(plan, folder, NO_KEY, os.environ)
     if not args.json:
         _show_plan(plan.plans[0].planned, verbose=args.verbose)
         for one in plan.differs:

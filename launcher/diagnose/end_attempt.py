@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 from launcher.diagnose.conclude import conclude
 from launcher.diagnose.evidence import StarterReport
@@ -14,16 +13,10 @@ from launcher.errors import ExitCode, VerdictClass
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import write_event
-from launcher.runs.scheduler import Requeued
+from launcher.runs.scheduler import Requeued, Scheduler
 from launcher.runs.status import set_state
 
 logger = logging.getLogger(__name__)
-
-
-class Requeue(Protocol):
-    """`Scheduler.requeue`."""
-
-    def __call__(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued: ...
 
 
 def end_attempt(
@@ -33,24 +26,24 @@ def end_attempt(
     *,
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
     keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
-    requeue: Requeue | None = None,
+    queue: Scheduler | None = None,
 ) -> tuple[Verdict, int]:
     """Judges an attempt that has ended, records it, and does what the verdict asks for.
 
     Args:
         decide, keep: as in `conclude`.
-        requeue: how the job comes again; None where there is no queue, and the user continues the run.
+        queue: has the job come again; None where there is no queue, and the user continues the run.
     Returns: the verdict, and the exit code of the job or command.
     """
     verdict, is_recorded = conclude(paths, record, report, decide=decide, keep=keep)
     code = report.exit_code or ExitCode.DONE
-    if requeue is not None:
+    if queue is not None:
         log = logger.info if verdict.action is Action.none else logger.warning
         log("attempt %d ended: %s: %s", verdict.attempt, verdict.verdict_class.value, verdict.summary)
     if verdict.action is Action.none:
         keep(lambda: set_state(paths, verdict.attempt, "succeeded", ""), "the state of the run")
         return verdict, ExitCode.DONE
-    if requeue is None:
+    if queue is None:
         # After a preemption the run is still running, only not now.
         if code != ExitCode.PREEMPTED or verdict.verdict_class is VerdictClass.cancelled:
             _end_run(paths, verdict, again=not is_recorded)
@@ -58,7 +51,7 @@ def end_attempt(
     if verdict.action is Action.stop:
         return verdict, stop_run(paths, verdict, code)
     excluded = [verdict.node] if verdict.action is Action.requeue_without_node and verdict.node else []
-    requeued = requeue(record, without=excluded)
+    requeued = queue.requeue(record, without=excluded)
     # The job is in the queue already: if the disk stays full, only the record of it is lost.
     with suppress(OSError):
         keep(lambda: _record_requeue(paths, record, verdict, requeued), "events.jsonl")

@@ -79,8 +79,8 @@ def traceback_place(text: str) -> str:
     start = text.rfind(_TRACEBACK)
     if start < 0:
         return ""
-    frames = [match for line in text[start:].splitlines() if (match := _FRAME.match(line))]
-    own = [match for match in frames if not is_library(match["file"])]
+    frames = frames_of(text[start:])
+    own = [frame for frame in frames if not is_library(frame["file"])]
     return frame_text((own or frames)[-1]) if frames else ""
 
 

@@ -30,9 +30,10 @@ def setting_to_change(cause: Cause, evidence: Evidence) -> str:
             return _more_host_memory(config)
         case VerdictClass.timeout:
             return _within_the_limit(config, evidence)
-        case VerdictClass.rendezvous:
-            return _exclude(config, cause.node) or _other_interface(config)
-        case VerdictClass.node_failure:
+        case VerdictClass.rendezvous if config.cluster.is_slurm and not cause.node:
+            # Elsewhere than in a job the ranks have the caller's environment, and the setting is refused.
+            return "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}"
+        case VerdictClass.rendezvous | VerdictClass.node_failure:
             return _exclude(config, cause.node)
         case VerdictClass.non_finite:
             if config.strategy.precision is Precision.fp16:
@@ -83,11 +84,6 @@ def _exclude(config: RunConfig, node: str) -> str:
         return ""
     present = config.cluster.exclude
     return f"cluster.exclude='{present},{node}'" if present else f"cluster.exclude={node}"
-
-
-def _other_interface(config: RunConfig) -> str:
-    """Elsewhere than in a job the ranks have the caller's environment, and the setting is refused."""
-    return "cluster.environment={NCCL_SOCKET_IFNAME:INTERFACE}" if config.cluster.is_slurm else ""
 
 
 def _longer_limit(config: RunConfig, evidence: Evidence) -> str:

@@ -20,10 +20,7 @@ def decide(fault: FaultConfig, verdicts: list[Verdict]) -> Verdict:
         class asks to leave out a node but none is blamed, or there is no other, it is a plain requeue. A node that the
         failure before blamed as well is left out whatever the class. Limits count anew once somebody has started the
         run again after a stop.
-    Raises: ValueError without any verdict.
     """
-    if not verdicts:
-        raise ValueError("there is no verdict to decide on")
     newest = verdicts[-1]
     if newest.action not in _GOES_ON:
         return newest

@@ -24,7 +24,7 @@ from launcher.config.devices import host_memory_gib, query_gpus, usable_cores, v
 from launcher.doctor.reports import Link, NodeReport
 from launcher.files import as_json
 from launcher.runs.run_dir import versions
-from launcher.slurm.client.parse import hostnames
+from launcher.slurm.job.allocation import read_allocation
 from launcher.slurm.job.rendezvous import meeting_ports
 
 START_S = 30.0
@@ -42,14 +42,12 @@ _CLOCK = struct.Struct("!d")
 def main(argv: list[str]) -> int:
     """Exit code 0 even if something is wrong: the reader of the report judges it."""
     folder, token = Path(argv[0]), argv[1]
-    nodes = hostnames(os.environ["SLURM_JOB_NODELIST"])
-    me = os.environ.get("SLURMD_NODENAME") or nodes[int(os.environ.get("SLURM_NODEID", "0"))]
-    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    candidates = meeting_ports(os.environ["SLURM_JOB_ID"], int(restart) if restart.isdigit() else 0, 0)
-    ports = list(islice(candidates, _PORTS_TRIED))
-    server = _Server(ports, token, expected=len(nodes) - 1)
+    job = read_allocation(os.environ)
+    me = os.environ.get("SLURMD_NODENAME") or job.nodes[int(os.environ.get("SLURM_NODEID", "0"))]
+    ports = list(islice(meeting_ports(job.job_id, job.restart, 0), _PORTS_TRIED))
+    server = _Server(ports, token, expected=len(job.nodes) - 1)
     report = node_report(me, folder, token)
-    report.links = [measure(peer, ports, token) for peer in nodes if peer != me]
+    report.links = [measure(peer, ports, token) for peer in job.nodes if peer != me]
     server.wait(sum(not link.error for link in report.links), timeout_s=START_S)
     report.sees = sorted(path.name.removeprefix("seen-") for path in folder.glob("seen-*"))
     print(json.dumps(as_json(report)), flush=True)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import ExitCode, HostLost
 from launcher.files import find_record, rewrite
@@ -63,7 +64,7 @@ class OwnStatus:
         self._thread = threading.Thread(target=self._keep_beating, daemon=True)
 
     def __enter__(self) -> OwnStatus:
-        self.report(self._status.state)
+        self.report()
         self._thread.start()
         return self
 
@@ -74,15 +75,12 @@ class OwnStatus:
             self.end(ExitCode.INTERRUPTED if kind is KeyboardInterrupt else ExitCode.WORLD, error=str(error or ""))
 
     def end(self, exit_code: int, *, error: str = "") -> None:
-        with self._lock:
-            self._status = replace(self._status, exit_code=int(exit_code), error=error)
-        self.report(HostState.ended)
+        self.report(state=HostState.ended, exit_code=int(exit_code), error=error)
 
-    def report(self, state: HostState | None = None) -> None:
-        """Writes the file; None: in the state it is in."""
+    def report(self, **changes: Any) -> None:
+        """Writes the file, with these fields changed."""
         with self._lock:
-            status = self._status
-            self._status = replace(status, state=state or status.state, beat=status.beat + 1, time=utc_now())
+            self._status = replace(self._status, **changes, beat=self._status.beat + 1, time=utc_now())
             rewrite(self._path, self._status, durable=True)
 
     def _keep_beating(self) -> None:

@@ -55,7 +55,7 @@ class _MultiHostRun:
 
     def run_ranks(self, attempt: int, leader: HostStatus, own: OwnStatus, *, lock: int | None = None) -> int:
         """Runs the ranks of this host, which meet where the first host says. Returns: as run_local."""
-        own.report(HostState.running)
+        own.report(state=HostState.running)
         per_host = self.derived.devices_per_node
         share = HostShare(
             first_rank=self.index * per_host,

@@ -156,8 +156,8 @@ class _Attempt:
         info = self._job_info() if code != ExitCode.DONE else None
         job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > self.allocation.restart)
         report = StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job)
-        requeue = SlurmScheduler().requeue
-        _, code = end_attempt(self.paths, record, report, decide=self._decide, keep=patiently, requeue=requeue)
+        queue = SlurmScheduler()
+        _, code = end_attempt(self.paths, record, report, decide=self._decide, keep=patiently, queue=queue)
         return code
 
     def _decide(self, judged: Verdict) -> Verdict:

@@ -51,6 +51,9 @@ from launcher.slurm.client.sbatch import (
 )
 from launcher.slurm.submit.site import site_problems, site_warnings
 
+NO_KEY = "KEY"
+"""Stands for the key of a run that does not exist."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitPlan:
@@ -201,9 +204,8 @@ def queue_run(
     with submitting(run_dir):
         config = load_config(RunPaths(run_dir).config).config
         submission = read_submission(run_dir) or Submission(key=secrets.token_hex(8))
-        variables = job_variables(config.cluster, environ)
-        full = sbatch_environment(environ, variables)
-        requests = stage_requests(run_dir, stages, submission.key, sorted(variables))
+        full = sbatch_environment(environ, job_variables(config.cluster, environ))
+        requests = stage_requests(config, run_dir, stages, submission.key, environ)
         if not is_new:
             submission = _with_lost_jobs(run_dir, submission, slurm)
             _refuse_second(run_dir, submission, stages, slurm)
@@ -249,14 +251,33 @@ def submitting(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def preview(config: RunConfig, run_dir: Path, stages: tuple[str, ...], environ: Mapping[str, str]) -> list[JobRequest]:
+    """The requests that a dry run shows for a run, whether it exists or not."""
+    submission = read_submission(run_dir)
+    return stage_requests(config, run_dir, stages, submission.key if submission is not None else NO_KEY, environ)
+
+
+def preview_folder(config: RunConfig) -> Path:
+    """Where the run directory would be."""
+    return Path(config.runs_dir).absolute() / (config.name or f"{config.experiment_name}-TIME")
+
+
 def stage_requests(
-    folder: Path, stages: tuple[str, ...], key: str, variables: list[str], *, named_by: str = "--run"
+    config: RunConfig,
+    folder: Path,
+    stages: tuple[str, ...],
+    key: str,
+    environ: Mapping[str, str],
+    *,
+    named_by: str = "--run",
 ) -> list[JobRequest]:
-    """The job of each stage; `after` is set when the job before it has a number.
+    """The job of each stage, after the one before; STAGE_JOB stands for its number until it has one.
 
     Args:
         folder: of the run, or of a sweep. named_by: the option of the batch script that takes it.
     """
+    variables = sorted(job_variables(config.cluster, environ))
+    before = ["", *(f"{stage.upper()}_JOB" for stage in stages[:-1])]
     return [
         JobRequest(
             stage=stage,
@@ -266,8 +287,9 @@ def stage_requests(
             script_args=[named_by, str(folder)],
             log_dir=folder,
             variables=variables,
+            after=after,
         )
-        for stage in stages
+        for stage, after in zip(stages, before, strict=True)
     ]
 
 

@@ -128,10 +128,10 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
     return plans
 
 
-def sweep_requests(plan: SweepPlan, folder: Path, key: str, variables: list[str]) -> list[JobRequest]:
+def sweep_requests(plan: SweepPlan, folder: Path, key: str, environ: Mapping[str, str]) -> list[JobRequest]:
     """The job array of a sweep, after a job that prepares the data of all members if one is needed."""
     stages = ("prepare", "train") if any(member.in_job for member in plan.plans) else STAGES
-    *before, train = stage_requests(folder, stages, key, variables, named_by="--sweep")
+    *before, train = stage_requests(plan.first, folder, stages, key, environ, named_by="--sweep")
     return [*before, replace(train, members=len(plan.plans), throttle=plan.throttle)]
 
 
@@ -153,9 +153,8 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
         ]
         sweep = Sweep(key=key, throttle=plan.throttle, members=members)
         write_sweep(folder, sweep)
-        variables = job_variables(config.cluster, environ)
-        requests = sweep_requests(plan, folder, key, sorted(variables))
-        full = sbatch_environment(environ, variables)
+        requests = sweep_requests(plan, folder, key, environ)
+        full = sbatch_environment(environ, job_variables(config.cluster, environ))
         estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)
         for run in runs:
             write_state(run, "queued")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -87,17 +87,12 @@ def test_state_and_exit_code_after_an_attempt(
     paths = RunPaths(make_run(tmp_path))
     new_attempt(paths.root)
     record = AttemptRecord(attempt=1, starter="slurm", host="n1", world_size=1, started="", job_id="7", nodes=["n1"])
-    asked: list[Sequence[str]] = []
-
-    def requeue(record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
-        assert requeued is not None
-        asked.append(without)
-        return requeued
-
+    queue = Mock(requeue=Mock(return_value=requeued)) if requeued is not None else None
     report = StarterReport(exit_code=attempt_code, stopped_by=stopped_by)
-    verdict, ended_with = end_attempt(paths, record, report, requeue=requeue if requeued is not None else None)
+    verdict, ended_with = end_attempt(paths, record, report, queue=queue)
     assert (ended_with, last_state(paths.events)) == (code, state)
-    assert len(asked) == (requeued is not None and verdict.action is Action.requeue)
+    asked = queue.requeue.call_count if queue is not None else 0
+    assert asked == (requeued is not None and verdict.action is Action.requeue)
     events = {event.event for event in read_events(paths.events)}
     assert {"verdict", "attempt_end"} <= events
     assert ("requeue" in events, "requeue_failed" in events) == (code == 75 and bool(asked), requeued is NO_QUEUE)

@@ -111,11 +111,6 @@ def test_a_node_that_two_hangs_blame_is_left_out() -> None:
     assert decide(FaultConfig(), other).action is Action.requeue
 
 
-def test_without_a_verdict_there_is_nothing_to_decide() -> None:
-    with pytest.raises(ValueError, match="no verdict"):
-        decide(FaultConfig(), [])
-
-
 @given(
     ends=st.lists(st.tuples(st.sampled_from(list(VerdictClass)), st.integers(0, 2)), min_size=1, max_size=40),
     budget=st.integers(1, 12),
