@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from launcher.errors import RecordError
-from launcher.files import record_from
+from launcher.files import record_from_json
 
 T = TypeVar("T")
 
@@ -78,9 +78,7 @@ def read_reports(cls: type[T], folder: Path, pattern: str) -> list[T]:
     """The reports in the last lines of files, of those that have one; a container may print something before."""
     reports = []
     for path in sorted(folder.glob(pattern)):
-        try:
-            lines = path.read_text("utf-8", errors="replace").strip().splitlines()
-            reports.append(record_from(cls, json.loads(lines[-1]), path))
-        except (OSError, ValueError, IndexError, RecordError):
-            continue
+        with suppress(OSError, IndexError, RecordError):
+            last = path.read_bytes().strip().splitlines()[-1]
+            reports.append(record_from_json(cls, last, path))
     return reports

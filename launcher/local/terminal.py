@@ -10,7 +10,6 @@ import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 # A progress bar redraws itself with these; colours and cursor moves are of use on a terminal only.
 _ERASE_LINE = b"\x1b[2K"
@@ -53,7 +52,7 @@ class RankOutput:
         self._is_terminal = sys.stderr.isatty()
         self._source, self.descriptor = os.openpty() if self._is_terminal else os.pipe()
         if self._is_terminal:
-            self._copy_size(0, None)
+            self._copy_size()
             self._previous = signal.signal(signal.SIGWINCH, self._copy_size)
         self._thread = threading.Thread(target=self._pump, name="rank-0-output", daemon=True)
 
@@ -68,7 +67,7 @@ class RankOutput:
         if self._is_terminal:
             signal.signal(signal.SIGWINCH, self._previous)
 
-    def _copy_size(self, number: int, frame: FrameType | None) -> None:
+    def _copy_size(self, *_: object) -> None:
         termios.tcsetwinsize(self._source, termios.tcgetwinsize(sys.stderr.fileno()))
 
     def _pump(self) -> None:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,20 +31,14 @@ _KILL_S = 20.0
 """How long srun may take to exit once its ranks are killed."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepEnd:
-    """How the step ended."""
-
-    exit_code: int
-    """srun's: the largest of the ranks', 128 + N for signal N, -N if srun itself was killed."""
-    stall: Stall | None = None
-    """The hang because of which the ranks were killed."""
-
-
 def run_step(
     argv: Sequence[str], environment: Mapping[str, str], paths: RunPaths, record: AttemptRecord, stop: StopRequests
-) -> StepEnd:
-    """Starts the ranks and waits until the last has exited. Main thread only."""
+) -> tuple[int, Stall | None]:
+    """Starts the ranks and waits until the last has exited. Main thread only.
+
+    Returns: srun's exit code (the largest of the ranks', 128 + N for signal N, -N if srun itself was killed), and the
+        hang because of which the ranks were killed.
+    """
     watch = HangDetector(paths, record.attempt, record.world_size)
     process = subprocess.Popen(
         argv,
@@ -75,7 +68,7 @@ def run_step(
             break
     code = process.wait()
     reader.join(timeout=5)
-    return StepEnd(code, stall)
+    return code, stall
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

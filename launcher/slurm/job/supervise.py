@@ -19,6 +19,7 @@ from launcher.errors import ExitCode, SlurmError
 from launcher.paths import RunPaths
 from launcher.runs.attempts import AttemptRecord
 from launcher.runs.events import last_state
+from launcher.runs.hang_detector import Stall
 from launcher.runs.rank_environment import RankEnvironment, write_names
 from launcher.runs.run_dir import last_attempt, new_attempt
 from launcher.runs.status import set_state
@@ -31,7 +32,7 @@ from launcher.slurm.job.rendezvous import free_meeting_port, rank_interface
 from launcher.slurm.job.resolve_run import check_world
 from launcher.slurm.job.retry_io import patiently
 from launcher.slurm.job.srun import cores_per_rank, ranks_environment, srun_argv
-from launcher.slurm.job.srun_step import StepEnd, run_step
+from launcher.slurm.job.srun_step import run_step
 from launcher.slurm.submit.scheduler import SlurmScheduler
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class _Attempt:
         nodes = ",".join(allocation.nodes)
         where = f"job {allocation.name}, restart {allocation.restart}, {derived.world_size} ranks on {nodes}"
         logger.info("attempt %d of %s: %s", self.number, run_dir.name, where)
-        return self._end(record, run_step(argv, environment, self.paths, record, self.stop))
+        return self._end(record, *run_step(argv, environment, self.paths, record, self.stop))
 
     def _environment(self, cores: int, info: JobInfo | None) -> dict[str, str]:
         """The environment of all ranks; srun tells each its rank."""
@@ -145,17 +146,17 @@ class _Attempt:
             logger.warning("Slurm cannot be asked about this job: %s", error)
             return None
 
-    def _end(self, record: AttemptRecord, end: StepEnd) -> int:
+    def _end(self, record: AttemptRecord, code: int, stall: Stall | None) -> int:
         """Returns: the exit code of the job."""
         newest = last_attempt(self.paths.root)
         if newest > self.number:
             # This node was suspended or cut off and the run continued elsewhere, where this attempt was judged.
             logger.error("attempt %d ended, superseded by attempt %d", self.number, newest)
             return ExitCode.SUPERSEDED
-        code = end.exit_code if end.exit_code >= 0 else 128 - end.exit_code
+        code = code if code >= 0 else 128 - code
         info = self._job_info() if code != ExitCode.DONE else None
         job = None if info is None else JobEnd(state=info.state, restarted=info.restarts > self.allocation.restart)
-        report = StarterReport(exit_code=code, stopped_by=self.stop.first, stall=end.stall, job=job)
+        report = StarterReport(exit_code=code, stopped_by=self.stop.first, stall=stall, job=job)
         queue = SlurmScheduler()
         _, code = end_attempt(self.paths, record, report, decide=self._decide, keep=patiently, queue=queue)
         return code

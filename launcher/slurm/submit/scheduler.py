@@ -37,9 +37,7 @@ class SlurmScheduler:
         return queue_run(run_dir, again.stages, slurm, os.environ, warnings=again.warnings)
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
-        if len(run_dirs) == 1:
-            return [live_state(run_dirs[0])]
-        return live_states(run_dirs)
+        return live_states(run_dirs, ended_too=len(run_dirs) == 1)
 
     def cancel(self, run_dirs: Sequence[Path], *, now: bool, wait_s: float, dry_run: bool = False) -> None:
         if dry_run:
