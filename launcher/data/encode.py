@@ -78,17 +78,12 @@ class EncodedChunk:
 class Tokenizer(Protocol):
     """Tokenizes examples that passed the checks."""
 
-    @property
-    def special_tokens(self) -> re.Pattern[str]:
-        """Matches text that the tokenizer reads as a special token."""
-
-    @property
-    def end_token(self) -> str | None:
-        """Token that ends a plain-text document."""
-
-    @property
-    def system_prompt(self) -> str | None:
-        """System message of examples that have none."""
+    special_tokens: re.Pattern[str]
+    """Matches text that the tokenizer reads as a special token."""
+    end_token: str | None
+    """Token that ends a plain-text document."""
+    system_prompt: str | None
+    """System message of examples that have none."""
 
     def tokenize(self, examples: Sequence[Example], tally: Tally) -> list[EncodedExample]:
         """The examples with their tokens, without those that cannot be used; findings are added to `tally`."""

@@ -13,43 +13,23 @@ from launcher.errors import ExampleError
 
 Record = Mapping[str, object]
 
-FIELDS: dict[DataFormat, tuple[str, ...]] = {
-    DataFormat.messages: ("messages",),
-    DataFormat.contents: ("contents",),
-    DataFormat.conversations: ("conversations",),
-    DataFormat.text_input_output: ("text_input", "output"),
-    DataFormat.instruction: ("instruction", "output"),
-    DataFormat.prompt_completion: ("prompt", "completion"),
-    DataFormat.question_answer: ("question", "answer"),
-    DataFormat.text: ("text",),
-}
-"""Fields that make a record one of a format; the first format that fits is taken."""
-
 _ROLES = {
     "system": "system",
     "developer": "developer",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatbot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
 }
 
 
 def detect(record: Record) -> DataFormat | None:
     """The format whose fields the record has, or None."""
-    return next((kind for kind, fields in FIELDS.items() if all(field in record for field in fields)), None)
+    return next((kind for kind, (fields, _) in FORMATS.items() if all(field in record for field in fields)), None)
 
 
 def describe_formats() -> str:
     """One line with the fields of every format."""
-    return "; ".join(f"{kind.value}: {', '.join(fields)}" for kind, fields in FIELDS.items())
+    return "; ".join(f"{kind.value}: {', '.join(fields)}" for kind, (fields, _) in FORMATS.items())
 
 
 def to_example(record: Record, kind: DataFormat, source: str = "", line: int = 0) -> Example:
@@ -57,11 +37,12 @@ def to_example(record: Record, kind: DataFormat, source: str = "", line: int = 0
 
     Raises ExampleError: a field is missing, of a wrong type, or holds something other than text.
     """
-    missing = [field for field in FIELDS[kind] if field not in record]
+    fields, read = FORMATS[kind]
+    missing = [field for field in fields if field not in record]
     if missing:
         seen = ", ".join(list(record)[:8]) or "none"
         raise ExampleError("wrong_fields", f"no {' or '.join(missing)} ({kind.value} format); fields seen: {seen}")
-    example = _READERS[kind](record)
+    example = read(record)
     _check_unicode(example)
     return replace(example, source=source, line=line)
 
@@ -238,16 +219,17 @@ def _pair(asked: str, answered: str) -> Example:
     return Example(messages=(Message("user", asked), Message("assistant", answered)))
 
 
-_READERS: dict[DataFormat, Callable[[Record], Example]] = {
-    DataFormat.messages: _messages,
-    DataFormat.contents: _contents,
-    DataFormat.conversations: _conversations,
-    DataFormat.text_input_output: _text_input_output,
-    DataFormat.instruction: _instruction,
-    DataFormat.prompt_completion: _prompt_completion,
-    DataFormat.question_answer: _question_answer,
-    DataFormat.text: _plain_text,
+FORMATS: dict[DataFormat, tuple[tuple[str, ...], Callable[[Record], Example]]] = {
+    DataFormat.messages: (("messages",), _messages),
+    DataFormat.contents: (("contents",), _contents),
+    DataFormat.conversations: (("conversations",), _conversations),
+    DataFormat.text_input_output: (("text_input", "output"), _text_input_output),
+    DataFormat.instruction: (("instruction", "output"), _instruction),
+    DataFormat.prompt_completion: (("prompt", "completion"), _prompt_completion),
+    DataFormat.question_answer: (("question", "answer"), _question_answer),
+    DataFormat.text: (("text",), _plain_text),
 }
+"""Fields that make a record one of a format, and what reads it; the first format that fits is taken."""
 
 
 def _role(role: object, where: str) -> str:

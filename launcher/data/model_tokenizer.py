@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,10 +12,8 @@ from launcher.data.encode import EncodedExample
 from launcher.data.example import Example
 from launcher.data.mask import Rendered, Turn, render_with_turns
 from launcher.data.template import ChatFormat
+from launcher.data.template_markers import any_of
 from launcher.errors import ExampleError
-
-_NOTHING = "(?!)"
-"""Matches no text."""
 
 
 class ModelTokenizer:
@@ -27,8 +24,7 @@ class ModelTokenizer:
         self.tokens = ChatTokenizer(tokenizer_json, chat)
         self._seq_len_tokens = seq_len_tokens
         self._over_length = over_length
-        longest_first = sorted(chat.added_tokens, key=len, reverse=True)
-        self.special_tokens = re.compile("|".join(map(re.escape, longest_first)) or _NOTHING)
+        self.special_tokens = any_of(chat.added_tokens)
         self.end_token = chat.special_tokens.get("eos_token")
         self.system_prompt = chat.system_prompt
 

@@ -83,12 +83,15 @@ def learn_turn_shape(render: Render, special_tokens: Sequence[str]) -> TurnShape
 
 def _ending(after: str, special_tokens: Sequence[str]) -> tuple[str, str | None]:
     """Text up to and including the first special token, and that token."""
-    if not special_tokens:
-        return "", None
-    # Longest first: one token may be the beginning of another.
-    ordered = sorted(special_tokens, key=len, reverse=True)
-    found = re.search("|".join(re.escape(token) for token in ordered), after)
+    found = any_of(special_tokens).search(after)
     return (after[: found.end()], found.group()) if found else ("", None)
+
+
+def any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """Matches each of the tokens; without any, no text."""
+    # Longest first: one token may be the beginning of another.
+    ordered = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
 
 def _common_length(one: str, other: str) -> int:

@@ -7,7 +7,6 @@ only the beginning of each file is read.
 from __future__ import annotations
 
 import hashlib
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from launcher.data.prepared import Prepared
 from launcher.data.readers import read_chunks
 from launcher.data.sources import Source, Sources
 from launcher.data.splits import SplitBuilder
+from launcher.data.template_markers import any_of
 from launcher.plan.plan import DataFacts
 
 READ_BYTES = 20 * 2**20
@@ -170,8 +170,8 @@ def _unread(readings: list[_Reading], num_bytes: int) -> str:
 class EstimatingTokenizer:
     """A `Tokenizer` that only estimates lengths: its token ids are all 0, and the supervised ones come last."""
 
-    special_tokens = re.compile("(?!)")  # matches no text
-    end_token = None
+    special_tokens = any_of(())
+    end_token: str | None = None
 
     def __init__(self, data: DataConfig) -> None:
         self.system_prompt = data.system_prompt
