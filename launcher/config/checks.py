@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -38,12 +38,21 @@ _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,254}")
 def config_problems(config: RunConfig) -> list[Problem]:
     """Everything wrong with a configuration, as far as it, the files it names and the environment show."""
     gpus = [] if config.cluster.is_slurm else visible_gpus()
-    problems = list(_range_problems(config))
-    for rule in _RULES:
-        problems += rule(config)
-    problems += _device_problems(config, resolve_topology(config, gpus))
-    problems += path_problems(config)
-    return problems
+    return [
+        *_range_problems(config),
+        *_name_problems(config),
+        *_data_problems(config),
+        *_validation_problems(config),
+        *_model_problems(config),
+        *_method_problems(config),
+        *_optim_problems(config),
+        *_batch_problems(config),
+        *_strategy_problems(config),
+        *_tracker_problems(config),
+        *_host_problems(config),
+        *_device_problems(config, resolve_topology(config, gpus)),
+        *path_problems(config),
+    ]
 
 
 def _range_problems(section: Any, prefix: str = "") -> Iterator[Problem]:
@@ -231,17 +240,3 @@ def _device_problems(config: RunConfig, topology: Topology) -> Iterator[Problem]
         elif precision is Precision.fp32:
             hint = "Use model.attention=segments, or bf16"
             yield problem_at(config, "model.attention", "supports bf16 and fp16 only", hint)
-
-
-_RULES: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
-    _name_problems,
-    _data_problems,
-    _validation_problems,
-    _model_problems,
-    _method_problems,
-    _optim_problems,
-    _batch_problems,
-    _strategy_problems,
-    _tracker_problems,
-    _host_problems,
-)

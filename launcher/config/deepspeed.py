@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.schema import Derived, Precision, RunConfig, StrategyConfig
-from launcher.config.sharding import EngineKind
 from launcher.errors import LauncherError
 
 # Elements, not bytes. DeepSpeed's own 5e8 is 2 GB of fp32 for each of several buffers.
@@ -23,8 +22,7 @@ _SUB_GROUP_ELEMENTS = 100_000_000
 def zero_stage(strategy: StrategyConfig) -> int:
     """1, 2 or 3; 0 where DeepSpeed does not train."""
     sharding = strategy.kind.sharding
-    is_zero = sharding.engine is EngineKind.zero
-    return sharding.optimizer + sharding.gradients + sharding.weights if is_zero else 0
+    return sharding.optimizer + sharding.gradients + sharding.weights
 
 
 def bucket_elements(device: str) -> int:

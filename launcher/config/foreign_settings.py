@@ -92,15 +92,15 @@ _ANSWERS = {
     "hf_token hub_token use_auth_token token api_key wandb_api_key": "Secrets are not settings: set HF_TOKEN or "
     "WANDB_API_KEY in the environment",
 }
-_KEYS = {name: key for key, names in _NAMES.items() for name in names.split()}
-_TEXTS = {name: text for names, text in _ANSWERS.items() for name in names.split()}
+_HINTS = {name: f"Did you mean {key}?" for key, names in _NAMES.items() for name in names.split()}
+_HINTS |= {name: text for names, text in _ANSWERS.items() for name in names.split()}
 VAGUE_NAMES = ("enabled", "type")
 """Last parts that say nothing without the part before: bf16.enabled."""
 
 
 def foreign_names() -> list[str]:
     """Every name with an answer."""
-    return [*_KEYS, *_TEXTS]
+    return list(_HINTS)
 
 
 def answer(key: str) -> str:
@@ -109,9 +109,4 @@ def answer(key: str) -> str:
     candidates = [".".join(parts[-2:]), parts[-1]]
     if parts[-1] in VAGUE_NAMES and len(parts) > 1:
         candidates.append(parts[-2])
-    for name in candidates:
-        if name in _KEYS:
-            return f"Did you mean {_KEYS[name]}?"
-        if name in _TEXTS:
-            return _TEXTS[name]
-    return ""
+    return next((_HINTS[name] for name in candidates if name in _HINTS), "")

@@ -79,16 +79,15 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def config_hash(config: RunConfig, data_key: str | None = None) -> str:
+def config_hash(config: RunConfig, data_key: str) -> str:
     """Hex sha256 over what makes two runs the same training: the same hash follows the same loss curve.
 
-    Model, data, method, optimization, seed, batch and precision count; names, paths, the strategy that distributes
-    the work, tracking and saving do not. With `data_key` (Derived.data_key) prepared content replaces the data section.
+    Model, prepared data (`data_key` is Derived.data_key), method, optimization, seed, batch and precision count; names,
+    paths, the strategy that distributes the work, tracking and saving do not.
     """
-    data = {key: value for key, value in as_plain(config.data).items() if key not in ("num_workers", "allow")}
     parts = {
         "model": [config.model.name_or_path, config.model.revision],
-        "data": data_key if data_key is not None else data,
+        "data": data_key,
         "method": as_plain(config.method),
         "optim": as_plain(config.optim),
         "seed": config.seed,

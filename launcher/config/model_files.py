@@ -84,7 +84,13 @@ def find_model(model: ModelConfig, *, weights: bool = True, download: bool = Tru
         folder = Path(name).expanduser().resolve()
     else:
         folder = _hub_folder(name, model.revision, weights=weights, download=download)
-    _check_folder(name, folder, weights=weights)
+    if not (folder / "config.json").is_file():
+        raise _unusable(name, f"{folder} holds no config.json; give the folder of a Hugging Face model")
+    if "auto_map" in _read_json(folder / "config.json"):
+        why = "config.json names Python code (auto_map), and code from a model is never run"
+        raise _unusable(name, f"{why}. Choose a model whose architecture is built into transformers")
+    if weights and (missing := _missing_weights(folder)):
+        raise _unusable(name, missing)
     return folder
 
 
@@ -181,16 +187,6 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool, download: boo
             raise
         hint = "Check the network, or fetch it elsewhere and give the folder"
         raise _unusable(name, explain_hub_error(error, name, revision, offline_hint=hint)) from error
-
-
-def _check_folder(name: str, folder: Path, *, weights: bool) -> None:
-    if not (folder / "config.json").is_file():
-        raise _unusable(name, f"{folder} holds no config.json; give the folder of a Hugging Face model")
-    if "auto_map" in _read_json(folder / "config.json"):
-        why = "config.json names Python code (auto_map), and code from a model is never run"
-        raise _unusable(name, f"{why}. Choose a model whose architecture is built into transformers")
-    if weights and (missing := _missing_weights(folder)):
-        raise _unusable(name, missing)
 
 
 def _missing_weights(folder: Path) -> str:

@@ -28,18 +28,14 @@ class Message:
 
     def as_dict(self, *, arguments_as_text: bool = False) -> dict[str, object]:
         """The message as chat templates take it, with arguments of calls as objects or as JSON text."""
-        message: dict[str, object] = {"role": self.role, "content": self.content}
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        if self.tool_calls:
-            message["tool_calls"] = (
-                [_as_text(call) for call in self.tool_calls] if arguments_as_text else [*self.tool_calls]
-            )
-        if self.tool_call_id:
-            message["tool_call_id"] = self.tool_call_id
-        if self.name:
-            message["name"] = self.name
-        return message
+        optional = {
+            "reasoning_content": self.reasoning,
+            "tool_calls": [_as_text(call) if arguments_as_text else call for call in self.tool_calls],
+            "tool_call_id": self.tool_call_id,
+            "name": self.name,
+        }
+        given = {key: value for key, value in optional.items() if value}
+        return {"role": self.role, "content": self.content, **given}
 
 
 def _as_text(call: Json) -> Json:

@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -39,17 +40,14 @@ class Chunk:
     payloads: list[Payload] = field(default_factory=list)
     size_bytes: int = 0
 
-    def add(self, line: int, payload: Payload, size_bytes: int) -> None:
-        self.lines.append(line)
-        self.payloads.append(payload)
-        self.size_bytes += size_bytes
-
 
 def read_chunks(source: Source, number: int, max_records: int | None = None) -> Iterator[Chunk]:
     """The records of a source; for a record that cannot be read, an ExampleError."""
     chunk = Chunk(number)
     for line, payload, size in _records(source):
-        chunk.add(line, payload, size)
+        chunk.lines.append(line)
+        chunk.payloads.append(payload)
+        chunk.size_bytes += size
         if len(chunk.lines) >= (max_records or CHUNK_RECORDS) or chunk.size_bytes >= CHUNK_BYTES:
             yield chunk
             chunk = Chunk(number)
@@ -75,10 +73,8 @@ def first_records(source: Source, count: int) -> list[Mapping[str, object]]:
     """The first records that can be read at all, at most `count`; what a format is detected from."""
     found: list[Mapping[str, object]] = []
     for _, payload, _ in _records(source):
-        try:
+        with suppress(ExampleError):
             found.append(parse(payload))
-        except ExampleError:
-            continue
         if len(found) == count:
             break
     return found

@@ -104,7 +104,12 @@ class ChatFormat:
             if preamble is not None:
                 made = replace(made, preamble=preamble)
             return made if system_prompt is None else _checked(replace(made, system_prompt=system_prompt))
-        tokenizer = _read_tokenizer_json(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(
+                f"{folder} has no tokenizer.json, the one tokenizer format read here. "
+                "Make it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
+        tokenizer = _read_object(folder / "tokenizer.json")
         special = _special_tokens(folder)
         added = _added_tokens(tokenizer, special)
         text, origin = _template_text(folder, template_file)
@@ -189,16 +194,6 @@ def jinja_literal(text: str) -> str:
     for character in "{}%#":
         quoted = quoted.replace(character, f"\\x{ord(character):02x}")
     return quoted
-
-
-def _read_tokenizer_json(folder: Path) -> dict[str, object]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} has no tokenizer.json, the one tokenizer format read here. "
-            "Make it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    return _read_object(path)
 
 
 def _read_object(path: Path) -> dict[str, object]:

@@ -7,16 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
-from launcher.checkpoint.commit import (
-    Checkpoint,
-    begin,
-    committed,
-    fence,
-    newest_verified,
-    prune,
-    publish,
-    steps_to_keep,
-)
+from launcher.checkpoint import commit
+from launcher.checkpoint.commit import Checkpoint
 from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
 from launcher.config.frozen import config_hash
 from launcher.errors import ConfigMismatch, SaveFailed
@@ -37,7 +29,7 @@ def save(run: Run, state: TrainState) -> Checkpoint:
     Raises: SaveFailed on every rank if any rank could not write; earlier checkpoints are untouched then.
     """
     started = time.perf_counter()
-    staging = on_main(run.world, lambda: begin(run.paths, state.step, run.attempt))
+    staging = on_main(run.world, lambda: commit.begin(run.paths, state.step, run.attempt))
     shares = run.world.gather(_write_share(run, staging))
     errors = {rank: share for rank, share in enumerate(shares) if isinstance(share, OSError)}
     if errors:
@@ -75,7 +67,7 @@ def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry],
         files=files,
         time=utc_now(),
     )
-    checkpoint = publish(
+    checkpoint = commit.publish(
         run.paths,
         staging,
         manifest,
@@ -88,11 +80,11 @@ def _publish(run: Run, state: TrainState, staging: Path, files: list[FileEntry],
     run.deadline.saves_s.append(seconds)
     # A checkpoint ahead of this one was refused when the run resumed behind it. Counted among the newest, it would be
     # kept and the one just saved deleted.
-    present = [c for c in committed(run.paths) if c.step <= state.step]
+    present = [c for c in commit.committed(run.paths) if c.step <= state.step]
     losses = {c.step: loss for c in present if (loss := c.manifest.eval_loss) is not None}
     best = min(losses, key=lambda step: (losses[step], step)) if losses else None
-    keep = steps_to_keep(run.config.checkpoint, [c.step for c in present], best_step=best)
-    prune(run.paths, keep, attempt=run.attempt)
+    keep = commit.steps_to_keep(run.config.checkpoint, [c.step for c in present], best_step=best)
+    commit.prune(run.paths, keep, attempt=run.attempt)
     logger.info("saved step=%d bytes=%d seconds=%.1f", state.step, checkpoint.manifest.size_bytes, seconds)
     return checkpoint
 
@@ -111,9 +103,9 @@ def resume(run: Run) -> TrainState | None:
 
 def find_checkpoint(run: Run) -> Checkpoint | None:
     """The checkpoint to continue from, verified and of this run; no older attempt can publish any more. Ranks: 0."""
-    fence(run.paths, run.attempt)
+    commit.fence(run.paths, run.attempt)
     trusted = written_manifests(run.paths.events)
-    checkpoint = newest_verified(run.paths.root, run_id=run.derived.run_id, trusted=trusted)
+    checkpoint = commit.newest_verified(run.paths.root, run_id=run.derived.run_id, trusted=trusted)
     if checkpoint is None:
         return None
     manifest = checkpoint.manifest

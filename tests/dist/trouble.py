@@ -155,6 +155,7 @@ def _before(module: str, name: str, strike: Callable[[], None], when: Callable[.
 
 
 _MAIN, _LOOP, _SAVING = "launcher.train.main", "launcher.train.loop", "launcher.train.saving"
+_COMMIT = "launcher.checkpoint.commit"
 
 MOMENTS: dict[str, Callable[[Callable[[], None], int], None]] = {
     "before the group": lambda strike, total: strike(),
@@ -166,7 +167,7 @@ MOMENTS: dict[str, Callable[[Callable[[], None], int], None]] = {
     "first step": lambda strike, total: _before(_LOOP, "optimizer_step", strike, lambda run, step: step == 0),
     "evaluation": lambda strike, total: _before(_LOOP, "evaluate", strike, lambda run, state: state.step == 2),
     "save": lambda strike, total: _before(_SAVING, "seal_file", strike, lambda folder, path: "000002" in str(folder)),
-    "publish": lambda strike, total: _before(_SAVING, "publish", strike, lambda paths, folder, manifest: manifest.step),
+    "publish": lambda strike, total: _before(_COMMIT, "publish", strike, lambda paths, folder, manifest: manifest.step),
     "last step": lambda strike, total: _before(_LOOP, "optimizer_step", strike, lambda run, step: step == total - 1),
     "last evaluation": lambda strike, total: _before(_LOOP, "evaluate", strike, lambda run, state: state.step == total),
 }

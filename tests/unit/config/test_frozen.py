@@ -152,7 +152,7 @@ def test_thawing_needs_no_hydra(tmp_path: Path) -> None:
 )
 def test_the_hash_changes_with_what_makes_another_training(override: str) -> None:
     base = compose_config(["experiment=quickstart"])
-    assert config_hash(base) != config_hash(compose_config(["experiment=quickstart", override]))
+    assert config_hash(base, "a") != config_hash(compose_config(["experiment=quickstart", override]), "a")
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_the_hash_changes_with_what_makes_another_training(override: str) -> Non
 )
 def test_the_hash_stays_where_the_training_is_the_same(override: str) -> None:
     base = compose_config(["experiment=quickstart"])
-    assert config_hash(base) == config_hash(compose_config(["experiment=quickstart", override]))
+    assert config_hash(base, "a") == config_hash(compose_config(["experiment=quickstart", override]), "a")
 
 
-def test_the_hash_follows_the_data_when_its_key_is_given() -> None:
+def test_the_hash_follows_the_prepared_data() -> None:
     base = compose_config(["experiment=quickstart"])
     assert config_hash(base, "a") != config_hash(base, "b")
 
