@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 from launcher.errors import SlurmError, SlurmUnavailable
+from launcher.runs.attempts import AttemptRecord
 from launcher.runs.scheduler import Requeued
 from launcher.runs.states import SLURM_WAITING_STATES
 from launcher.slurm.client.parse import JobInfo
@@ -17,16 +19,15 @@ _EXCLUDE_PAUSE_S = 0.5
 _EXCLUDE_TRIES = 20
 
 
-def requeue_job(slurm: Slurm, job_id: str, *, restart: int, without: list[str], num_nodes: int = 1) -> Requeued:
-    """Requeues the job that this process runs in.
+def requeue_job(slurm: Slurm, record: AttemptRecord, without: Sequence[str]) -> Requeued:
+    """Requeues the job of an attempt, in which this process runs.
 
     A call without an answer may have been carried out, so the job's state is read before every call.
 
     Args:
-        restart: how often the job had been restarted when this attempt began.
-        without: nodes to exclude, in addition to those excluded already.
-        num_nodes: how many it needs; if too few would be left, none is excluded.
+        without: nodes to exclude, in addition to those excluded already; none if too few would be left.
     """
+    job_id, restart = record.job_id, record.restart
     try:
         info = slurm.job(job_id)
         by_scheduler = info is not None and _is_back(info, restart)
@@ -38,7 +39,7 @@ def requeue_job(slurm: Slurm, job_id: str, *, restart: int, without: list[str], 
         return Requeued(done=True, by_scheduler=by_scheduler)
     avoided = info.excluded if info is not None else []
     nodes = list(dict.fromkeys([*avoided, *without]))
-    problem = _too_few_left(slurm, info, nodes, num_nodes) or _exclude(slurm, job_id, nodes)
+    problem = _too_few_left(slurm, info, nodes, len(record.nodes)) or _exclude(slurm, job_id, nodes)
     return Requeued(done=True, by_scheduler=by_scheduler, excluded=() if problem else tuple(nodes), problem=problem)
 
 

@@ -81,9 +81,9 @@ def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
     Raises:
         UserError: the file cannot be used, or there are too many members.
     """
-    combined = _product([_choices(override) for override in overrides])
-    if file is not None:
-        combined = [[*common, *own] for common in combined for own in _from_file(file)]
+    typed = _product([_choices(override) for override in overrides])
+    of_file = [[]] if file is None else _from_file(file)
+    combined = [[*common, *own] for common, own in product(typed, of_file)]
     if len(combined) > MAX_MEMBERS:
         raise _too_many(len(combined))
     return combined

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.errors import RunError, SlurmError, SlurmUnavailable
@@ -26,38 +25,6 @@ SIGNAL = "TERM"
 _POLL_S = 1.0
 # Ranks that were only being started may have missed the signal.
 _SIGNAL_AGAIN_S = 10.0
-
-
-@dataclass(slots=True)
-class _Stopping:
-    """The jobs of some runs on their way out."""
-
-    slurm: Slurm
-    train: frozenset[str]
-    """Jobs that train, and so have something to save."""
-    now: bool
-    signalled: dict[str, tuple[JobPhase, float]] = field(default_factory=dict)
-    """What was done last for a job: in which phase it was then, and when."""
-
-    def signal_job(self, job: JobInfo) -> None:
-        """Does what this job needs now, unless that was done a moment ago."""
-        phase = job_state_of(job.job_id, job).phase
-        if job.state == "COMPLETING":
-            return
-        before, at_s = self.signalled.get(job.name, (None, 0.0))
-        again = time.monotonic() - at_s > _SIGNAL_AGAIN_S
-        if phase is before and not again:
-            return
-        self.signalled[job.name] = (phase, time.monotonic())
-        saves = phase is JobPhase.running and not self.now and bool({job.name, job.job_id} & self.train)
-        try:
-            self.slurm.cancel(job.name, signal=SIGNAL if saves else None)
-        except SlurmUnavailable:
-            raise
-        except SlurmError as error:
-            # The second time it may be that only the job's own last words are left to be written.
-            if before is None:
-                raise RunError(f"Slurm does not let you cancel job {job.name}: {error}") from error
 
 
 def jobs_to_stop(run_dirs: Sequence[Path], slurm: Slurm) -> list[JobInfo]:
@@ -101,11 +68,12 @@ def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slur
                 RunPaths(run_dir).cancel.touch()
             except OSError as error:
                 raise RunError(f"{run_dir} cannot be marked as cancelled: {error}. Nothing was done") from error
-    stopping = _Stopping(slurm, frozenset(job_of(run_dir) for run_dir in run_dirs), now)
+    train = {job_of(run_dir) for run_dir in run_dirs}
+    signalled: dict[str, tuple[JobPhase, float]] = {}
     deadline = time.monotonic() + wait_s
     while jobs:
         for job in jobs:
-            stopping.signal_job(job)
+            _signal(job, slurm, signalled, saves=not now and not train.isdisjoint((job.name, job.job_id)))
         if time.monotonic() > deadline:
             raise _too_long(run_dirs, jobs, wait_s)
         time.sleep(_POLL_S)
@@ -114,6 +82,30 @@ def stop_runs(run_dirs: Sequence[Path], *, now: bool, wait_s: float, slurm: Slur
         # A job that never began, or that was killed, could not write its end itself.
         if run_state(run_dir).state not in FINAL_STATES:
             write_state(run_dir, "cancelled", attempt=last_attempt(run_dir), reason="cancelled by the user")
+
+
+def _signal(job: JobInfo, slurm: Slurm, signalled: dict[str, tuple[JobPhase, float]], *, saves: bool) -> None:
+    """Does what this job needs now, unless that was done a moment ago.
+
+    Args:
+        signalled: what was done last for each job: in which phase it was then, and when.
+        saves: it trains, and so has something to save while it runs.
+    """
+    phase = job_state_of(job.job_id, job).phase
+    if job.state == "COMPLETING":
+        return
+    before, at_s = signalled.get(job.name, (None, 0.0))
+    if phase is before and time.monotonic() - at_s <= _SIGNAL_AGAIN_S:
+        return
+    signalled[job.name] = (phase, time.monotonic())
+    try:
+        slurm.cancel(job.name, signal=SIGNAL if saves and phase is JobPhase.running else None)
+    except SlurmUnavailable:
+        raise
+    except SlurmError as error:
+        # The second time it may be that only the job's own last words are left to be written.
+        if before is None:
+            raise RunError(f"Slurm does not let you cancel job {job.name}: {error}") from error
 
 
 def _too_long(run_dirs: Sequence[Path], jobs: list[JobInfo], wait_s: float) -> RunError:

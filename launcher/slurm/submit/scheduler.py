@@ -56,9 +56,7 @@ class SlurmScheduler:
             ) from error
 
     def requeue(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
-        slurm = Slurm(retry_s=_REQUEUE_S)
-        num_nodes = len(record.nodes)
-        return requeue_job(slurm, record.job_id, restart=record.restart, without=list(without), num_nodes=num_nodes)
+        return requeue_job(Slurm(retry_s=_REQUEUE_S), record, without)
 
 
 def refuse_beside_job(run_dir: Path) -> None:

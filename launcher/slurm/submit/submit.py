@@ -129,19 +129,15 @@ def plan_checked(
     Raises:
         ConfigErrors: the plan has problems. ModelError, DataError: as plan_run.
     """
-    in_job = _prepares_in_job(config, stages, dry_run=dry_run)
+    at = config.cluster.prepare
+    in_job = "prepare" in stages or at is PrepareAt.job
+    in_job = in_job or (at is PrepareAt.auto and not prepares_quickly(config, look_only=dry_run))
     planned = plan_cheaply(config) if in_job or dry_run else plan_run(config)
     if planned.plan.problems:
         raise ConfigErrors(planned.plan.problems)
     if in_job and "prepare" not in stages:
         stages = ("prepare", *stages)
     return SubmitPlan(planned=planned, stages=stages, in_job=in_job, warnings=[*warnings, *planned.plan.warnings])
-
-
-def _prepares_in_job(config: RunConfig, stages: tuple[str, ...], *, dry_run: bool) -> bool:
-    if "prepare" in stages or config.cluster.prepare is PrepareAt.job:
-        return True
-    return config.cluster.prepare is PrepareAt.auto and not prepares_quickly(config, look_only=dry_run)
 
 
 def check_stages(stages: tuple[str, ...]) -> None:
