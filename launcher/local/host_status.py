@@ -93,12 +93,9 @@ class OwnStatus:
 class OtherHosts:
     """The files of the other hosts, as they change."""
 
-    def __init__(
-        self, paths: RunPaths, attempt: int, hosts: list[str], own: int, *, silent_s: float = SILENT_S
-    ) -> None:
+    def __init__(self, paths: RunPaths, attempt: int, hosts: list[str], own: int) -> None:
         self._files = {index: paths.host_status(attempt, index) for index in range(len(hosts)) if index != own}
         self._hosts = hosts
-        self._silent_s = silent_s
         self._seen: dict[int, tuple[int, float]] = {}
         self._asked = 0.0
 
@@ -126,6 +123,6 @@ class OtherHosts:
             beat, since = status.beat, now
         self._seen[index] = (beat, since)
         silent_s = now - since
-        if silent_s <= self._silent_s:
+        if silent_s <= SILENT_S:
             return None
         return HostLost(f"{host} has reported nothing for {silent_s:.0f} s", node=host, silent_s=silent_s)

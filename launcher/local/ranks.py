@@ -69,16 +69,15 @@ def run_local(
     run_dir: Path,
     *,
     attempt: int,
-    console: bool = True,
     lock: int | None = None,
     worker: Sequence[str] = WORKER,
-    grace_s: float = GRACE_S,
     share: HostShare | None = None,
 ) -> int:
     """Starts every rank of the run as a process here, forwards stop signals, and waits for all. Main thread only.
 
+    The first rank of the host is shown on stderr too.
+
     Args:
-        console: show the first rank on stderr too.
         lock: descriptor of the run's lock; ranks inherit it.
         worker: the command of one rank, before its own arguments.
         share: the ranks to start, in a run on several hosts; left out: all.
@@ -93,9 +92,9 @@ def run_local(
         record = begin_local(paths, attempt, derived, config.cluster.hosts)
     command = [*worker, "--run", str(paths.root), "--attempt", str(attempt)]
     with noting_stops() as stop:
-        ranks = _start_ranks(paths, attempt, derived, share, command, console=console, lock=lock)
+        ranks = _start_ranks(paths, attempt, derived, share, command, lock)
         watch = HangDetector(paths, attempt, derived.world_size) if share.leads else None
-        exits = _follow(ranks, stop, grace_s, share, watch)
+        exits = _follow(ranks, stop, share, watch)
     for rank in ranks:
         if rank.output is not None:
             rank.output.close()
@@ -135,14 +134,7 @@ class _RankProcess:
 
 
 def _start_ranks(
-    paths: RunPaths,
-    attempt: int,
-    derived: Derived,
-    share: HostShare,
-    command: list[str],
-    *,
-    console: bool,
-    lock: int | None,
+    paths: RunPaths, attempt: int, derived: Derived, share: HostShare, command: list[str], lock: int | None
 ) -> list[_RankProcess]:
     common = RankEnvironment(
         master_address=share.master_address,
@@ -160,7 +152,7 @@ def _start_ranks(
         number = share.first_rank + local_rank
         environment = common.variables(job, numbers=RankNumbers(number, local_rank, derived.world_size))
         log = paths.rank_log(attempt, number)
-        ranks.append(_start_rank(number, command, environment, log, console and local_rank == 0, lock))
+        ranks.append(_start_rank(number, command, environment, log, local_rank == 0, lock))
     if share.leads:
         me = psutil.Process()
         starter = StarterProcess(
@@ -212,9 +204,7 @@ def _die_with(parent: int) -> Callable[[], None]:
     return arrange
 
 
-def _follow(
-    ranks: list[_RankProcess], stop: StopRequests, grace_s: float, share: HostShare, watch: HangDetector | None
-) -> RankExits:
+def _follow(ranks: list[_RankProcess], stop: StopRequests, share: HostShare, watch: HangDetector | None) -> RankExits:
     """Follows the ranks until the last one has gone."""
     left: queue.SimpleQueue[_RankProcess] = queue.SimpleQueue()
     for rank in ranks:
@@ -231,14 +221,14 @@ def _follow(
                 _ask_to_leave(ranks)
             if exits.first_failed is not None and not had_failed:
                 # The others cannot continue without it.
-                kill_at = time.monotonic() + grace_s
+                kill_at = time.monotonic() + GRACE_S
                 _ask_to_leave(ranks)
         is_running = len(exits.exits) < len(ranks)
         if is_running and not exits.lost and exits.first_failed is None and (lost := share.lost()):
             # Nor can they without the ranks of another host; a collective with those would wait for long.
             exits.lost = lost
             logger.error("%s; leaving", lost)
-            kill_at = time.monotonic() + grace_s
+            kill_at = time.monotonic() + GRACE_S
             _ask_to_leave(ranks)
         if watch is not None and exits.stall is None and (stall := watch.stalled()):
             exits.stall = stall

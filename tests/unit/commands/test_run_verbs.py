@@ -41,7 +41,7 @@ from launcher.local.ranks import run_local
 from launcher.runs.run_dir import lock_run, new_attempt
 run = Path(sys.argv[1])
 with lock_run(run) as lock:
-    sys.exit(run_local(run, attempt=new_attempt(run), worker=[sys.executable, sys.argv[2]], console=False, lock=lock))
+    sys.exit(run_local(run, attempt=new_attempt(run), worker=[sys.executable, sys.argv[2]], lock=lock))
 """
 
 

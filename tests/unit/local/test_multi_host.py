@@ -15,6 +15,7 @@ from launcher.config.compose import compose_with_problems
 from launcher.diagnose.verdict import read_verdict
 from launcher.errors import RunError, UserError, WorldError
 from launcher.files import find_record
+from launcher.local import host_status
 from launcher.local.host_status import HostState, HostStatus, OtherHosts, OwnStatus
 from launcher.local.multi_host import check_leader, join, lead
 from launcher.local.remote_shell import remote_argv
@@ -129,9 +130,12 @@ def test_a_machine_that_ended_well_is_not_lost_and_one_that_failed_is(tmp_path: 
     assert lost is not None and not lost.is_silent and lost.data["code"] == 5
 
 
-def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(tmp_path: Path) -> None:
+def test_a_machine_that_falls_silent_is_lost_after_the_limit_and_not_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_status, "SILENT_S", 3.0)
     paths = paths_in(tmp_path)
-    others = OtherHosts(paths, 1, ["boxa", "boxb"], 0, silent_s=3)
+    others = OtherHosts(paths, 1, ["boxa", "boxb"], 0)
     with OwnStatus(paths.host_status(1, 1), status_of(1)):
         until = time.monotonic() + 4
         while time.monotonic() < until:

@@ -18,6 +18,7 @@ import pytest
 
 from launcher.diagnose.verdict import read_verdict
 from launcher.errors import ExitCode, RunError, VerdictClass
+from launcher.local import ranks
 from launcher.local.ranks import HostShare, run_local
 from launcher.local.scheduler import LocalScheduler
 from launcher.paths import RunPaths
@@ -41,7 +42,7 @@ sys.exit(75)
 
 
 def start(run: Path, worker: list[str], **options: object) -> int:
-    return run_local(run, attempt=new_attempt(run), worker=worker, console=False, **options)  # type: ignore[arg-type]
+    return run_local(run, attempt=new_attempt(run), worker=worker, **options)  # type: ignore[arg-type]
 
 
 def states(run: Path) -> list[object]:
@@ -110,8 +111,9 @@ def test_the_first_failure_counts_not_those_that_follow_from_it(make_run: MakeRu
 
 
 def test_a_rank_that_ignores_the_end_of_another_is_killed_with_its_children(
-    make_run: MakeRun, make_worker: MakeWorker
+    make_run: MakeRun, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ranks, "GRACE_S", 0.5)
     run = make_run(world_size=2)
     body = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -123,7 +125,7 @@ if rank == 0:
 while not (run / "child").exists(): time.sleep(0.02)
 sys.exit(1)
 """
-    assert start(run, make_worker(body), grace_s=0.5) == 1
+    assert start(run, make_worker(body)) == 1
     child = int((run / "child").read_text())
     deadline = time.monotonic() + 10  # it is killed, but a busy kernel takes a moment to bury it
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
@@ -229,7 +231,7 @@ def test_ranks_stop_by_themselves_when_their_starter_is_killed(make_run: MakeRun
     code = (
         "from pathlib import Path\nfrom launcher.local.ranks import run_local\n"
         "from launcher.runs.run_dir import new_attempt\n"
-        f"run = Path({str(run)!r})\nrun_local(run, attempt=new_attempt(run), worker={worker!r}, console=False)\n"
+        f"run = Path({str(run)!r})\nrun_local(run, attempt=new_attempt(run), worker={worker!r})\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code])
     while not (run / "ready-0").exists():
@@ -283,7 +285,7 @@ def test_a_second_start_is_refused_while_ranks_of_a_killed_starter_still_save(
         "from launcher.runs.run_dir import lock_run, new_attempt\n"
         f"run = Path({str(run)!r})\n"
         "with lock_run(run) as lock:\n"
-        f"    run_local(run, attempt=new_attempt(run), worker={worker!r}, console=False, lock=lock)\n"
+        f"    run_local(run, attempt=new_attempt(run), worker={worker!r}, lock=lock)\n"
     )
     starter = subprocess.Popen([sys.executable, "-c", code])
     while not (run / "ready-0").exists():
