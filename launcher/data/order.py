@@ -7,7 +7,7 @@ number: resuming skips through nothing, no example is seen twice in an epoch, an
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -85,19 +85,33 @@ def step_slots(
 
 
 def heaviest_step(
-    order: Order, pack_lengths: NDArray[np.int64], slots: Callable[[int], Slots], *, micro_sequences: int
-) -> tuple[int, int]:
-    """The step of the first epoch with the largest micro-batch, and its tokens: the first to run out of memory."""
-    lengths = pack_lengths[epoch_order(order.seed, 0, order.num_packs)]
-    starts = np.arange(0, order.num_packs, order.global_sequences)
-    # No micro-batch holds more than the longest packs of its step; only steps that may exceed the best are dealt.
-    bounds = [int(np.sort(lengths[s : s + order.global_sequences])[-micro_sequences:].sum()) for s in starts]
+    order: Order,
+    sizes: Sequence[NDArray[np.int64]],
+    slots: Callable[[int], Slots],
+    *,
+    micro_sequences: int,
+    cost: Callable[..., float],
+) -> tuple[int, list[int]]:
+    """The step of the first epoch with the most expensive micro-batch, and the packs of that: the first to run out of
+    memory.
 
-    heaviest, most_tokens = 0, 0
+    Args:
+        sizes: of every pack, such as its tokens and its supervised tokens.
+        cost: of a micro-batch with the sums of `sizes`; more of any of them never costs less.
+    """
+    packs = epoch_order(order.seed, 0, order.num_packs)
+    steps = [
+        packs[start : start + order.global_sequences] for start in range(0, order.num_packs, order.global_sequences)
+    ]
+    # No micro-batch holds more than the largest packs of its step; only steps that may exceed the best are dealt.
+    bounds = [cost(*(int(np.sort(size[step])[-micro_sequences:].sum()) for size in sizes)) for step in steps]
+
+    heaviest: tuple[float, int, list[int]] = (-1.0, 0, [])
     for step in sorted(range(len(bounds)), key=lambda s: -bounds[s]):
-        if bounds[step] <= most_tokens:
+        if bounds[step] <= heaviest[0]:
             break
-        tokens = max(int(pack_lengths[micro].sum()) for rank in slots(step) for micro in rank if micro)
-        if tokens > most_tokens:
-            heaviest, most_tokens = step, tokens
-    return heaviest, most_tokens
+        for micro in (micro for rank in slots(step) for micro in rank if micro):
+            spent = cost(*(int(size[micro].sum()) for size in sizes))
+            if spent > heaviest[0]:
+                heaviest = (spent, step, micro)
+    return heaviest[1], heaviest[2]

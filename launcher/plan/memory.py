@@ -73,7 +73,7 @@ def estimate(config: RunConfig, architecture: ArchitectureConfig, topology: Topo
     state = rank_state(config, architecture, topology)
     stored, transient = _activations(config, architecture, load)
     logits = _logits(config, architecture, load)
-    # Between steps activations are gone, and the optimizer's temporaries need memory instead.
+    # As in micro_batch_bytes. Between steps activations are gone, and the optimizer's temporaries need memory instead.
     activations = stored + max(0.0, transient - logits)
     activations = max(activations, state.step_temporaries - logits)
     device = {
@@ -97,6 +97,12 @@ def estimate(config: RunConfig, architecture: ArchitectureConfig, topology: Topo
     else:
         host["training"] = topology.devices_per_node * sum(device.values())
     return MemoryEstimate(device=device, host=host)
+
+
+def micro_batch_bytes(config: RunConfig, architecture: ArchitectureConfig, load: Load) -> float:
+    """Peak memory of a forward and backward pass, beside what does not depend on the micro-batch."""
+    stored, transient = _activations(config, architecture, load)
+    return stored + max(transient, _logits(config, architecture, load))
 
 
 def compute_bytes(config: RunConfig) -> int:
@@ -203,9 +209,9 @@ def _host(
 
 
 def checkpoint_bytes(config: RunConfig, architecture: ArchitectureConfig) -> float:
-    """One checkpoint: trained weights and Adam moments in fp32; ZeRO adds the weights in the compute precision."""
-    trained = count_trained(architecture, config.method)
-    extra = 0 if config.strategy.kind.sharding.is_replicated else compute_bytes(config)
+    """One checkpoint: trained weights and Adam moments in fp32; ZeRO-1 and -2 add weights in the compute precision."""
+    trained, sharding = count_trained(architecture, config.method), config.strategy.kind.sharding
+    extra = 0 if sharding.is_replicated or sharding.weights else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))
 
 

@@ -8,10 +8,15 @@ import time
 import torch
 
 from launcher.checkpoint.manifest import TrainState
+from launcher.config.model_files import find_architecture
 from launcher.data.order import heaviest_step
 from launcher.errors import MicroBatchTooLarge, ModelError, NonFiniteError
+from launcher.files import find_record
+from launcher.plan.memory import Load, micro_batch_bytes
+from launcher.plan.plan import Plan
 from launcher.runs.heartbeat import Phase
 from launcher.train.micro_batch import make_micro_batch
+from launcher.train.recorder import peak_memory_gib
 from launcher.train.run import Run
 from launcher.train.saving import save
 from launcher.train.step import optimizer_step, searches_loss_scale
@@ -29,10 +34,10 @@ def rehearse(run: Run) -> None:
     (tests/dist/test_resume.py).
     Raises: MicroBatchTooLarge naming the batch setting when memory runs out; Preempted when a stop signal comes.
     """
-    started = time.perf_counter()
+    started, data = time.perf_counter(), run.train_data
     checkpoint = save(run, TrainState(step=0))
-    lengths, size = run.train_data.pack_lengths, run.derived.micro_sequences
-    step, tokens = heaviest_step(run.order, lengths, run.slots, micro_sequences=size)
+    step, packs = find_heaviest(run)
+    tokens, supervised = (int(size[packs].sum()) for size in (data.pack_lengths, data.pack_supervised))
     try:
         refuse_leaking_model(run)
         outcome = optimizer_step(run, step)
@@ -46,15 +51,53 @@ def rehearse(run: Run) -> None:
             validation_loss(run)
     except torch.OutOfMemoryError as error:
         raise MicroBatchTooLarge(
-            f"the heaviest micro-batch of the epoch ({tokens} tokens on one device) does not fit into memory: {error}. "
+            f"the heaviest micro-batch of the epoch ({tokens} tokens on one device, {supervised} of them supervised) "
+            f"does not fit into memory: {error}. "
             f"Lower batch.micro_tokens below {tokens}, lower data.seq_len_tokens, "
             "or set strategy.activation_checkpointing=true",
             tokens=tokens,
         ) from error
     run.engine.load(checkpoint.path)
+    seen_gib = max(run.world.gather(peak_memory_gib(run.world.device)))
     seconds = time.perf_counter() - started
-    run.recorder.event("rehearsal", seconds=round(seconds, 3), step=step, tokens=tokens)
+    planned_gib = _planned_gib(run)
+    run.recorder.event(
+        "rehearsal",
+        seconds=round(seconds, 3),
+        step=step,
+        tokens=tokens,
+        supervised_tokens=supervised,
+        memory_gib=round(seen_gib, 3),
+        planned_gib=None if planned_gib is None else round(planned_gib, 3),
+    )
     run.recorder.note(f"rehearsed the heaviest batch ({tokens} tokens), evaluation, save and load in {seconds:.1f} s")
+    if planned_gib is not None:
+        off = seen_gib / planned_gib - 1
+        run.recorder.note(f"peak memory of one rank {seen_gib:.1f} GiB, planned {planned_gib:.1f} GiB ({off:+.0%})")
+
+
+def find_heaviest(run: Run) -> tuple[int, list[int]]:
+    """The step of the first epoch whose micro-batch needs most memory, and the packs of that micro-batch."""
+    architecture = find_architecture(run.config.model, model_dir=run.derived.model_dir)
+
+    def cost(tokens: int, supervised: int) -> float:
+        if architecture is None:
+            return float(tokens)
+        return micro_batch_bytes(run.config, architecture, Load(tokens, supervised))
+
+    sizes = (run.train_data.pack_lengths, run.train_data.pack_supervised)
+    return heaviest_step(run.order, sizes, run.slots, micro_sequences=run.derived.micro_sequences, cost=cost)
+
+
+def _planned_gib(run: Run) -> float | None:
+    """What the plan expects `peak_memory_gib` to be; None where the model is not known to it."""
+    plan = find_record(Plan, run.paths.plan)
+    if plan is None or plan.memory is None:
+        return None
+    memory = plan.memory
+    if run.world.device.type == "cuda":  # what CUDA and NCCL take for themselves is not torch's
+        return memory.device_total - memory.device.get("reserve", 0.0)
+    return memory.host_total / run.derived.devices_per_node
 
 
 def refuse_leaking_model(run: Run) -> None:

@@ -10,8 +10,11 @@ from safetensors.torch import load_file
 
 from launcher.checkpoint.commit import newest_verified
 from launcher.checkpoint.consolidate import full_state
-from launcher.paths import RunPaths
+from launcher.config.frozen import load_config
+from launcher.config.model_files import find_architecture
 from launcher.errors import ExitCode
+from launcher.paths import RunPaths
+from launcher.plan.memory import checkpoint_bytes
 from launcher.runs.metrics import read_metrics
 from tests.dist.conftest import Ranks
 from tests.dist.rig import make_data, make_run, new_attempt
@@ -69,6 +72,11 @@ def test_it_trains_resumes_and_gives_its_weights(
 
     checkpoint = newest_verified(run)
     assert checkpoint is not None and checkpoint.step == 12
+    config = load_config(RunPaths(run).config).config
+    architecture = find_architecture(config.model, model_dir=str(model))
+    assert architecture is not None
+    size = sum(path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file())
+    assert 0 <= size - checkpoint_bytes(config, architecture) <= 3 * 2**16  # generators, names, the manifest, constants of 4-bit weights
     state = full_state(checkpoint.path)
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
     base = load_file(model / "model.safetensors")

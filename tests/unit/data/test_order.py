@@ -107,10 +107,17 @@ def test_more_packs_than_fit_are_refused() -> None:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=150), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3))
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.floats(0, 1)), min_size=1, max_size=150),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.sampled_from([0, 1, 4]),
+)
 def test_the_heaviest_step_is_the_heaviest(
-    lengths: list[int], world_size: int, grad_accum_steps: int, micro_sequences: int
+    packs: list[tuple[int, float]], world_size: int, grad_accum_steps: int, micro_sequences: int, logits: int
 ) -> None:
+    lengths = [length for length, _ in packs]
     global_sequences = world_size * grad_accum_steps * micro_sequences
     order = Order(seed=1, num_packs=len(lengths), global_sequences=global_sequences)
     layout = {
@@ -119,16 +126,21 @@ def test_the_heaviest_step_is_the_heaviest(
         "micro_sequences": micro_sequences,
     }
     pack_lengths = np.array(lengths)
+    supervised = np.array([int(length * share) for length, share in packs])
+
+    def cost(tokens: int, supervised: int) -> float:
+        return tokens + max(10, logits * supervised)
 
     def slots(step: int) -> Slots:
         return step_slots(order.step_packs(step), pack_lengths, **layout)
 
     fullest = [
-        max(int(pack_lengths[micro].sum()) for rank in slots(step) for micro in rank if micro)
+        max(cost(int(pack_lengths[m].sum()), int(supervised[m].sum())) for rank in slots(step) for m in rank if m)
         for step in range(order.steps_per_epoch)
     ]
-    step, tokens = heaviest_step(order, pack_lengths, slots, micro_sequences=micro_sequences)
-    assert tokens == fullest[step] == max(fullest)
+    sizes = (pack_lengths, supervised)
+    step, heaviest = heaviest_step(order, sizes, slots, micro_sequences=micro_sequences, cost=cost)
+    assert cost(*(int(size[heaviest].sum()) for size in sizes)) == fullest[step] == max(fullest)
 
 
 def test_the_heaviest_step_may_be_neither_the_longest_nor_the_one_with_most_tokens() -> None:
@@ -141,4 +153,5 @@ def test_the_heaviest_step_may_be_neither_the_longest_nor_the_one_with_most_toke
     def slots(step: int) -> Slots:
         return step_slots(order.step_packs(step), lengths, world_size=2, grad_accum_steps=1, micro_sequences=2)
 
-    assert heaviest_step(order, lengths, slots, micro_sequences=2) == (len(steps) - 1, 24)
+    step, packs = heaviest_step(order, [lengths], slots, micro_sequences=2, cost=float)
+    assert (step, int(lengths[packs].sum())) == (len(steps) - 1, 24)
