@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,11 +63,17 @@ def make_micro_batch(data: Prepared, packs: Sequence[int], *, stand_in: int, dev
         # The head must run on every rank, even if nothing is supervised; the row then counts for nothing.
         weight, targets = 0.0, np.array([min(1, len(row) - 1)])
     return MicroBatch(
-        input_ids=torch.from_numpy(row).to(device)[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])).to(device)[None],
-        cu_seq_lens=torch.from_numpy(bounds).to(device),
+        input_ids=_on(device, row)[None],
+        position_ids=_on(device, np.concatenate([np.arange(n) for n in lengths]))[None],
+        cu_seq_lens=_on(device, bounds),
         max_length=max(lengths),
-        keep=torch.from_numpy(np.maximum(targets - 1, 0)).to(device),
-        labels=torch.from_numpy(row[targets]).to(device),
+        keep=_on(device, np.maximum(targets - 1, 0)),
+        labels=_on(device, row[targets]),
         weight=weight,
     )
+
+
+def _on(device: torch.device, values: np.ndarray[Any, Any]) -> Tensor:
+    """The values on the device. A copy to a GPU waits for nothing, as it comes from pinned memory."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -163,9 +163,9 @@ class Watchdog:
 
 def record_collectives(folder: Path, environ: dict[str, str] | os._Environ[str]) -> None:
     """Makes NCCL record its last collectives, and write them when one times out. Call before torch is loaded."""
-    environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-    environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-trace-"))
+    environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "nccl-trace-"))
 
 
 def write_collectives(path: Path) -> None:

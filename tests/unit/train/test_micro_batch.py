@@ -89,3 +89,25 @@ def test_the_model_is_told_where_examples_end(packed: Prepared) -> None:
     inputs = make_micro_batch(packed, [0], stand_in=0, device=CPU).model_inputs()
     assert inputs["cu_seq_lens_q"] is inputs["cu_seq_lens_k"]
     assert "attention_mask" not in inputs and inputs["use_cache"] is False
+
+
+def test_copies_to_a_gpu_come_from_pinned_memory_and_wait_for_nothing(
+    packed: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that waits would wait for the GPU's work on the micro-batch before, and be counted as waiting for data."""
+    copies: list[tuple[bool, bool]] = []
+    pinned: set[int] = set()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.add(tensor.data_ptr())
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool = False) -> torch.Tensor:
+        assert device.type == "cuda"
+        copies.append((tensor.data_ptr() in pinned, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    make_micro_batch(packed, [0], stand_in=0, device=torch.device("cuda"))
+    assert copies == [(True, True)] * 5
