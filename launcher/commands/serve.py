@@ -9,10 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
+from launcher.config.devices import visible_gpus
+from launcher.config.model_files import find_architecture
 from launcher.errors import ExitCode
 from launcher.export.example_kind import ExampleKind, example_kind
-from launcher.export.source import cached_folder, open_source
+from launcher.export.source import ExportSource, cached_folder, open_source
 from launcher.files import as_json
+from launcher.plan.memory import inference_gpus
 from launcher.runs.run_dir import find_run
 from launcher.serve.serving import ServerCommand, is_public, pick_engine, refuse_busy_port, server_command
 
@@ -24,9 +27,12 @@ def run(args: argparse.Namespace) -> int:
     engine = args.engine or pick_engine()
     if not args.dry_run:
         refuse_busy_port(args.host, args.port)
-    folder, as_chat = _folder(run_dir, args.step, make=not args.dry_run)
+    source = open_source(run_dir, args.step)
+    folder, as_chat = _folder(source, make=not args.dry_run)
+    # The user's come last, and win.
+    options = [*(_tensor_parallel(source) if engine == "vllm" else []), *args.server_option]
     command = server_command(
-        folder, root=run_dir.parent, host=args.host, port=args.port, engine=engine, options=args.server_option
+        folder, root=run_dir.parent, host=args.host, port=args.port, engine=engine, options=options
     )
     if args.json and args.dry_run:
         print(json.dumps(as_json(command), indent=2))
@@ -40,9 +46,19 @@ def run(args: argparse.Namespace) -> int:
     os.execvpe(command.argv[0], command.argv, {**os.environ, **command.env})
 
 
-def _folder(run_dir: Path, step: int | None, *, make: bool) -> tuple[Path, bool]:
+def _tensor_parallel(source: ExportSource) -> list[str]:
+    """vLLM's option to use as many of the GPUs here as the model needs; none where one is enough."""
+    architecture = find_architecture(source.config.model, model_dir=source.derived.model_dir)
+    gpus = visible_gpus()
+    memory_gib = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
+    if architecture is None or memory_gib is None:
+        return []
+    count = inference_gpus(architecture, memory_gib, at_most=len(gpus))
+    return [f"--tensor-parallel-size={count}"] if count > 1 else []
+
+
+def _folder(source: ExportSource, *, make: bool) -> tuple[Path, bool]:
     """The model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
-    source = open_source(run_dir, step)
     as_chat = example_kind(Path(source.derived.data_dir)) is not ExampleKind.text
     if not make:
         return cached_folder(source, merge=True), as_chat

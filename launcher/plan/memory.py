@@ -29,6 +29,8 @@ _NF4_CONSTANTS_DOUBLE = 1 / 64 + 4 / (64 * 256)
 _LOSS_CHUNK_TOKENS = 1024  # train/loss.py turns so many rows to fp32 at once
 _GPU_RESERVE = 1.5 * GIB
 _PROCESS = {"cpu": 1.0 * GIB, "cuda": 2.0 * GIB}  # interpreter and libraries
+_INFERENCE_FACTOR = 1.2
+"""Of the weights: what a model needs to answer."""
 _LARGEST_SHARD = 5 * GIB
 
 
@@ -213,6 +215,13 @@ def checkpoint_bytes(config: RunConfig, architecture: ArchitectureConfig) -> flo
     trained, sharding = count_trained(architecture, config.method), config.strategy.kind.sharding
     extra = 0 if sharding.is_replicated or sharding.weights else compute_bytes(config)
     return float(trained * (_FP32 + _ADAM_STATE + extra))
+
+
+def inference_gpus(architecture: ArchitectureConfig, gpu_memory_gib: float, *, at_most: int) -> int:
+    """GPUs of one node that hold a model in 16 bits, with room for its answers: a number that divides its heads."""
+    needed = _INFERENCE_FACTOR * 2 * count_parameters(architecture) / GIB / gpu_memory_gib
+    fitting = (count for count in range(1, at_most + 1) if count >= needed and architecture.num_heads % count == 0)
+    return next(fitting, at_most)
 
 
 def with_settings(config: RunConfig, **changes: object) -> RunConfig:

@@ -12,6 +12,7 @@ from launcher.config.cluster_schema import ClusterConfig, GpuRequest
 from launcher.config.schema import MethodKind, RunConfig
 from launcher.config.topology import resolve_topology
 from launcher.errors import ConfigErrors, Problem
+from launcher.plan.memory import inference_gpus
 from launcher.plan.parameters import count_parameters
 from launcher.runs.rank_environment import job_environment
 from launcher.slurm.client.container import container_problems
@@ -170,7 +171,8 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
         wanted |= {"constraint": cluster.constraint, "reservation": cluster.reservation, "exclude": cluster.exclude}
         wanted["mem"] = _memory(config, stage)
     if not _on_cpus(config, stage):
-        gpus = f"{cluster.gpu_type}:{tasks_per_node}" if cluster.gpu_type is not None else tasks_per_node
+        count = tasks_per_node if trains else _inference_gpus(config)
+        gpus = f"{cluster.gpu_type}:{count}" if cluster.gpu_type is not None else count
         if cluster.gpu_request is GpuRequest.gpus_per_node:
             wanted["gpus-per-node"] = gpus
         elif cluster.gpu_request is GpuRequest.gres:
@@ -182,6 +184,14 @@ def _resources(config: RunConfig, stage: str) -> list[str]:
     if trains:
         options += [*(["--exclusive"] if cluster.exclusive else []), *cluster.sbatch_args]
     return options
+
+
+def _inference_gpus(config: RunConfig) -> int:
+    """GPUs of the eval stage: as many as hold the model."""
+    if config.model.architecture.hidden_size == 0:  # a model of the user's own, of unknown size
+        return 1
+    memory_gib, at_most = resolve_topology(config, []).gpu_memory_gib, config.cluster.devices_per_node or 1
+    return inference_gpus(config.model.architecture, memory_gib, at_most=at_most)
 
 
 def cores_per_task(config: RunConfig, stage: str = "train") -> int | None:
@@ -202,9 +212,9 @@ def _memory(config: RunConfig, stage: str) -> str | None:
 
 
 def _stage_memory_gib(config: RunConfig, stage: str) -> float | None:
-    """One GPU's share of a node's memory, or more if the weights need it.
+    """The share of a node's memory that goes with the GPUs of the stage, or more if the weights need it.
 
-    No stage has more than one GPU, and a job that takes all memory blocks the node's other GPUs.
+    A job that takes all memory blocks the node's other GPUs.
     """
     cluster = config.cluster
     parts = cluster.devices_per_node or 1
@@ -212,7 +222,8 @@ def _stage_memory_gib(config: RunConfig, stage: str) -> float | None:
         return cluster.memory_gib_per_node
     # 0 means all of a node; only host_memory_gib says how much that is.
     whole = cluster.memory_gib_per_node or cluster.host_memory_gib or 0.0
-    needed = max(whole / parts, STAGE_MEMORY_GIB, 0.0 if stage == "prepare" else _weights_gib(config))
+    share = whole / parts * (1 if _on_cpus(config, stage) else _inference_gpus(config))
+    needed = max(share, STAGE_MEMORY_GIB, 0.0 if stage == "prepare" else _weights_gib(config))
     return min(whole, needed) if whole else needed
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
+from launcher.commands import serve
+from launcher.config.devices import Gpu
 from launcher.config.frozen import load_config
+from launcher.config.schema import ArchitectureConfig
 from launcher.errors import ExitCode
 from tests.unit.evaluate.learned_runs import add_learned_checkpoint, make_run
 
@@ -195,3 +198,44 @@ def test_serve_dry_run_shows_the_command_and_writes_nothing(learned: Path, capsy
     assert launcher(learned, "serve", "--dry-run", "--json", "--server-option=--compile") == ExitCode.DONE
     assert json.loads(capsys.readouterr().out)["argv"][-1] == "--compile"
     assert sorted(learned.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("cards", "options", "expected"),
+    [
+        ((1024, 1024), [], []),
+        ((2, 2, 2), [], ["--tensor-parallel-size=2"]),
+        (
+            (2, 2),
+            ["--server-option=--tensor-parallel-size=1"],
+            ["--tensor-parallel-size=2", "--tensor-parallel-size=1"],
+        ),
+        ((), [], []),
+    ],
+)
+def test_vllm_gets_as_many_gpus_as_the_model_needs(
+    cards: tuple[int, ...],
+    options: list[str],
+    expected: list[str],
+    learned: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serve, "visible_gpus", lambda: [Gpu("x", mib / 1024) for mib in cards])
+    monkeypatch.setattr(serve, "find_architecture", lambda *args, **named: wide_model())
+    assert launcher(learned, "serve", "--engine=vllm", "--dry-run", "--json", *options) == ExitCode.DONE
+    argv = json.loads(capsys.readouterr().out)["argv"]
+    assert [word for word in argv if word.startswith("--tensor-parallel-size")] == expected
+
+
+def wide_model() -> ArchitectureConfig:
+    """About 1.1 million parameters: 2.6 MiB with room for answers."""
+    return ArchitectureConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=4,
+        vocab_size=4096,
+        tied_embeddings=True,
+    )

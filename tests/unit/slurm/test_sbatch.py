@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.cluster_schema import ContainerRuntime, Device, GpuRequest
+from launcher.config.compose import compose_config
 from launcher.config.schema import ArchitectureConfig, MethodKind
 from launcher.errors import ConfigErrors
 from launcher.slurm.client.sbatch import job_variables, sbatch_argv, sbatch_environment, sbatch_problems
@@ -97,6 +98,19 @@ def test_a_stage_without_gpus_goes_to_its_own_partition(stage: str) -> None:
 def test_evaluation_takes_one_gpu_of_the_training_partition() -> None:
     asked = options(sbatch_argv(job_config(partition="gpu", cpu_partition="cpu"), request("eval")))
     assert (asked["--partition"], asked["--nodes"], asked["--gpus-per-node"]) == ("gpu", "1", "1")
+
+
+@pytest.mark.parametrize(
+    ("model", "memory_gib", "gpus"),
+    [("llama3_1_8b", 80.0, "1"), ("llama3_1_8b", 16.0, "2"), ("llama3_1_70b", 80.0, "2"), ("llama3_1_70b", 24.0, "8")],
+)
+def test_evaluation_takes_as_many_gpus_as_hold_the_model(model: str, memory_gib: float, gpus: str) -> None:
+    config = job_config(gpu_memory_gib=memory_gib, memory_gib_per_node=480.0, devices_per_node=8)
+    config.model = compose_config([f"model={model}", "data=next_number"]).model
+    asked = options(sbatch_argv(config, request("eval")))
+    assert (asked["--nodes"], asked["--ntasks-per-node"], asked["--gpus-per-node"]) == ("1", "1", gpus)
+    assert int(asked["--mem"].removesuffix("M")) >= 480 * 1024 * int(gpus) / 8
+    assert "--gpus-per-node" not in options(sbatch_argv(config, request("export")))
 
 
 @pytest.mark.parametrize("stage", ["prepare", "export", "eval"])
