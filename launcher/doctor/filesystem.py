@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from launcher.doctor.findings import CheckLevel, CheckResult, fail, ok, warn, warn_if
-from launcher.files import fsync
+from launcher.files import fsync, try_lock
 
 SLOW_FSYNC_S = 2.0
 MAX_SKEW_S = 2.0
@@ -101,13 +100,10 @@ def _fsync(scratch: Path) -> str:
 
 
 def _locks(scratch: Path) -> str:
-    with (scratch / "lock").open("w") as first, (scratch / "lock").open("w") as second:
-        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return "two held the same lock"
-        except BlockingIOError:
-            return ""
+    held = [one for one in (try_lock(scratch / "lock"), try_lock(scratch / "lock")) if one is not None]
+    for descriptor in held:
+        os.close(descriptor)
+    return "two held the same lock" if len(held) > 1 else ""
 
 
 def _links(scratch: Path) -> str:

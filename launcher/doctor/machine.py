@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from launcher import __version__
 from launcher.config.devices import host_memory_gib, usable_cores, visible_gpus
+from launcher.config.package_floors import installed_version
 from launcher.doctor.findings import CheckResult, fail, ok, warn
 
 _PROJECT = "tunelaunch"
@@ -38,7 +39,7 @@ def _packages() -> Iterator[CheckResult]:
     core = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     train = [one for one in wanted if one not in core and one.marker and one.marker.evaluate({"extra": "train"})]
     yield from compare_packages("packages", core, "", f"pip install {_PROJECT}")
-    if _version("torch") is None:
+    if installed_version("torch") is None:
         text = "torch is not installed here: enough to check and submit, but ranks need it where they run"
         yield ok("training packages", text)
     else:
@@ -49,21 +50,14 @@ def compare_packages(check: str, wanted: list[Requirement], why: str, hint: str)
     """Compares installed versions with the required ones; one line if all is well."""
     wrong = []
     for requirement in wanted:
-        version = _version(requirement.name)
+        version = installed_version(requirement.name)
         if version is None:
             wrong.append(fail(check, f"{requirement.name} is needed{why} and not installed", hint))
         elif not requirement.specifier.contains(version, prereleases=True):
             text = f"{requirement.name} {version} is installed, {requirement.specifier} is needed{why}"
             wrong.append(fail(check, text, hint))
-    shown = ", ".join(f"{one.name} {_version(one.name)}" for one in wanted)
+    shown = ", ".join(f"{one.name} {installed_version(one.name)}" for one in wanted)
     yield from wrong or [ok(check, shown)]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _gpus() -> Iterator[CheckResult]:
@@ -72,7 +66,7 @@ def _gpus() -> Iterator[CheckResult]:
         yield ok("gpu", "no GPU is visible here; runs on this host use the CPU")
         return
     shown = f"{len(gpus)} x {', '.join(sorted({gpu.name for gpu in gpus}))}"
-    if _version("torch") is None:
+    if installed_version("torch") is None:
         yield ok("gpu", shown)
         return
     # In a process of its own: torch takes seconds to load, and a broken driver may end the process.

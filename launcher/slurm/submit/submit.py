@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from launcher.errors import (
 from launcher.files import try_lock
 from launcher.paths import RunPaths
 from launcher.plan.run_plan import PlannedRun, allow_problems, plan_cheaply, plan_run, prepares_quickly
-from launcher.runs.events import EventWriter
+from launcher.runs.events import write_event
 from launcher.runs.jsonl import utc_now, utc_text
 from launcher.runs.run_dir import create_run, is_locked, refuse_taken_name, run_name, write_state
 from launcher.runs.scheduler import Submitted
@@ -67,12 +67,7 @@ class SubmitPlan:
 
 
 def plan_submission(
-    overrides: list[str],
-    slurm: Slurm,
-    *,
-    conf_dir: Path | None = None,
-    stages: tuple[str, ...] = ("train",),
-    dry_run: bool = False,
+    overrides: list[str], slurm: Slurm, *, conf_dir: Path | None, stages: tuple[str, ...], dry_run: bool
 ) -> SubmitPlan:
     """Everything that can be known before a job waits. Model and data are fetched and prepared, unless `dry_run`.
 
@@ -121,9 +116,7 @@ def ask_site(
     return site_problems(config, partitions, stages=stages), site_warnings(config, partitions)
 
 
-def plan_checked(
-    config: RunConfig, *, stages: tuple[str, ...], warnings: list[str], dry_run: bool = False
-) -> SubmitPlan:
+def plan_checked(config: RunConfig, *, stages: tuple[str, ...], warnings: list[str], dry_run: bool) -> SubmitPlan:
     """The plan of a configuration in which nothing is wrong.
 
     Raises:
@@ -259,19 +252,9 @@ def preview_folder(config: RunConfig) -> Path:
 
 
 def stage_requests(
-    config: RunConfig,
-    folder: Path,
-    stages: tuple[str, ...],
-    key: str,
-    environ: Mapping[str, str],
-    *,
-    named_by: str = "--run",
+    config: RunConfig, folder: Path, stages: tuple[str, ...], key: str, environ: Mapping[str, str]
 ) -> list[JobRequest]:
-    """The job of each stage, after the one before; STAGE_JOB stands for its number until it has one.
-
-    Args:
-        folder: of the run, or of a sweep. named_by: the option of the batch script that takes it.
-    """
+    """The job of each stage of a run, after the one before; STAGE_JOB stands for its number until it has one."""
     variables = sorted(job_variables(config.cluster, environ))
     before = ["", *(f"{stage.upper()}_JOB" for stage in stages[:-1])]
     return [
@@ -280,7 +263,7 @@ def stage_requests(
             job_name=folder.name if stage == "train" else f"{folder.name}-{stage}",
             key=key,
             script=script_of(stage),
-            script_args=[named_by, str(folder)],
+            script_args=["--run", str(folder)],
             log_dir=folder,
             variables=variables,
             after=after,
@@ -296,9 +279,8 @@ def script_of(stage: str) -> Path:
 
 def record_submitted(run_dir: Path, jobs: list[StageJob]) -> None:
     """One `submitted` event for each job."""
-    with closing(EventWriter(RunPaths(run_dir).events, 0)) as writer:
-        for job in jobs:
-            writer.write("submitted", job_id=job.job_id, stage=job.stage)
+    for job in jobs:
+        write_event(RunPaths(run_dir).events, 0, "submitted", job_id=job.job_id, stage=job.stage)
 
 
 def queue_all(

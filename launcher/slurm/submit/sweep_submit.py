@@ -53,7 +53,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-    members: list[list[str]], slurm: Slurm, *, conf_dir: Path | None = None, throttle: int = 0, dry_run: bool = False
+    members: list[list[str]], slurm: Slurm, *, conf_dir: Path | None, throttle: int, dry_run: bool
 ) -> SweepPlan:
     """Composes, checks and plans every member.
 
@@ -131,7 +131,8 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
 def sweep_requests(plan: SweepPlan, folder: Path, key: str, environ: Mapping[str, str]) -> list[JobRequest]:
     """The job array of a sweep, after a job that prepares the data of all members if one is needed."""
     stages = ("prepare", "train") if any(member.in_job for member in plan.plans) else STAGES
-    *before, train = stage_requests(plan.first, folder, stages, key, environ, named_by="--sweep")
+    requests = stage_requests(plan.first, folder, stages, key, environ)
+    *before, train = [replace(request, script_args=["--sweep", str(folder)]) for request in requests]
     return [*before, replace(train, members=len(plan.plans), throttle=plan.throttle)]
 
 
