@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,7 +68,7 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
     plan = plan_submission(overrides, slurm, conf_dir=args.conf_dir, stages=stages, dry_run=args.dry_run)
     if args.dry_run:
         return _show_dry_run(args, plan)
-    submitted = submit_new(plan, slurm, os.environ)
+    submitted = submit_new(plan, slurm)
     submitted.warnings.extend(_audit(plan.planned))
     if not args.json:
         print(summary(plan.planned.plan))
@@ -98,7 +97,7 @@ def submit_again(args: argparse.Namespace, stages: tuple[str, ...] = ("train",))
         return ExitCode.DONE
     if args.dry_run:
         again = check_again(run_dir, Slurm(), stages, dry_run=True)
-        requests = preview(again.config, run_dir.absolute(), again.stages, os.environ)
+        requests = preview(again.config, run_dir.absolute(), again.stages)
         return _show_jobs(args, requests, again.config, {"warnings": again.warnings})
     _show_queued(args, SlurmScheduler(stages=stages).submit(run_dir))
     return ExitCode.DONE
@@ -111,7 +110,7 @@ def _sweep(args: argparse.Namespace, members: list[list[str]], stages: tuple[str
     plan = plan_sweep(members, slurm, conf_dir=args.conf_dir, throttle=args.throttle, dry_run=args.dry_run)
     if args.dry_run:
         return _show_sweep_dry_run(args, plan)
-    folder, sweep, jobs = submit_sweep(plan, slurm, os.environ)
+    folder, sweep, jobs = submit_sweep(plan, slurm)
     if args.json:
         document = {
             "run_dir": str(folder),
@@ -179,7 +178,7 @@ def _show_queued(args: argparse.Namespace, queued: Submitted, **further: object)
 
 def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
     config = plan.planned.config
-    requests = preview(config, preview_folder(config), plan.stages, os.environ)
+    requests = preview(config, preview_folder(config), plan.stages)
     if not args.json:
         _show_plan(plan.planned, verbose=args.verbose)
     warnings = [*plan.warnings, *_audit(plan.planned)]
@@ -188,7 +187,7 @@ def _show_dry_run(args: argparse.Namespace, plan: SubmitPlan) -> int:
 
 def _show_sweep_dry_run(args: argparse.Namespace, plan: SweepPlan) -> int:
     folder = preview_folder(plan.first)
-    requests = sweep_requests(plan, folder, NO_KEY, os.environ)
+    requests = sweep_requests(plan, folder, NO_KEY)
     if not args.json:
         _show_plan(plan.plans[0].planned, verbose=args.verbose)
         for one in plan.differs:

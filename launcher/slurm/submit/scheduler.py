@@ -34,7 +34,7 @@ class SlurmScheduler:
     def submit(self, run_dir: Path) -> Submitted:
         slurm = Slurm()
         again = check_again(run_dir, slurm, self._stages, dry_run=False)
-        return queue_run(run_dir, again.stages, slurm, os.environ, warnings=again.warnings)
+        return queue_run(run_dir, again.stages, slurm, warnings=again.warnings)
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
         return live_states(run_dirs, ended_too=len(run_dirs) == 1)

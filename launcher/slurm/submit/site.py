@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from operator import attrgetter
 
-from launcher.config.build import one_of
+from launcher.config.build import one_of, problem_at
 from launcher.config.cluster_schema import ClusterConfig, GpuRequest
 from launcher.config.schema import RunConfig
 from launcher.config.topology import resolve_topology
@@ -88,16 +88,16 @@ def _misfits(config: RunConfig, partition: Partition) -> list[Problem]:
         kinds, found = _with_gpus(cluster, kinds, partition.name)
         problems += found
     needs = _needs(config)
-    for key, value, needed, of_node, unit in needs:
+    for key, needed, of_node, unit in needs:
         most = max(map(of_node, kinds), default=0)
         if kinds and needed > most:
             why = f"no node of partition {partition.name} has more than {most:,} {unit}; each needs {needed:,}"
-            is_default = key == "cluster.cpus_per_task" and value is None
+            is_default = key == "cluster.cpus_per_task" and cluster.cpus_per_task is None
             hint = f"The default is {CORES_PER_GPU} for each GPU: give fewer" if is_default else "Ask for less"
-            problems.append(Problem(key, value, why, hint))
+            problems.append(problem_at(config, key, why, hint))
     if problems:
         return problems + _too_many(cluster, partition, partition.nodes, "")
-    fitting = sum(kind.count for kind in kinds if all(of_node(kind) >= needed for _, _, needed, of_node, _ in needs))
+    fitting = sum(kind.count for kind in kinds if all(of_node(kind) >= needed for _, needed, of_node, _ in needs))
     return _too_many(cluster, partition, fitting, "" if fitting == partition.nodes else " that have all this")
 
 
@@ -132,21 +132,16 @@ def _with_gpus(cluster: ClusterConfig, kinds: list[NodeKind], name: str) -> tupl
     return kinds, [Problem("cluster.devices_per_node", count, why, hint)]
 
 
-def _needs(config: RunConfig) -> list[tuple[str, object, int, Callable[[NodeKind], int], str]]:
-    """Key, value, what each node must have, where a node says what it has, and the unit."""
+def _needs(config: RunConfig) -> list[tuple[str, int, Callable[[NodeKind], int], str]]:
+    """Key, what each node must have, where a node says what it has, and the unit."""
     cluster = config.cluster
     cores = cores_per_task(config)
     # If no cores are requested for a task, it is the number of tasks that a node is too small for.
-    key, value = (
-        ("cluster.devices_per_node", cluster.devices_per_node)
-        if cores is None
-        else ("cluster.cpus_per_task", cluster.cpus_per_task)
-    )
-    memory_gib = cluster.memory_gib_per_node
-    memory_mib = math.ceil(1024 * (memory_gib or 0))
+    key = "cluster.devices_per_node" if cores is None else "cluster.cpus_per_task"
+    memory_mib = math.ceil(1024 * (cluster.memory_gib_per_node or 0))
     return [
-        (key, value, (cores or 1) * (cluster.devices_per_node or 1), attrgetter("cpus"), "cores"),
-        ("cluster.memory_gib_per_node", memory_gib, memory_mib, attrgetter("memory_mib"), "MiB of memory"),
+        (key, (cores or 1) * (cluster.devices_per_node or 1), attrgetter("cpus"), "cores"),
+        ("cluster.memory_gib_per_node", memory_mib, attrgetter("memory_mib"), "MiB of memory"),
     ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -158,7 +158,7 @@ def create(plan: SubmitPlan) -> Path:
     return run_dir.absolute()
 
 
-def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Submitted:
+def submit_new(plan: SubmitPlan, slurm: Slurm) -> Submitted:
     """Creates the run directory and queues its jobs. If Slurm refuses the first one, nothing is left behind.
 
     Raises:
@@ -166,20 +166,14 @@ def submit_new(plan: SubmitPlan, slurm: Slurm, environ: Mapping[str, str]) -> Su
     """
     run_dir = create(plan)
     try:
-        return queue_run(run_dir, plan.stages, slurm, environ, is_new=True, warnings=plan.warnings)
+        return queue_run(run_dir, plan.stages, slurm, is_new=True, warnings=plan.warnings)
     except NothingQueued as error:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise UserError(f"{error}\nNothing was queued, and no run directory was kept") from error
 
 
 def queue_run(
-    run_dir: Path,
-    stages: tuple[str, ...],
-    slurm: Slurm,
-    environ: Mapping[str, str],
-    *,
-    is_new: bool = False,
-    warnings: Sequence[str] = (),
+    run_dir: Path, stages: tuple[str, ...], slurm: Slurm, *, warnings: list[str], is_new: bool = False
 ) -> Submitted:
     """Queues jobs for a run that is there, each after the one before.
 
@@ -193,8 +187,8 @@ def queue_run(
     with submitting(run_dir):
         config = load_config(RunPaths(run_dir).config).config
         submission = read_submission(run_dir) or Submission(key=secrets.token_hex(8))
-        full = sbatch_environment(environ, job_variables(config.cluster, environ))
-        requests = stage_requests(config, run_dir, stages, submission.key, environ)
+        full = sbatch_environment(os.environ, job_variables(config.cluster, os.environ))
+        requests = stage_requests(config, run_dir, stages, submission.key)
         if not is_new:
             submission = _with_lost_jobs(run_dir, submission, slurm)
             _refuse_second(run_dir, submission, stages, slurm)
@@ -240,10 +234,10 @@ def submitting(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def preview(config: RunConfig, run_dir: Path, stages: tuple[str, ...], environ: Mapping[str, str]) -> list[JobRequest]:
+def preview(config: RunConfig, run_dir: Path, stages: tuple[str, ...]) -> list[JobRequest]:
     """The requests that a dry run shows for a run, whether it exists or not."""
     submission = read_submission(run_dir)
-    return stage_requests(config, run_dir, stages, submission.key if submission is not None else NO_KEY, environ)
+    return stage_requests(config, run_dir, stages, submission.key if submission is not None else NO_KEY)
 
 
 def preview_folder(config: RunConfig) -> Path:
@@ -251,11 +245,9 @@ def preview_folder(config: RunConfig) -> Path:
     return Path(config.runs_dir).absolute() / (config.name or f"{config.experiment_name}-TIME")
 
 
-def stage_requests(
-    config: RunConfig, folder: Path, stages: tuple[str, ...], key: str, environ: Mapping[str, str]
-) -> list[JobRequest]:
+def stage_requests(config: RunConfig, folder: Path, stages: tuple[str, ...], key: str) -> list[JobRequest]:
     """The job of each stage of a run, after the one before; STAGE_JOB stands for its number until it has one."""
-    variables = sorted(job_variables(config.cluster, environ))
+    variables = sorted(job_variables(config.cluster, os.environ))
     before = ["", *(f"{stage.upper()}_JOB" for stage in stages[:-1])]
     return [
         JobRequest(

@@ -5,9 +5,9 @@ If a job must prepare data, one does it for the whole sweep, and the array waits
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -128,15 +128,15 @@ def _plans(configs: list[RunConfig], differs: list[dict[str, str]], *, dry_run: 
     return plans
 
 
-def sweep_requests(plan: SweepPlan, folder: Path, key: str, environ: Mapping[str, str]) -> list[JobRequest]:
+def sweep_requests(plan: SweepPlan, folder: Path, key: str) -> list[JobRequest]:
     """The job array of a sweep, after a job that prepares the data of all members if one is needed."""
     stages = ("prepare", "train") if any(member.in_job for member in plan.plans) else STAGES
-    requests = stage_requests(plan.first, folder, stages, key, environ)
+    requests = stage_requests(plan.first, folder, stages, key)
     *before, train = [replace(request, script_args=["--sweep", str(folder)]) for request in requests]
     return [*before, replace(train, members=len(plan.plans), throttle=plan.throttle)]
 
 
-def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> tuple[Path, Sweep, list[StageJob]]:
+def submit_sweep(plan: SweepPlan, slurm: Slurm) -> tuple[Path, Sweep, list[StageJob]]:
     """Makes a folder with a run directory for each member, and queues them as one job array.
 
     Returns: the folder, the content of sweep.json, and the jobs; the last one is the array.
@@ -154,8 +154,8 @@ def submit_sweep(plan: SweepPlan, slurm: Slurm, environ: Mapping[str, str]) -> t
         ]
         sweep = Sweep(key=key, throttle=plan.throttle, members=members)
         write_sweep(folder, sweep)
-        requests = sweep_requests(plan, folder, key, environ)
-        full = sbatch_environment(environ, job_variables(config.cluster, environ))
+        requests = sweep_requests(plan, folder, key)
+        full = sbatch_environment(os.environ, job_variables(config.cluster, os.environ))
         estimate = slurm.estimate_start(sbatch_argv(config, requests[0]), full)
         for run in runs:
             write_state(run, "queued")
