@@ -35,13 +35,10 @@ class Stall:
 @dataclass(slots=True)
 class _Watched:
     rank: int
+    beat: Beat
+    """The last one; before the first, what is assumed of the rank."""
     line: bytes = b""
-    beat: Beat | None = None
     changed_at_s: float = 0.0
-
-    @property
-    def phase(self) -> str:
-        return self.beat.phase if self.beat is not None else Phase.start
 
 
 class HangDetector:
@@ -63,8 +60,8 @@ class HangDetector:
             fault = load_config(paths.config).config.fault
         except LauncherError:
             fault = FaultConfig()
-        self._start_limit_s = fault.load_limit_s
-        self._ranks = [_Watched(rank) for rank in range(world_size)]
+        unseen = Beat(rank=0, host="", pid=0, phase=Phase.start, step=0, beat=0, limit_s=fault.load_limit_s, time="")
+        self._ranks = [_Watched(rank, unseen) for rank in range(world_size)]
 
     def stalled(self) -> Stall | None:
         """The rank that hangs, None while all make progress. Missing and half-written files raise nothing.
@@ -80,15 +77,15 @@ class HangDetector:
         late = [watched for watched in self._ranks if self._is_late(watched)]
         if not late:
             return None
-        phases = Counter(watched.phase for watched in self._ranks)
-        worst = min(late, key=lambda one: (self._has_dumped(one.rank), phases[one.phase], one.changed_at_s))
+        phases = Counter(watched.beat.phase for watched in self._ranks)
+        worst = min(late, key=lambda one: (self._has_dumped(one.rank), phases[one.beat.phase], one.changed_at_s))
         return Stall(
             rank=worst.rank,
-            host=worst.beat.host if worst.beat is not None else "",
-            phase=worst.phase,
-            step=worst.beat.step if worst.beat is not None else 0,
+            host=worst.beat.host,
+            phase=worst.beat.phase,
+            step=worst.beat.step,
             silent_s=self._watched_s - worst.changed_at_s,
-            limit_s=self._limit_s(worst),
+            limit_s=worst.beat.limit_s,
         )
 
     def _look_at(self, watched: _Watched) -> None:
@@ -98,13 +95,10 @@ class HangDetector:
                 watched.line, watched.changed_at_s = line, self._watched_s
                 watched.beat = record_from_json(Beat, line)
 
-    def _limit_s(self, watched: _Watched) -> float:
-        return watched.beat.limit_s if watched.beat is not None else self._start_limit_s
-
     def _is_late(self, watched: _Watched) -> bool:
-        if self._watched_s - watched.changed_at_s <= self._limit_s(watched) + EVERY_S:
+        if self._watched_s - watched.changed_at_s <= watched.beat.limit_s + EVERY_S:
             return False
-        return watched.phase != Phase.finish and not self._paths.rank_end(self._attempt, watched.rank).exists()
+        return watched.beat.phase != Phase.finish and not self._paths.rank_end(self._attempt, watched.rank).exists()
 
     def _has_dumped(self, rank: int) -> bool:
         with suppress(OSError):
