@@ -33,6 +33,7 @@ from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Metrics, read_metrics
 from launcher.runs.redact import redacted
 from launcher.tracking.replay import incomplete_note, tracker_warnings
+from launcher.tracking.tracker import flat
 
 MOST_SAMPLES = 8
 MOST_EVENTS = 120
@@ -169,7 +170,7 @@ def page_html(report: Report) -> str:
         "checkpoints": _checkpoints(report.paths),
         "timeline": timeline(report.events),
         "settings": run_facts.settings(report.config),
-        "derived_settings": {key: run_facts.shown(value) for key, value in run_facts.flat(as_json(derived)).items()},
+        "derived_settings": {key: run_facts.shown(value) for key, value in flat(as_json(derived)).items()},
         "versions": find_record(dict[str, str | None], report.paths.versions),
         "wandb_url": urls[-1] if urls else None,
         "tracker_notes": report.notes,

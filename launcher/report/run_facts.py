@@ -11,6 +11,7 @@ from launcher.config.schema import RunConfig
 from launcher.files import as_json
 from launcher.runs.events import Event, valid_events
 from launcher.runs.status import FINAL_STATES
+from launcher.tracking.tracker import flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,6 @@ def settings(config: RunConfig) -> dict[str, list[Setting]]:
         setting = Setting(key or section, shown(value), usual, value != default)
         groups.setdefault(section if key else "run", []).append(setting)
     return groups
-
-
-def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one, with dotted keys."""
-    found: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def shown(value: object) -> str:

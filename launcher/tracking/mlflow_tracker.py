@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from launcher.config.schema import TrackConfig
 from launcher.runs.jsonl import parse_time
 from launcher.runs.metrics import Record
 from launcher.runs.redact import redacted
-from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, values_of
+from launcher.tracking.tracker import Cursor, TrackedRun, Tracker, flat, values_of
 
 RUN_ID_TAG = "launcher.run_id"
 LONGEST_PARAM = 6000
@@ -24,33 +23,24 @@ class MlflowTracker(Tracker):
     def __init__(self, run: TrackedRun) -> None:
         from mlflow import MlflowClient
 
-        self._uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
-        self._client = MlflowClient(tracking_uri=self._uri)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
+        self._client = MlflowClient(tracking_uri=uri)
         self._experiment = self._experiment_id(os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.track.wandb_project)
         found = self._client.search_runs([self._experiment], f"tags.`{RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
-        self._is_new = not found
+        self.is_new = not found
         if found:
             self._run_id = str(found[0].info.run_id)
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._run_id = self._create(run)
+        page = f"{uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._run_id}"
+        self.url = redacted(page) if uri.startswith(("http://", "https://")) else None
 
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
         uri = environment.get("MLFLOW_TRACKING_URI")
         # A digest, because an address may contain a login and slashes.
         return hashlib.sha256(uri.encode()).hexdigest()[:8] if uri else "local"
-
-    @property
-    def url(self) -> str | None:
-        if not self._uri.startswith(("http://", "https://")):
-            return None
-        page = f"{self._uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self._run_id}"
-        return redacted(page)
-
-    @property
-    def is_new(self) -> bool:
-        return self._is_new
 
     def recover(self) -> Cursor:
         return Cursor(self._newest_step("train/loss"), self._newest_step("eval/loss"))
@@ -85,18 +75,10 @@ class MlflowTracker(Tracker):
 
         tags = {RUN_ID_TAG: run.run_id} | {f"tag.{tag}": "true" for tag in run.track.tags}
         run_id = str(self._client.create_run(self._experiment, tags=tags, run_name=run.paths.root.name).info.run_id)
-        params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in _flat(run.settings)]
+        params = [Param(name, str(value)[:LONGEST_PARAM]) for name, value in flat(run.settings).items() if value != {}]
         for first in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(run_id, params=params[first : first + PARAMS_AT_ONCE], synchronous=True)
         return run_id
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
-    """Settings as `section.name`, in order."""
-    found: list[tuple[str, object]] = []
-    for name, value in values.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-    return found
 
 
 TRACKER = MlflowTracker

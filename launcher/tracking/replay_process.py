@@ -87,7 +87,7 @@ class Sender:
                 folder=folder,
                 run_id=derived.run_id,
                 track=config.track,
-                settings=settings if isinstance(settings, dict) else {},
+                settings=settings,
                 destination=destination,
                 training_pid=training_pid,
             )

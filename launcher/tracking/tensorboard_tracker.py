@@ -29,6 +29,7 @@ class TensorboardTracker(Tracker):
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._old_files = sorted(run.folder.glob("events.out.tfevents.*"))
+        self.is_new = not self._old_files
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
         self._file = (run.folder / name).open("wb")
         self._writer = RecordWriter(self._file)
@@ -42,10 +43,6 @@ class TensorboardTracker(Tracker):
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
         return "local"
-
-    @property
-    def is_new(self) -> bool:
-        return not self._old_files
 
     def recover(self) -> Cursor:
         from tensorboard.backend.event_processing.event_file_loader import EventFileLoader

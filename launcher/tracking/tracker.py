@@ -45,6 +45,10 @@ class Tracker(Protocol):
     """One open run in a tracker, the same for every attempt. Made only in the replay process."""
 
     title: ClassVar[str]
+    url: str | None = None
+    """Address of the run's page, if it has one."""
+    is_new: bool
+    """Whether the tracker held nothing of this run when it was opened."""
 
     def __init__(self, run: TrackedRun) -> None:
         """Opens the run, or makes it; ImportError without the package."""
@@ -62,16 +66,6 @@ class Tracker(Protocol):
     def refusal(cls, error: Exception) -> str:
         """How to fix an error that another try would only repeat; empty for any other error."""
         return ""
-
-    @property
-    def url(self) -> str | None:
-        """Address of the run's page, if it has one."""
-        return None
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the tracker held nothing of this run when it was opened."""
-        ...
 
     def recover(self) -> Cursor:
         """How far the tracker really got, for lack of a trusted cursor. It may delete its files and start over."""
@@ -97,6 +91,17 @@ def chosen_trackers(track: TrackConfig) -> list[str]:
     """Names without repetition; W&B alone unless the user names others."""
     names = [TrackerName.wandb] if track.trackers is None else track.trackers
     return list(dict.fromkeys(name.value for name in names))
+
+
+def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings as `section.name`, in order."""
+    found: dict[str, object] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def group_of(record: Record) -> str:

@@ -34,6 +34,9 @@ class WandbTracker(Tracker):
         self._folder = run.folder
         self._is_online = run.destination == WandbMode.online.value
         self._run = _open_run(run)
+        self.url = str(self._run.url) if self._is_online else None
+        # Offline, the cursor decides: the user may have sent files by hand and removed them.
+        self.is_new = self._is_online and not self._run.resumed
 
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
@@ -61,15 +64,6 @@ class WandbTracker(Tracker):
                 f"yours, from {login_page(server)}{own}"
             )
         return ""
-
-    @property
-    def url(self) -> str | None:
-        return str(self._run.url) if self._is_online else None
-
-    @property
-    def is_new(self) -> bool:
-        # Offline, the cursor decides: the user may have sent files by hand and removed them.
-        return self._is_online and not self._run.resumed
 
     def recover(self) -> Cursor:
         if self._is_online:
