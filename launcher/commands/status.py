@@ -40,7 +40,6 @@ class _Selection:
     """The runs to show: one (`single`), the members of a sweep, or all of a folder."""
 
     states: list[RunState]
-    folders: list[Path]
     jobs: Jobs
     single: bool = False
     sweep: Path | None = None
@@ -53,24 +52,18 @@ class _Selection:
 
 def _select(args: argparse.Namespace, jobs: Jobs) -> _Selection:
     if args.run is None:
-        folders = all_runs(args.runs_dir)
-        return _Selection(live_states(folders, jobs), folders, jobs, runs_dir=args.runs_dir)
+        return _Selection(live_states(all_runs(args.runs_dir), jobs), jobs, runs_dir=args.runs_dir)
     sweep = find_sweep(args.run, args.runs_dir)
     if sweep is not None:
-        folders = members_of(sweep)
-        return _Selection(live_states(folders, jobs), folders, jobs, sweep=sweep)
-    folder = find_run(args.run, args.runs_dir)
-    return _Selection([live_state(folder, jobs)], [folder], jobs, single=True)
+        return _Selection(live_states(members_of(sweep), jobs), jobs, sweep=sweep)
+    return _Selection([live_state(find_run(args.run, args.runs_dir), jobs)], jobs, single=True)
 
 
 def _document(shown: _Selection) -> object:
     """One object for a run, a list for all; a sweep is an object with its members."""
     if shown.single:
-        return {**shown.states[0].as_dict(), **further_facts(shown.folders[0], shown.jobs)}
-    rows = [
-        {**state.as_dict(), "goodput": run_goodput(folder).useful_share}
-        for state, folder in zip(shown.states, shown.folders, strict=True)
-    ]
+        return {**shown.states[0].as_dict(), **further_facts(shown.states[0], shown.jobs)}
+    rows = [{**state.as_dict(), "goodput": run_goodput(Path(state.path)).useful_share} for state in shown.states]
     if shown.sweep is None:
         return rows
     sweep = read_sweep(shown.sweep)
@@ -82,10 +75,10 @@ def _document(shown: _Selection) -> object:
 
 def _view(shown: _Selection, width: int) -> RenderableType:
     if shown.single:
-        return page(shown.states[0], shown.folders[0], shown.jobs)
+        return page(shown.states[0], shown.jobs)
     if shown.sweep is not None:
         return grid(shown.sweep, shown.states, width, shown.jobs.not_asked)
-    return table(shown.states, shown.folders, width, shown.jobs.not_asked)
+    return table(shown.states, width, shown.jobs.not_asked)
 
 
 def _watch(args: argparse.Namespace, jobs: Jobs) -> None:

@@ -27,8 +27,9 @@ from launcher.slurm.client.job_status import Jobs, stages_of
 _MOST_ATTEMPTS = 12
 
 
-def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
+def page(state: RunState, jobs: Jobs) -> RenderableType:
     """Everything known about a run that fits on a screen."""
+    run_dir = Path(state.path)
     attempts, verdicts = read_attempts(run_dir), {verdict.attempt: verdict for verdict in read_verdicts(run_dir)}
     start = f"Slurm expects to start it at {_local_time(state.expected_start)}" if state.expected_start else ""
     rows: list[tuple[str, str | Text]] = [
@@ -63,8 +64,9 @@ def page(state: RunState, run_dir: Path, jobs: Jobs) -> RenderableType:
     return Group(*parts)
 
 
-def further_facts(run_dir: Path, jobs: Jobs) -> dict[str, object]:
+def further_facts(state: RunState, jobs: Jobs) -> dict[str, object]:
     """Fields of --json for one run, apart from its state."""
+    run_dir = Path(state.path)
     account = run_goodput(run_dir)
     return {
         "stages": as_json(stages_of(run_dir, jobs)),

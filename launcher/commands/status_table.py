@@ -37,19 +37,19 @@ _WIDE = 125
 """Terminal columns from which _MORE_COLUMNS are shown."""
 
 
-def table(states: list[RunState], folders: list[Path], width: int, not_asked: str = "") -> RenderableType:
+def table(states: list[RunState], width: int, not_asked: str) -> RenderableType:
     """All runs, oldest first; a sweep takes one line."""
     rows: dict[str, Cells] = {}
-    for state, folder in zip(states, folders, strict=True):
+    for state in states:
         sweep = state.name.rpartition("/")[0]
         if not sweep:
-            rows[state.name] = _cells(state, folder, width)
+            rows[state.name] = _cells(state, width)
         elif sweep not in rows:
             rows[sweep] = _sweep_cells([other for other in states if other.name.rpartition("/")[0] == sweep])
     return _render("run", (), [(Text(name), cells) for name, cells in rows.items()], width, not_asked)
 
 
-def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str = "") -> RenderableType:
+def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str) -> RenderableType:
     """The members of a sweep, what differs in each, and which has the lowest validation loss."""
     sweep = read_sweep(sweep_dir)
     differs = {member.run: member.differs for member in sweep.members} if sweep else {}
@@ -57,12 +57,12 @@ def grid(sweep_dir: Path, states: list[RunState], width: int, not_asked: str = "
     best = best_member(states)
     rows: list[tuple[Text, Cells]] = []
     for state in states:
-        folder = Path(state.path)
-        name = Text(folder.name)
+        folder = Path(state.path).name
+        name = Text(folder)
         if best is not None and state.name == best.name:
             name.append(" best", "bold green")
-        settings = {key: str(value) for key, value in differs.get(folder.name, {}).items()}
-        rows.append((name, {**settings, **_cells(state, folder, width)}))
+        settings = {key: str(value) for key, value in differs.get(folder, {}).items()}
+        rows.append((name, {**settings, **_cells(state, width)}))
     return _render(sweep_dir.name, keys, rows, width, not_asked)
 
 
@@ -88,8 +88,8 @@ def _render(
     return Group(columns, Text(note, "yellow"))
 
 
-def _cells(state: RunState, folder: Path, width: int) -> Cells:
-    share = run_goodput(folder).useful_share if width >= _WIDE else None
+def _cells(state: RunState, width: int) -> Cells:
+    share = run_goodput(Path(state.path)).useful_share if width >= _WIDE else None
     return {
         "state": coloured(state),
         "step": f"{state.step}/{state.of}" if state.of else "",
