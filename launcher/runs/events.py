@@ -29,21 +29,18 @@ class Event:
     """Depends on the kind of event."""
 
 
-class EventWriter:
+class EventWriter(jsonl.AppendLog):
     """Appends to events.jsonl. Ranks: any; each line is a single append, so writers do not mix."""
 
     def __init__(self, path: Path, attempt: int, rank: int = -1) -> None:
-        self._log = jsonl.AppendLog(path)
+        super().__init__(path)
         self._attempt = attempt
         self._rank = rank
 
     def write(self, event: str, **fields: object) -> None:
         """Adds one event, now. Values JSON cannot hold are written as their text."""
         head = {"time": jsonl.utc_now(), "event": event, "attempt": self._attempt, "rank": self._rank}
-        self._log.append(head | {key: value for key, value in fields.items() if key not in _HEAD})
-
-    def close(self) -> None:
-        self._log.close()
+        self.append(head | {key: value for key, value in fields.items() if key not in _HEAD})
 
 
 def write_event(path: Path, attempt: int, event: str, **fields: object) -> None:

@@ -69,11 +69,8 @@ class Metrics:
     evals: list[EvalRecord] = field(default_factory=list)
 
 
-class MetricsWriter:
+class MetricsWriter(jsonl.AppendLog):
     """Appends to metrics.jsonl; every line is in the file when `write` returns. Ranks: 0 only."""
-
-    def __init__(self, path: Path) -> None:
-        self._log = jsonl.AppendLog(path)
 
     def write(self, record: Record) -> None:
         """Adds one line.
@@ -82,10 +79,7 @@ class MetricsWriter:
         """
         kind = "train" if isinstance(record, StepRecord) else "eval"
         fields = {name: value for name, value in asdict(record).items() if name != "metrics" or value}
-        self._log.append({"kind": kind, **fields})
-
-    def close(self) -> None:
-        self._log.close()
+        self.append({"kind": kind, **fields})
 
 
 def read_metrics(path: Path) -> Metrics:
