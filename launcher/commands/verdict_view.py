@@ -23,18 +23,6 @@ _ACTIONS = {
     Action.requeue_without_node: "start it again without that node",
     Action.stop: "stop: somebody has to look first",
 }
-_PART_NAMES = {
-    "start": "starting the ranks",
-    "load": "loading",
-    "rehearse": "preflight",
-    "data": "waiting for data",
-    "useful": "useful steps",
-    "redone": "redone steps",
-    "save": "saving",
-    "evaluate": "evaluation",
-    "lost": "lost",
-    "other": "other",
-}
 
 
 def verdict_page(verdict: Verdict) -> Table:
@@ -63,13 +51,13 @@ def verdict_page(verdict: Verdict) -> Table:
     return fact_table([*rows, *zip(["last lines", *[""] * len(lines)], lines, strict=False)])
 
 
-def goodput_page(goodput: Goodput, bill: Bill | None = None) -> Table:
+def goodput_page(goodput: Goodput, bill: Bill | None) -> Table:
     """Where the allocated time went, and planned against actual cost."""
     attempts = "1 attempt" if len(goodput.spans) == 1 else f"{len(goodput.spans)} attempts"
     useful = goodput.useful_share
     total = "-" if useful is None else f"{useful:.1%} of {_hours(goodput.device_hours)} in {attempts}"
     rows: list[tuple[str, str]] = [("goodput", total)]
-    rows += [("", f"{goodput.share(part):6.1%}  {_PART_NAMES[part]}") for part in PARTS if goodput.parts_ms[part]]
+    rows += [("", f"{goodput.share(part):6.1%}  {name}") for part, name in PARTS.items() if goodput.parts_ms[part]]
     if goodput.queue_ms:
         rows.append(("queue", f"{goodput.queue_ms / 3_600_000:.2f} hours of waiting, not paid for"))
     if bill is not None and bill.planned_device_hours is not None and bill.more_device_hours is not None:

@@ -14,8 +14,19 @@ from launcher.runs.jsonl import seconds_between
 from launcher.runs.metrics import Record, StepRecord, read_every_record
 
 _WORK_EVENTS = ("loaded", "rehearsal", "resume", "checkpoint")
-PARTS = ("start", "load", "rehearse", "data", "useful", "redone", "save", "evaluate", "lost", "other")
-"""Uses of allocated time, in the order in which they occur in a run."""
+PARTS = {
+    "start": "starting the ranks",
+    "load": "loading",
+    "rehearse": "preflight",
+    "data": "waiting for data",
+    "useful": "useful steps",
+    "redone": "redone steps",
+    "save": "saving",
+    "evaluate": "evaluation",
+    "lost": "lost",
+    "other": "other",
+}
+"""Uses of allocated time and what a terminal calls them, in the order in which they occur in a run."""
 
 _GOOD_EXITS = (ExitCode.DONE, ExitCode.PREEMPTED)
 
@@ -112,9 +123,7 @@ def run_goodput(run_dir: Path) -> Goodput:
 
 def attempt_spans(paths: RunPaths, events: list[Event], records: list[Record]) -> list[AttemptSpan]:
     """Every attempt, from its own record; one that left none, or no end, from its events and metrics."""
-    numbers = {event.attempt for event in events if event.attempt > 0}
-    names = [path.parent.name for path in paths.attempts.glob("[0-9]*/attempt.json")]
-    numbers |= {int(name) for name in names if name.isdigit()}
+    numbers = {event.attempt for event in events if event.attempt > 0}.union(paths.attempt_numbers())
     return [span for number in sorted(numbers) if (span := _span(paths, number, events, records)) is not None]
 
 
