@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.follow and not args.json:
         _follow(run_dir, args)
         return ExitCode.DONE
-    logs = _wanted(run_dir, args, last_attempt(run_dir), only=True)
+    logs = _wanted(run_dir, args, last_attempt(run_dir))
     if args.json:
         document = [
             {
@@ -44,14 +44,12 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _wanted(run_dir: Path, args: argparse.Namespace, newest: int, *, only: bool) -> list[RankLog]:
-    """Logs of the attempts asked for: all, the one named, or the newest (and with `only` false those after it)."""
-    first = newest if args.attempt is None else args.attempt
+def _wanted(run_dir: Path, args: argparse.Namespace, newest: int) -> list[RankLog]:
+    """Logs of the attempts asked for: all, the one named, or the newest and those that began since."""
     logs = find_logs(run_dir, rank=args.rank)
-    if first == 0 and args.attempt is not None:
-        return logs
-    last = first if only or args.attempt is not None else sys.maxsize
-    return [log for log in logs if first <= log.attempt <= last]
+    if args.attempt is None:
+        return [log for log in logs if log.attempt >= newest]
+    return [log for log in logs if args.attempt in (0, log.attempt)]
 
 
 def _nothing(run_dir: Path, attempt: int | None, rank: int | None) -> str:
@@ -94,7 +92,7 @@ def _follow(run_dir: Path, args: argparse.Namespace) -> None:
     while True:
         # Asked before the logs are read, so that everything written before the end is shown.
         state = live_state(run_dir, jobs)
-        for log in _wanted(run_dir, args, first, only=False):
+        for log in _wanted(run_dir, args, first):
             logs.setdefault(log.path, log)
         screen.show(logs.values(), last)
         if _is_over(run_dir, state, args.attempt):
