@@ -63,7 +63,6 @@ def evaluate_run(
     shots: int = DEFAULT_SHOTS,
     max_new_tokens: int | None = None,
     conditions: Sequence[str] = ALL_CONDITIONS,
-    device: str | None = None,
     progress: StageProgress | None = None,
 ) -> EvalResult:
     """Measures base and tuned model on the run's validation examples and writes eval.json.
@@ -84,7 +83,7 @@ def evaluate_run(
     task = _make_task(source, limit, needs_pool=bool({"few_shot", "retrieval"} & set(conditions)))
     answers: dict[str, Answers] = {}
     tell("loading the base model", 0, 0)
-    base = Answerer(source.base_dir, chat_format=chat, device=device)
+    base = Answerer(source.base_dir, chat_format=chat)
     task = _fitting(task, base, max_new_tokens)
     for name in [name for name in BASELINES if name in conditions and task.questions]:
         prompts, fewest = _prompts(name, task, base, shots, seed=source.config.seed)
@@ -94,7 +93,7 @@ def evaluate_run(
     gc.collect()
     if TUNED in conditions:
         tell("loading the tuned model", 0, 0)
-        tuned = tuned_answerer(source, chat, device=device)
+        tuned = tuned_answerer(source, chat)
         if task.questions:
             answers[TUNED] = _answer(tuned, [question.prompt for question in task.questions], task, tell, TUNED)
         losses[TUNED] = tuned.losses(
@@ -103,12 +102,12 @@ def evaluate_run(
     return _write(source.paths, _result(source, task, answers, losses))
 
 
-def tuned_answerer(source: ExportSource, chat: ChatFormat, *, device: str | None = None) -> Answerer:
+def tuned_answerer(source: ExportSource, chat: ChatFormat) -> Answerer:
     """The tuned model of a run: its export, or its base with the adapter."""
     folder = cached_export(source, merge=False)
     if source.is_adapter:
-        return Answerer(source.base_dir, adapter=folder, chat_format=chat, device=device)
-    return Answerer(folder, chat_format=chat, device=device)
+        return Answerer(source.base_dir, adapter=folder, chat_format=chat)
+    return Answerer(folder, chat_format=chat)
 
 
 def visible_answer(text: str) -> str:

@@ -44,11 +44,11 @@ def token_f1(answer: str, expected: str) -> float:
     return 2 * shared / (len(ours) + len(theirs))
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = Z95) -> Interval:
+def wilson_interval(successes: int, trials: int) -> Interval:
     """95 % Wilson score interval of a proportion; stays inside [0, 1] and is sound at 0 and at all successes."""
     if trials <= 0:
         return (0.0, 1.0)
-    share = successes / trials
+    share, z = successes / trials, Z95
     shrink = 1 + z * z / trials
     center = (share + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
@@ -75,11 +75,11 @@ def bootstrap_interval(
     return _percentiles(_resampled_ratios(sample, np.ones_like(sample), seed, resamples))
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> tuple[float, Interval]:
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, Interval]:
     """Mean of ours - theirs over the same examples, scores from 0 to 1, with its 95 % bootstrap interval."""
     differences = [mine - other for mine, other in zip(ours, theirs, strict=True)]
     mean = sum(differences) / len(differences) if differences else 0.0
-    return mean, bootstrap_interval(differences, bounds=(-1.0, 1.0), seed=seed)
+    return mean, bootstrap_interval(differences, bounds=(-1.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Discordant:
     def difference(self) -> float:
         return (self.ours_only - self.theirs_only) / self.pairs if self.pairs else 0.0
 
-    def interval(self, *, z: float = Z95) -> Interval:
+    def interval(self) -> Interval:
         """95 % score interval of the difference of the two shares; never a point, however alike the pairs are.
 
         Tango T. (1998), Equivalence test and confidence interval for the difference in proportions for the
@@ -112,8 +112,8 @@ class Discordant:
         if self.pairs == 0:
             return (-1.0, 1.0)
         middle = self.difference
-        low = _falling_root(lambda delta: self._score(delta) - z, -1.0, middle)
-        high = _falling_root(lambda delta: self._score(delta) + z, middle, 1.0)
+        low = _falling_root(lambda delta: self._score(delta) - Z95, -1.0, middle)
+        high = _falling_root(lambda delta: self._score(delta) + Z95, middle, 1.0)
         return (low, high)
 
     def exact_p(self) -> float:
