@@ -47,10 +47,7 @@ def _rows(plan: Plan, config: RunConfig) -> list[tuple[str, str]]:
         ("data", _data(data)),
         ("", _sequences(data, packed=config.data.packing)),
         ("ranks", f"{_ranks(batch)}, {plan.strategy}, {plan.precision}"),
-        (
-            "batch",
-            f"{sequences}, in {product} (devices x micro-batch x accumulation)",
-        ),
+        ("batch", f"{sequences}, in {product} (devices x micro-batch x accumulation)"),
         ("steps", f"{batch.total_steps:,} steps: {batch.epochs:.4g} epochs of {batch.steps_per_epoch:,}"),
         ("learning", _learning(plan, config)),
     ]

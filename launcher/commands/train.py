@@ -73,8 +73,7 @@ def _print_plan(planned: PlannedRun) -> None:
 
 def _warnings(planned: PlannedRun) -> list[str]:
     """What plan and audit find odd but do not refuse, such as dropped or truncated examples."""
-    findings = [] if planned.prepared is None else planned.prepared.audit.findings
-    return [f"warning  {text}" for text in [*planned.plan.warnings, *map(in_short, findings)]]
+    return [f"warning  {text}" for text in [*planned.plan.warnings, *map(in_short, planned.findings)]]
 
 
 def continue_run(args: argparse.Namespace, *, remote: bool = False) -> int:

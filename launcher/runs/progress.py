@@ -69,7 +69,7 @@ class Progress:
             self._bar.update(self._task, completed=record.step, epoch=epoch, loss=loss, speed=speed, eta=eta)
         elif self._line_is_due(now, record.step):
             step = f"step {record.step}/{self._total_steps}"
-            self._line(f"{step}  epoch {epoch}  loss {loss}  {speed} tokens/s  ETA {eta}")
+            self.note(f"{step}  epoch {epoch}  loss {loss}  {speed} tokens/s  ETA {eta}")
 
     def evaluated(self, record: EvalRecord) -> None:
         """Shows a validation loss."""
@@ -83,7 +83,7 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
-            self._line(text)
+            print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leaves the terminal as it was; may be called twice."""
@@ -115,9 +115,6 @@ class Progress:
         if due:
             self._line_at, self._line_tenth = now, tenth
         return due
-
-    def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
 
 
 def duration_text(seconds: float | None) -> str:

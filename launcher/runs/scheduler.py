@@ -45,7 +45,6 @@ class Scheduler(Protocol):
 
     def context(self) -> list[str] | None:
         """Hosts on which an attempt started now would run; None where a queue decides that later."""
-        ...
 
     def submit(self, run_dir: Path) -> Submitted:
         """Starts or queues the next attempt of a run.
@@ -53,11 +52,9 @@ class Scheduler(Protocol):
         Raises:
             RunError: it runs or waits already. UserError: it cannot run here, or was refused.
         """
-        ...
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
         """The states of runs now. Asks as rarely as it can, and says in `not_asked` why there was no answer."""
-        ...
 
     def cancel(self, run_dirs: Sequence[Path], *, now: bool, wait_s: float, dry_run: bool = False) -> None:
         """Ends runs for good and waits until nothing of them runs.
@@ -67,7 +64,6 @@ class Scheduler(Protocol):
             dry_run: only refuse what cannot be cancelled.
         Raises: RunError if there is nothing to cancel, or a run is still there after `wait_s` seconds.
         """
-        ...
 
     def requeue(self, record: AttemptRecord, *, without: Sequence[str] = ()) -> Requeued:
         """Has the job of an attempt that ends here started again, exactly once. Called inside the job.
@@ -75,7 +71,6 @@ class Scheduler(Protocol):
         Args:
             without: nodes to exclude, in addition to those excluded already.
         """
-        ...
 
 
 def refuse_ended(states: Sequence[RunState]) -> None:

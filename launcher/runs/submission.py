@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.files import find_record, write_json
@@ -57,13 +57,8 @@ class Submission:
 
     def with_jobs(self, jobs: list[StageJob], *, estimate_start: str = "") -> Submission:
         """This submission and further jobs, whose numbers are known."""
-        return Submission(
-            key=self.key,
-            stages=[*self.stages, *jobs],
-            sweep=self.sweep,
-            cluster_name=self.cluster_name,
-            estimate_start=estimate_start or self.estimate_start,
-        )
+        start = estimate_start or self.estimate_start
+        return replace(self, stages=[*self.stages, *jobs], unanswered=False, estimate_start=start)
 
 
 def write_submission(run_dir: Path, submission: Submission) -> None:

@@ -52,7 +52,6 @@ class Tracker(Protocol):
 
     def __init__(self, run: TrackedRun) -> None:
         """Opens the run, or makes it; ImportError without the package."""
-        ...
 
     @classmethod
     def destination(cls, track: TrackConfig, environment: Mapping[str, str], *, syncing: bool = False) -> str | None:
@@ -60,7 +59,6 @@ class Tracker(Protocol):
 
         Raises: UserError if `launcher sync` cannot reach it from here.
         """
-        ...
 
     @classmethod
     def refusal(cls, error: Exception) -> str:
@@ -69,15 +67,12 @@ class Tracker(Protocol):
 
     def recover(self) -> Cursor:
         """How far the tracker really got, for lack of a trusted cursor. It may delete its files and start over."""
-        ...
 
     def log(self, records: Sequence[Record]) -> None:
         """Sends records in order of steps. On return they survive a kill of this process, or `recover` reports less."""
-        ...
 
     def close(self, scores: Mapping[str, float], *, failed: bool) -> None:
         """Waits until everything is there."""
-        ...
 
 
 def load_tracker(name: str) -> type[Tracker]:
