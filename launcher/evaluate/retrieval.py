@@ -18,9 +18,7 @@ class NearestTexts:
 
     def __init__(self, texts: Sequence[str]) -> None:
         counts = [_ngrams(text) for text in texts]
-        documents: Counter[str] = Counter()
-        for count in counts:
-            documents.update(count.keys())
+        documents = Counter(gram for count in counts for gram in count)
         self._weight = {gram: math.log((1 + len(texts)) / (1 + seen)) + 1 for gram, seen in documents.items()}
         postings: dict[str, list[tuple[int, float]]] = {}
         for index, count in enumerate(counts):

@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.ticker import EngFormatter, MaxNLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from launcher.report.epochs import best_eval
 from launcher.report.smoothing import centred
@@ -89,7 +89,7 @@ def panels_figure(metrics: Metrics, size_inch: tuple[float, float] = (7.0, 4.8))
         _draw_loss(loss, metrics)
         steps = [record.step for record in metrics.steps]
         _draw_curve(rate, steps, [record.lr for record in metrics.steps], "learning rate", smooth=False)
-        rate.yaxis.set_major_formatter(_scientific())
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4), useMathText=True)
         _draw_curve(norm, steps, [record.grad_norm for record in metrics.steps], "gradient norm before clipping")
         _draw_curve(speed, steps, [record.tokens_per_s for record in metrics.steps], "tokens per second")
         speed.yaxis.set_major_formatter(EngFormatter(sep=""))
@@ -253,9 +253,3 @@ def _mark_epochs(axes: Axes, metrics: Metrics, *, labels: bool) -> None:
                 ha="center",
                 fontsize=7,
             )
-
-
-def _scientific() -> ScalarFormatter:
-    formatter = ScalarFormatter(useMathText=True)
-    formatter.set_powerlimits((-2, 4))
-    return formatter

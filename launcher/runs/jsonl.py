@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -62,25 +63,30 @@ class AppendLog:
         self._file.close()
 
 
-def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], int]:
-    """Objects from byte `offset` on, and the offset where the next call continues.
+def whole_lines(path: Path, offset: int) -> bytes:
+    """The lines of a file from byte `offset` on; none where there is no file.
 
-    A missing file has no lines. A last line without newline is still being written (or its writer died): it is left
-    for the next call. Lines that are not a JSON object, left by a writer that died, are skipped.
+    A last line without newline is still being written (or its writer died): it is left for the next call.
     """
     try:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:
-        return [], offset
-    complete = data[: data.rfind(b"\n") + 1]
+        return b""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, object]], int]:
+    """Objects of `whole_lines`, and the offset where the next call continues.
+
+    Lines that are not a JSON object, left by a writer that died, are skipped.
+    """
+    complete = whole_lines(path, offset)
     lines = []
     for raw in complete.splitlines():
-        try:
+        with suppress(ValueError):
             line = json.loads(raw)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
+            if isinstance(line, dict):
+                lines.append(line)
     return lines, offset + len(complete)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.paths import RunPaths
 from launcher.runs.attempts import read_attempt
-from launcher.runs.jsonl import parse_time
+from launcher.runs.jsonl import parse_time, whole_lines
 
 JOB = -1
 """Rank of the job's own log: the supervisor, and srun."""
@@ -49,13 +49,7 @@ class RankLog:
 
     def new_lines(self, last: int | None = None) -> list[LogLine]:
         """Complete lines that came since the last call, or the last few of them; empty while there is no file."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
+        complete = whole_lines(self.path, self.offset)
         self.offset += len(complete)
         lines = []
         for text in complete.decode("utf-8", errors="replace").splitlines():
@@ -96,16 +90,13 @@ def _start(run_dir: Path, attempt: int) -> datetime:
 
 def _moment_of(text: str, near: datetime) -> datetime | None:
     """The time a line begins with; its day is the one that brings it nearest to `near`."""
-    clock = _CLOCK.match(text)
-    if clock is not None:
-        hour, minute, second = map(int, clock.groups())
-        if hour > 23 or minute > 59 or second > 59:
-            return None
-        moment = near.replace(hour=hour, minute=minute, second=second)
-        if moment - near > _HALF_A_DAY:
-            return moment - timedelta(days=1)
-        return moment + timedelta(days=1) if near - moment > _HALF_A_DAY else moment
-    if slurm := _MOMENT.match(text):
-        with suppress(ValueError):
+    with suppress(ValueError):  # numbers that are no time
+        if clock := _CLOCK.match(text):
+            hour, minute, second = map(int, clock.groups())
+            moment = near.replace(hour=hour, minute=minute, second=second)
+            if moment - near > _HALF_A_DAY:
+                return moment - timedelta(days=1)
+            return moment + timedelta(days=1) if near - moment > _HALF_A_DAY else moment
+        if slurm := _MOMENT.match(text):
             return datetime.fromisoformat(slurm[1])
     return None

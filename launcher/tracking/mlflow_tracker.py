@@ -25,7 +25,9 @@ class MlflowTracker(Tracker):
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.folder.absolute() / 'mlflow.db'}"
         self._client = MlflowClient(tracking_uri=uri)
-        self._experiment = self._experiment_id(os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.track.wandb_project)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or run.track.wandb_project
+        known = self._client.get_experiment_by_name(name)
+        self._experiment = str(known.experiment_id if known is not None else self._client.create_experiment(name))
         found = self._client.search_runs([self._experiment], f"tags.`{RUN_ID_TAG}` = '{run.run_id}'", max_results=1)
         self.is_new = not found
         if found:
@@ -65,10 +67,6 @@ class MlflowTracker(Tracker):
 
     def _newest_step(self, metric: str) -> int:
         return max((point.step for point in self._client.get_metric_history(self._run_id, metric)), default=0)
-
-    def _experiment_id(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
 
     def _create(self, run: TrackedRun) -> str:
         from mlflow.entities import Param
