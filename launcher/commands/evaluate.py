@@ -6,7 +6,7 @@ import argparse
 import json
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from launcher.commands.console import progress_view
@@ -47,9 +47,9 @@ def show_result(result: EvalResult) -> None:
     rows = _rows(result)
     title = f"{result.examples} validation example{'' if result.examples == 1 else 's'}, step {result.step}"
     if rows and console.is_terminal:
-        table = Table(title=title, title_justify="left")
-        for column in ("", "exact match", "95 % interval", "token F1", "95 % interval"):
-            table.add_column(column, justify="left" if not column else "right")
+        numbers = ("exact match", "95 % interval", "token F1", "95 % interval")
+        columns = [Column(name, justify="right") for name in numbers]
+        table = Table("", *columns, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == "tuned" else None)
         console.print(table)

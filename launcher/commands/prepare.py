@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from launcher.commands.console import printable, progress_view
@@ -137,11 +137,7 @@ def _show_splits(console: Console, info: PreparedInfo) -> None:
         for split, row in rows.items():
             console.print(f"{split}: " + ", ".join(f"{name} {value}" for name, value in row.items()), markup=False)
         return
-
-    table = Table()
-    table.add_column("")
-    for split in rows:
-        table.add_column(split, justify="right")
+    table = Table("", *(Column(split, justify="right") for split in rows))
     for name in rows["train"]:
         table.add_row(name, *(row[name] for row in rows.values()))
     console.print(table)
