@@ -24,8 +24,6 @@ from launcher.plan.plan import Plan
 from launcher.plan.run_plan import allow_problems, plan_cheaply
 from launcher.slurm.client.sbatch import sbatch_problems
 
-_PLAIN_WIDTH = 120
-
 
 def run(args: argparse.Namespace) -> int:
     config, problems = compose_with_problems(args.overrides, extra_dir=args.conf_dir)
@@ -92,17 +90,15 @@ def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
 
 def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overrides: list[str]) -> None:
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
     if preview.plan is not None:
-        print_plan(console, preview.plan, config)
+        print_plan(preview.plan, config)
     for warning in preview.warnings:
         console.print(f"[yellow]warning[/]  {escape(warning)}", soft_wrap=True)
     for problem in problems:
         console.print(f"[red]problem[/]  {escape(str(problem))}", soft_wrap=True)
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        console.print(f"[bold red]{count}: this run should not start[/]")
+        console.print(f"[bold red]{count}: this run should not start[/]", soft_wrap=True)
     else:
         console.print(_conclusion(config, preview, overrides), soft_wrap=True)
 

@@ -10,10 +10,14 @@ from launcher.data.audit import AuditFinding
 from launcher.plan.plan import Batch, DataFacts, Plan
 
 _SHOWN_PLACES = 2
+_PLAIN_WIDTH = 120
 
 
-def print_plan(console: Console, plan: Plan, config: RunConfig) -> None:
-    """Prints a plan, fact by fact."""
+def print_plan(plan: Plan, config: RunConfig, *, width: int | None = None) -> None:
+    """Prints a plan, fact by fact; by default as wide as the terminal."""
+    console = Console(highlight=False, width=width)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     print_trimmed(console, fact_table(_rows(plan, config), label_style="bold"))
 
 

@@ -9,8 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from launcher.commands.plan_view import in_short, print_plan, summary
 from launcher.config.schema import RunConfig
 from launcher.errors import ExitCode, UserError
@@ -226,7 +224,7 @@ def _show_jobs(args: argparse.Namespace, requests: list[JobRequest], config: Run
 
 def _show_plan(planned: PlannedRun, *, verbose: bool) -> None:
     if verbose:
-        print_plan(Console(highlight=False, width=120), planned.plan, planned.config)
+        print_plan(planned.plan, planned.config, width=120)
     else:
         print(summary(planned.plan))
 

@@ -6,8 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from launcher.commands.plan_view import in_short, print_plan, summary
 from launcher.commands.submit import submit_again
 from launcher.errors import ExitCode, UserError
@@ -40,8 +38,8 @@ def _new(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({"dry_run": True, "plan": as_json(planned.plan)}, indent=2))
         else:
-            _print_plan(planned)
-            print("dry run: nothing was created or started")
+            print_plan(planned.plan, planned.config)
+            print("\n".join([*_warnings(planned), "dry run: nothing was created or started"]))
         return ExitCode.DONE
     run_dir = create_planned(planned)
     if not args.json:
@@ -60,15 +58,6 @@ def _join(args: argparse.Namespace) -> int:
         return _tell(state, ExitCode.DONE, as_json=args.json, note="it has finished; there is nothing left to do")
     code = join(run_dir)
     return _tell(run_state(run_dir), code, as_json=args.json)
-
-
-def _print_plan(planned: PlannedRun) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    print_plan(console, planned.plan, planned.config)
-    for warning in _warnings(planned):
-        print(warning)
 
 
 def _warnings(planned: PlannedRun) -> list[str]:
