@@ -37,8 +37,7 @@ def ensure_embedded(name: str = NAME) -> Path:
 
     Takes about 15 s and 1.3 GiB of memory once, in a process of its own; safe when several processes ask at once.
 
-    Raises:
-        ModelError: no embedded model has this name, or the packages it is made with are missing.
+    Raises: ModelError: no embedded model has this name, or the packages it is made with are missing.
     """
     if name != NAME:
         raise ModelError(f"model.name_or_path = '{PREFIX}{name}': no such embedded model. Write {PREFIX}{NAME}.")

@@ -20,8 +20,7 @@ def generate(
 
     Digits, thousands separators, number words and negative numbers, in fixed shares; the same for the same seed.
 
-    Raises:
-        UserError: more examples asked for than there are different ones.
+    Raises: UserError: more examples asked for than there are different ones.
     """
     wanted = num_train + num_validation
     rng = random.Random(seed)

@@ -15,8 +15,7 @@ from launcher.errors import RunError, UserError
 def own_index(hosts: Sequence[str]) -> int:
     """The index of this host in a list of host names or addresses.
 
-    Raises:
-        RunError: it is not in the list, or more than once.
+    Raises: RunError: it is not in the list, or more than once.
     """
     names, addresses = own_names(), own_addresses()
     found = [index for index, host in enumerate(hosts) if is_this_host(host, names, addresses)]
@@ -66,8 +65,7 @@ def _usable(texts: Iterable[str]) -> set[str]:
 def interface_to(host: str) -> str:
     """The network interface that leads to a host; ranks must use it, whatever their own host name resolves to.
 
-    Raises:
-        UserError: the host has no address, or there is no way to it.
+    Raises: UserError: the host has no address, or there is no way to it.
     """
     try:
         family, _, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]

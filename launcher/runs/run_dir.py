@@ -176,8 +176,7 @@ def run_name(run_dir: Path) -> str:
 def find_run(text: str, runs_dir: str = "runs") -> Path:
     """The run directory meant by a name under `runs_dir`, a path, or `latest`.
 
-    Raises:
-        RunError: there is none, or it is a sweep of several; names the nearest ones.
+    Raises: RunError: there is none, or it is a sweep of several; names the nearest ones.
     """
     known = all_runs(runs_dir)
     if text == LATEST and known:
@@ -231,8 +230,7 @@ def lock_run(run_dir: Path) -> Iterator[int]:
 
     The lock lasts until the starter and all its ranks are gone, so nobody resumes while ranks still save.
 
-    Raises:
-        RunError: somebody else holds it.
+    Raises: RunError: somebody else holds it.
     """
     # Not at the first try: `launcher status` holds it for a moment, to see whether somebody else does.
     for pause_s in (0.0, 0.05, 0.1, 0.2):

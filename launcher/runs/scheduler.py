@@ -49,8 +49,7 @@ class Scheduler(Protocol):
     def submit(self, run_dir: Path) -> Submitted:
         """Starts or queues the next attempt of a run.
 
-        Raises:
-            RunError: it runs or waits already. UserError: it cannot run here, or was refused.
+        Raises: RunError: it runs or waits already. UserError: it cannot run here, or was refused.
         """
 
     def query(self, run_dirs: Sequence[Path]) -> list[RunState]:
