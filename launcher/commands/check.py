@@ -30,8 +30,11 @@ def run(args: argparse.Namespace) -> int:
     if config.cluster.is_slurm:  # what sbatch would refuse; whether the site has it, `launcher submit` asks there
         problems += sbatch_problems(config)
     if args.cfg and not args.json:
-        _print_settings(config, problems)
-        return ExitCode.USER if problems else ExitCode.DONE
+        if problems:
+            print("\n".join(map(str, problems)), file=sys.stderr)
+            return ExitCode.USER
+        print(to_yaml(config), end="")
+        return ExitCode.DONE
     preview = _Preview()
     # A plan can still be made if only these settings are wrong.
     if all(problem.key.split(".")[0].lstrip("+~") in ("name", "runs_dir", "track") for problem in problems):
@@ -79,13 +82,6 @@ def _plan(config: RunConfig) -> _Preview:
     audit = [in_short(finding) for finding in planned.findings if not finding.blocks]
     plan = planned.plan
     return _Preview(plan, problems + plan.problems, plan.warnings + audit + warnings, planned.unaudited, bool(lacking))
-
-
-def _print_settings(config: RunConfig, problems: list[Problem]) -> None:
-    if problems:
-        print("\n".join(str(problem) for problem in problems), file=sys.stderr)
-    else:
-        print(to_yaml(config), end="")
 
 
 def _print(config: RunConfig, preview: _Preview, problems: list[Problem], overrides: list[str]) -> None:

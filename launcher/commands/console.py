@@ -14,7 +14,6 @@ from rich.text import Text
 
 _LINE_EVERY_S = 5.0
 
-
 ShowProgress = Callable[[str, float, str], None]
 """Called with the stage, the share of it that is done (0 as long as it is not known), and a detail such as a count."""
 

@@ -22,8 +22,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"run": run_dir.name, **report.as_dict()}, indent=2))
     else:
         _show(report)
-    if args.open:
-        _open_page(report)
+    page = report.paths.report.resolve()
+    if args.open and not webbrowser.open(page.as_uri()):
+        print(f"no browser could be started; open {page}", file=sys.stderr)
     return ExitCode.DONE
 
 
@@ -44,8 +45,3 @@ def _show(report: Report) -> None:
     more = "(also .pdf and .svg; training.png has learning rate, gradient norm, throughput)"
     print(f"page   {report.paths.report}")
     print(f"loss   {report.paths.plots / 'loss.png'}  {more}")
-
-
-def _open_page(report: Report) -> None:
-    if not webbrowser.open(report.paths.report.resolve().as_uri()):
-        print(f"no browser could be started; open {report.paths.report.resolve()}", file=sys.stderr)

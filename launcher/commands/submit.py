@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
     if args.throttle < 0:
         raise UserError(f"--throttle {args.throttle}: give 1 or more, or leave it out for no limit")
     if args.run is not None:
-        return _again(args, stages)
+        if args.overrides or args.sweep:
+            raise UserError("settings of a run are frozen when it is created; start a new run for other settings")
+        _refuse_throttle(args)
+        return submit_again(args, stages)
     check_stages(stages)
     members = expand(args.overrides, args.sweep)
     # A dry run leaves nothing behind, in the cache neither.
@@ -72,13 +75,6 @@ def _one(args: argparse.Namespace, overrides: list[str], stages: tuple[str, ...]
         print(summary(plan.planned.plan))
     _show_queued(args, submitted, plan=as_json(plan.planned.plan))
     return ExitCode.DONE
-
-
-def _again(args: argparse.Namespace, stages: tuple[str, ...]) -> int:
-    if args.overrides or args.sweep:
-        raise UserError("settings of a run are frozen when it is created; start a new run for other settings")
-    _refuse_throttle(args)
-    return submit_again(args, stages)
 
 
 def submit_again(args: argparse.Namespace, stages: tuple[str, ...] = ("train",)) -> int:

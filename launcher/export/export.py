@@ -155,8 +155,9 @@ def _checked_weights(source: ExportSource, *, merge: bool, dtype: torch.dtype | 
 
 
 def _untrained_warning(state: hf_weights.State, checkpoint: Checkpoint) -> list[str]:
-    """Refuses an adapter that changes nothing; one with a few idle modules is exported with a warning."""
-    idle, modules = hf_weights.untrained_adapters(state)
+    """Refuses an adapter that changes nothing, as each does at first (lora_B = 0); warns of a few idle modules."""
+    is_idle = [not tensor.any() for name, tensor in state.items() if ".lora_B." in name]
+    idle, modules = sum(is_idle), len(is_idle)
     if 2 * idle > modules:
         why = ": nothing was trained yet" if checkpoint.step == 0 else "; check the learning rate and the loss curve"
         raise CheckpointError(

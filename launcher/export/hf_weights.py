@@ -125,12 +125,6 @@ def adapter_problems(state: State, config: LoraConfig, model: PreTrainedModel) -
     return problems + [f"{name}: empty, all zero" for name in state if ".lora_A." in name and not state[name].any()]
 
 
-def untrained_adapters(state: State) -> tuple[int, int]:
-    """(modules whose lora_B is all zero, all adapted modules); an adapter starts with B = 0 and changes nothing."""
-    is_zero = [not tensor.any() for name, tensor in state.items() if ".lora_B." in name]
-    return sum(is_zero), len(is_zero)
-
-
 def write_full(state: State, model: PreTrainedModel, to: Path, dtype: torch.dtype) -> None:
     """Weight files, index and config.json in `to`; `model` (meta) takes the tensors of `state`, which has them all."""
     model.load_state_dict(state, strict=False, assign=True)

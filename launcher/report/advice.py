@@ -180,8 +180,7 @@ def spike_indices(losses: list[float]) -> list[int]:
 
 def _oscillation(found: list[Snapshot], config: RunConfig) -> list[Finding]:
     """Validation loss that goes up and down from epoch to epoch."""
-    measured = [shot.validation_loss for shot in found if shot.validation_loss is not None]
-    losses = [loss for loss in measured if math.isfinite(loss)]
+    losses = [loss for shot in found if (loss := shot.validation_loss) is not None and math.isfinite(loss)]
     moves = [after / before - 1 for before, after in itertools.pairwise(losses) if before > 0]
     swings = [move for move in moves if abs(move) > SWING]
     turns = sum(1 for before, after in itertools.pairwise(swings) if before * after < 0)

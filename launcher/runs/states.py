@@ -23,7 +23,6 @@ from launcher.runs.submission import read_submission
 SLURM = "slurm"
 """AttemptRecord.starter of an attempt inside a job."""
 
-
 SLURM_WAITING_STATES = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
