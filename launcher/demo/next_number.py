@@ -47,11 +47,9 @@ def in_words(number: int) -> str:
     if number < 100:
         tens, ones = divmod(number, 10)
         return _TENS[tens] + (f" {_ONES[ones]}" if ones else "")
-    for size, word in ((1000, "thousand"), (100, "hundred")):
-        if number >= size:
-            count, rest = divmod(number, size)
-            return f"{in_words(count)} {word}" + (f" {in_words(rest)}" if rest else "")
-    raise AssertionError(number)
+    size, word = (1000, "thousand") if number >= 1000 else (100, "hundred")
+    count, rest = divmod(number, size)
+    return f"{in_words(count)} {word}" + (f" {in_words(rest)}" if rest else "")
 
 
 def _draw(rng: random.Random) -> tuple[str, str]:

@@ -118,16 +118,13 @@ def run_goodput(run_dir: Path) -> Goodput:
     """The account of the run in `run_dir`, as far as its files go."""
     paths = RunPaths(run_dir)
     events, records = read_events(paths.events), read_every_record(paths.metrics)
-    return goodput(events, records, attempt_spans(paths, events, records))
-
-
-def attempt_spans(paths: RunPaths, events: list[Event], records: list[Record]) -> list[AttemptSpan]:
-    """Every attempt, from its own record; one that left none, or no end, from its events and metrics."""
     numbers = {event.attempt for event in events if event.attempt > 0}.union(paths.attempt_numbers())
-    return [span for number in sorted(numbers) if (span := _span(paths, number, events, records)) is not None]
+    spans = [span for number in sorted(numbers) if (span := _span(paths, number, events, records)) is not None]
+    return goodput(events, records, spans)
 
 
 def _span(paths: RunPaths, number: int, events: list[Event], records: list[Record]) -> AttemptSpan | None:
+    """An attempt from its own record; one that left none, or no end, from its events and metrics."""
     kept, verdict = read_attempt(paths.root, number), read_verdict(paths.root, number)
     mine = [event for event in events if event.attempt == number]
     signs = [event.time for event in mine] + [record.time for record in records if record.attempt == number]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -50,12 +50,10 @@ def settings(config: RunConfig) -> dict[str, list[Setting]]:
 
 def shown(value: object) -> str:
     """A setting as one would type it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else str(value)
+        return f"{value:g}"
     if isinstance(value, list):
         return "[" + ", ".join(shown(item) for item in value) + "]"
     return str(value)
