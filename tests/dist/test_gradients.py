@@ -101,6 +101,16 @@ def test_every_layout_gives_the_gradient_of_a_plain_padded_loss(
     assert_same(load_file(tmp_path / "grads.safetensors"), gradients)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_settings_for_gpus_give_the_same_gradient(
+    tmp_path: Path, ranks: Ranks, model: Path, data: Path, reference: tuple[float, dict[str, Tensor]], stage: int
+) -> None:
+    settings = [WHOLE_DATA, "batch.micro_sequences=3", f"strategy=zero{stage}"]
+    run = make_run(tmp_path / "run", model, data, *settings, world_size=2)
+    ranks("as_on_gpu", "gradients", run, tmp_path / "grads.safetensors", world_size=2)
+    assert_same(load_file(tmp_path / "grads.safetensors"), reference[1])
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_packing_does_not_change_the_gradient(
     tmp_path: Path, ranks: Ranks, model: Path, reference: tuple[float, dict[str, Tensor]], world_size: int

@@ -45,29 +45,40 @@ def weights(run: Path) -> dict[str, str]:
 
 
 CASES = [
-    pytest.param(world_size, strategy, method, id=f"{strategy}-{method}")
+    pytest.param(world_size, strategy, method, ["train"], id=f"{strategy}-{method}")
     for world_size, strategy in [(1, "single"), (2, "ddp"), (2, "zero1"), (2, "zero2"), (2, "zero3")]
     for method in ("full", "lora")
 ]
+CASES += [
+    pytest.param(2, strategy, method, ["as_on_gpu", "train"], id=f"{strategy}-{method}-as on a GPU")
+    for strategy, method in [("zero2", "full"), ("zero3", "full"), ("zero3", "lora")]
+]
 
 
-@pytest.mark.parametrize(("world_size", "strategy", "method"), CASES)
+@pytest.mark.parametrize(("world_size", "strategy", "method", "train"), CASES)
 def test_three_steps_and_three_more_equal_six(
-    tmp_path: Path, ranks: Ranks, model: Path, data: Path, world_size: int, strategy: str, method: str
+    tmp_path: Path,
+    ranks: Ranks,
+    model: Path,
+    data: Path,
+    world_size: int,
+    strategy: str,
+    method: str,
+    train: list[str],
 ) -> None:
     overrides = [*STEPS, f"strategy={strategy}", f"method={method}", "batch.micro_sequences=1"]
     if method == "lora":
         overrides.append("method.dropout=0.1")
     golden = make_run(tmp_path / "golden", model, data, *overrides, world_size=world_size)
-    ranks("train", golden, world_size=world_size)
+    ranks(*train, golden, world_size=world_size)
 
     run = make_run(tmp_path / "run", model, data, *overrides, world_size=world_size)
     # The flag set after step 2 is agreed on at the edge of step 3; only the last rank hears the signal. The evaluation
     # due after step 3 is left to the next attempt.
-    stopped = ranks("train", run, 1, 2, world_size - 1, world_size=world_size, check=False)
+    stopped = ranks(*train, run, 1, 2, world_size - 1, world_size=world_size, check=False)
     assert [r.rc for r in stopped] == [ExitCode.PREEMPTED] * world_size
     assert (RunPaths(run).checkpoints / "step-000003").is_dir()
-    ranks("train", run, new_attempt(run), world_size=world_size)
+    ranks(*train, run, new_attempt(run), world_size=world_size)
 
     assert curve(run) == curve(golden)
     assert len(curve(run)) == 6 + 2

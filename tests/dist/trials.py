@@ -166,3 +166,30 @@ def train_stopped_while_loading(run_dir: str) -> str:
 
     main_module.load_model = load_model
     return main_module.train(Path(run_dir), 1).name
+
+
+def as_on_gpu(call: str, *args: object) -> object:
+    """Another trial with the DeepSpeed settings of a GPU; ZeRO-3 releases every parameter between its uses."""
+    import launcher.train.main as main
+    from launcher.config import deepspeed
+
+    settings, prepare_run, runs = deepspeed._zero, main.prepare_run, []
+
+    def of_gpu(strategy, stage, device):  # type: ignore[no-untyped-def]
+        values = settings(strategy, stage, "cuda")
+        assert values["overlap_comm"]
+        for name in ("offload_optimizer", "offload_param"):
+            values[name]["pin_memory"] = False
+        if stage == 3:  # the test model is smaller than what is kept otherwise
+            values |= {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}
+        return values
+
+    def keep(*given, **named):  # type: ignore[no-untyped-def]
+        runs.append(prepare_run(*given, **named))
+        return runs[-1]
+
+    deepspeed._zero, main.prepare_run = of_gpu, keep
+    result = globals()[call](*args)
+    for parameter in runs[0].engine._engine.module.parameters():
+        assert not hasattr(parameter, "ds_status") or parameter.ds_status.name == "NOT_AVAILABLE"
+    return result
