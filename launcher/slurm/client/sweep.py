@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
@@ -16,6 +17,7 @@ from launcher.runs.run_dir import SWEEP_FILE
 
 MAX_MEMBERS = 1000
 _OPENING, _CLOSING = "([{", ")]}"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,10 +85,7 @@ def expand(overrides: list[str], file: Path | None = None) -> list[list[str]]:
     """
     typed = _product([_choices(override) for override in overrides])
     of_file = [[]] if file is None else _from_file(file)
-    combined = [[*common, *own] for common, own in product(typed, of_file)]
-    if len(combined) > MAX_MEMBERS:
-        raise _too_many(len(combined))
-    return combined
+    return [[*common, *own] for common, own in _product([typed, of_file])]
 
 
 def varying_settings(members: list[list[str]]) -> list[dict[str, str]]:
@@ -146,15 +145,11 @@ def split_list(text: str) -> list[str]:
     return [text] if quote or depth else values
 
 
-def _product(choices: list[list[str]]) -> list[list[str]]:
+def _product(choices: list[list[T]]) -> list[list[T]]:
     count = math.prod(map(len, choices))
     if count > MAX_MEMBERS:
-        raise _too_many(count)
-    return [list(overrides) for overrides in product(*choices)]
-
-
-def _too_many(count: int) -> UserError:
-    return UserError(f"this sweep has {count:,} members; at most {MAX_MEMBERS:,} are submitted at once")
+        raise UserError(f"this sweep has {count:,} members; at most {MAX_MEMBERS:,} are submitted at once")
+    return [list(chosen) for chosen in product(*choices)]
 
 
 def _from_file(file: Path) -> list[list[str]]:
