@@ -45,15 +45,12 @@ def refuse_beside_other_job(run_dir: Path, allocation: Allocation, slurm: Slurm)
             )
 
 
-def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> list[Verdict]:
+def judge_lost_attempts(run_dir: Path, allocation: Allocation) -> None:
     """Writes the verdicts of earlier attempts whose supervisor died with its node before it could."""
-    verdicts = []
     for record in _open_attempts(run_dir):
         job = JobEnd(state="", supervisor_lost=True) if record.job_id == allocation.name else None
         verdict, _ = conclude(RunPaths(run_dir), record, StarterReport(exit_code=None, job=job))
         logger.warning("attempt %d had been left without a verdict: %s", record.attempt, verdict.summary)
-        verdicts.append(verdict)
-    return verdicts
 
 
 def _open_attempts(run_dir: Path) -> list[AttemptRecord]:

@@ -43,15 +43,8 @@ def rank_interface(nodes: Sequence[str]) -> str:
 
     Ranks publish the address of their host name. On some systems that is 127.0.0.1, where no other node reaches them.
     """
-    if len(nodes) < 2 or not _is_loopback(socket.gethostname()):
-        return ""
-    with suppress(UserError):
-        return network.interface_to(nodes[1])
+    with suppress(OSError, ValueError, UserError):
+        mine = ipaddress.ip_address(socket.gethostbyname(socket.gethostname()))
+        if len(nodes) > 1 and mine.is_loopback:
+            return network.interface_to(nodes[1])
     return ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
-    except (OSError, ValueError):
-        return False

@@ -73,22 +73,23 @@ def test_a_job_that_is_over_or_cannot_be_asked_about_is_no_hindrance(make_run: M
 def test_an_attempt_whose_node_died_with_its_supervisor_gets_its_verdict_from_the_next(make_run: MakeRun) -> None:
     run_dir = make_run(world_size=2, nodes=2)
     attempt = started(run_dir)
-    (verdict,) = attempt_records.judge_lost_attempts(run_dir, HERE)
-    assert verdict.verdict_class is VerdictClass.node_failure
-    assert read_verdict(run_dir, attempt) == verdict
+    attempt_records.judge_lost_attempts(run_dir, HERE)
+    verdict = read_verdict(run_dir, attempt)
+    assert verdict is not None and verdict.verdict_class is VerdictClass.node_failure
     record = read_attempt(run_dir, attempt)
     assert record is not None and record.ended
+    attempt_records.judge_lost_attempts(run_dir, HERE)
     names = [event.event for event in read_events(RunPaths(run_dir).events)]
-    assert "verdict" in names and "attempt_end" in names
-    assert attempt_records.judge_lost_attempts(run_dir, HERE) == []
+    assert (names.count("verdict"), names.count("attempt_end")) == (1, 1)
 
 
 def test_a_supervisor_that_slurm_ended_for_a_reason_lost_no_node(make_run: MakeRun) -> None:
     run_dir = make_run(world_size=2, nodes=2)
     attempt = started(run_dir)
     RunPaths(run_dir).rank_log(attempt, 0).write_text(LOG_LINE)
-    (verdict,) = attempt_records.judge_lost_attempts(run_dir, HERE)
-    assert verdict.verdict_class is VerdictClass.preempted
+    attempt_records.judge_lost_attempts(run_dir, HERE)
+    verdict = read_verdict(run_dir, attempt)
+    assert verdict is not None and verdict.verdict_class is VerdictClass.preempted
 
 
 def crashed(attempt: int, job_id: str) -> Verdict:

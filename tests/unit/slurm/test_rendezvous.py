@@ -33,7 +33,7 @@ def test_an_interface_is_named_only_where_the_host_name_leads_nowhere(monkeypatc
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
     assert rendezvous.rank_interface(["localhost", "127.0.0.1"]) == "lo"
     assert rendezvous.rank_interface(["localhost"]) == ""
-    monkeypatch.setattr(rendezvous, "_is_loopback", lambda host: False)
+    monkeypatch.setattr(socket, "gethostbyname", lambda host: "192.0.2.1")
     assert rendezvous.rank_interface(["a", "127.0.0.1"]) == ""
 
 
