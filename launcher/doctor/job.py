@@ -8,7 +8,6 @@ the reports: probe-N.json by node, link-N.json by rank, job.json from here.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ SITE = "site.json"
 def main(argv: list[str]) -> int:
     folder, token, device, per_node = Path(argv[0]), argv[1], argv[2], int(argv[3])
     allocation, cluster = read_allocation(os.environ), read_record(ClusterConfig, folder / SITE)
-    report = JobReport(host=socket.gethostname(), nodes=list(allocation.nodes), job_id=allocation.job_id)
+    report = JobReport(nodes=list(allocation.nodes))
     _write(folder, report)
     limit_s = PROBE_LIMIT_S + (IMAGE_LIMIT_S if cluster.container is not ContainerRuntime.none else 0.0)
     module = ["launcher.doctor.probe", str(folder), token]

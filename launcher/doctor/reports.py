@@ -17,9 +17,7 @@ T = TypeVar("T")
 class JobReport:
     """job.json: the job itself, from its first node."""
 
-    host: str
     nodes: list[str]
-    job_id: str
     probe_exit: int | None = None
     """Exit code of srun; None while the probe runs."""
     sum_exit: int | None = None

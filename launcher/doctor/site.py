@@ -232,7 +232,7 @@ def _judge(job: DoctorJob, info: JobInfo) -> list[CheckResult]:
     )
     if report.sum_exit is not None:
         sums = read_reports(SumReport, job.folder, "link-*.json")
-        found += judge_sum(sums, world.nodes * world.devices_per_node)
+        found += judge_sum(sums, world.world_size)
     elif not has_failed(found):
         found.append(ok("collective", "not tried: one rank, or no torch on the nodes"))
     return found
