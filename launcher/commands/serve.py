@@ -28,7 +28,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         refuse_busy_port(args.host, args.port)
     source = open_source(run_dir, args.step)
-    folder, as_chat = _folder(source, make=not args.dry_run)
+    as_chat = example_kind(Path(source.derived.data_dir)) is not ExampleKind.text
+    # All weights, adapters merged: exported on the first call.
+    if args.dry_run:
+        folder = cached_folder(source, merge=True)
+    else:
+        from launcher.export.export import cached_export
+
+        folder = cached_export(source, merge=True)
     # The user's come last, and win.
     options = [*(_tensor_parallel(source) if engine == "vllm" else []), *args.server_option]
     command = server_command(
@@ -55,17 +62,6 @@ def _tensor_parallel(source: ExportSource) -> list[str]:
         return []
     count = inference_gpus(architecture, memory_gib, at_most=len(gpus))
     return [f"--tensor-parallel-size={count}"] if count > 1 else []
-
-
-def _folder(source: ExportSource, *, make: bool) -> tuple[Path, bool]:
-    """The model to serve, adapters merged, exported on the first call; and whether it was tuned on chat."""
-    as_chat = example_kind(Path(source.derived.data_dir)) is not ExampleKind.text
-    if not make:
-        return cached_folder(source, merge=True), as_chat
-
-    from launcher.export.export import cached_export
-
-    return cached_export(source, merge=True), as_chat
 
 
 def _tell(command: ServerCommand, host: str, *, as_chat: bool) -> None:

@@ -80,8 +80,7 @@ def plateau_advice(metrics: Metrics, config: RunConfig) -> Advice:
 
 def epoch_advice(found: list[Snapshot]) -> Advice:
     """How many epochs the per-epoch losses ask for."""
-    measured = [(shot.epoch, shot.validation_loss) for shot in found]
-    points = [(epoch, loss) for epoch, loss in measured if loss is not None and math.isfinite(loss)]
+    points = [(one.epoch, loss) for one in found if (loss := one.validation_loss) is not None and math.isfinite(loss)]
     if len(points) >= 2:
         train = [shot.train_loss for shot in found]
         return _from_points(points, "validation loss", train_falls=train[-1] < train[0])
