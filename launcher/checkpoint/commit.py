@@ -169,7 +169,15 @@ def committed(run: RunPaths) -> list[Checkpoint]:
 
 
 def verify(checkpoint: Checkpoint, *, run_id: str | None = None, trusted: Container[str] | None = None) -> list[str]:
-    """Every reason not to load this checkpoint; empty when it may be loaded.
+    """Every reason not to load this checkpoint; empty when it may be loaded. Reads all of it.
+
+    Args: as in `mismatches`.
+    """
+    return mismatches(checkpoint, run_id=run_id, trusted=trusted) or damage(checkpoint.path, checkpoint.manifest)
+
+
+def mismatches(checkpoint: Checkpoint, *, run_id: str | None, trusted: Container[str] | None) -> list[str]:
+    """Reasons not to load this checkpoint that its manifest shows.
 
     Args:
         run_id: the run it must belong to.
@@ -181,7 +189,7 @@ def verify(checkpoint: Checkpoint, *, run_id: str | None = None, trusted: Contai
         sha256 = hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest()
         if sha256 not in trusted:
             return ["its manifest was not written by this run"]
-    return damage(checkpoint.path, checkpoint.manifest)
+    return []
 
 
 def newest_verified(
@@ -199,9 +207,16 @@ def newest_verified(
         candidates = [c for c in candidates if c.step == step]
         if not candidates:
             raise CheckpointError(f"{run_dir}: there is no checkpoint of step {step}")
+    return first_sound(run_dir, candidates, lambda c: verify(c, run_id=run_id, trusted=trusted))
+
+
+def first_sound(
+    run_dir: Path, candidates: Iterable[Checkpoint], problems_of: Callable[[Checkpoint], list[str]]
+) -> Checkpoint | None:
+    """The first of the candidates without problems; the rest of `newest_verified`."""
     refused: list[str] = []
     for checkpoint in candidates:
-        problems = verify(checkpoint, run_id=run_id, trusted=trusted)
+        problems = problems_of(checkpoint)
         if not problems:
             return checkpoint
         refused.append(f"{checkpoint.path.name}: {'; '.join(problems[:3])}")

@@ -14,14 +14,16 @@ from launcher.config.sharding import StrategyKind
 from launcher.errors import CheckpointError
 
 
-def full_state(checkpoint_dir: Path) -> dict[str, Tensor]:
+def full_state(checkpoint_dir: Path, *, is_verified: bool = False) -> dict[str, Tensor]:
     """The trained tensors under their Hugging Face names: the whole model, or an adapter as peft saves it.
 
     Trained weights come back in fp32 (ZeRO keeps an fp32 master of each). Buffers and frozen weights are left out.
+    Args:
+        is_verified: the caller has read all of it already, as `newest_verified` does.
     Raises: CheckpointError if a file does not match the manifest; nothing is unpickled then.
     """
     manifest = read_manifest(checkpoint_dir)
-    problems = damage(checkpoint_dir, manifest)
+    problems = [] if is_verified else damage(checkpoint_dir, manifest)
     if problems:
         raise CheckpointError(f"{checkpoint_dir} is damaged: {'; '.join(problems[:3])}")
     is_replicated = StrategyKind(manifest.strategy).sharding.is_replicated

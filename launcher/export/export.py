@@ -126,7 +126,7 @@ def _checked_weights(source: ExportSource, *, merge: bool, dtype: torch.dtype | 
     def refuse(problems: list[str]) -> None:
         hf_weights.refuse_problems(problems, f"{checkpoint.path} cannot be exported; nothing was written")
 
-    state = full_state(checkpoint.path)
+    state = full_state(checkpoint.path, is_verified=True)
     model = hf_weights.empty_model(source.base_dir)
     wanted = dtype or (torch.float32 if source.is_adapter and not merge else hf_weights.base_dtype(model))
     warnings = _best_step_warning(checkpoint)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.checkpoint import commit
 from launcher.checkpoint.commit import Checkpoint
-from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, seal_file
+from launcher.checkpoint.manifest import FileEntry, Manifest, TrainState, content_damage, seal_file, unlisted_files
 from launcher.config.frozen import config_hash
 from launcher.errors import ConfigMismatch, SaveFailed
 from launcher.runs.events import written_manifests
@@ -94,18 +94,46 @@ def resume(run: Run) -> TrainState | None:
 
     Raises: CheckpointError when checkpoints exist but none fits: starting from scratch would discard the run's work.
     """
-    checkpoint = on_main(run.world, lambda: find_checkpoint(run))
-    if checkpoint is None:
+    candidates = on_main(run.world, lambda: _candidates(run))
+    problems: dict[int, list[str]] = {}
+    for checkpoint, known in candidates:
+        problems[checkpoint.step] = known or _shared_damage(run, checkpoint)
+        if not problems[checkpoint.step]:
+            break
+    tried = [checkpoint for checkpoint, _ in candidates if checkpoint.step in problems]
+    found = on_main(run.world, lambda: _accept(run, tried, problems))
+    if found is None:
         return None
-    run.engine.load(checkpoint.path)
-    return checkpoint.manifest.state
+    run.engine.load(found.path)
+    return found.manifest.state
 
 
-def find_checkpoint(run: Run) -> Checkpoint | None:
-    """The checkpoint to continue from, verified and of this run; no older attempt can publish any more. Ranks: 0."""
+def _candidates(run: Run) -> list[tuple[Checkpoint, list[str]]]:
+    """Checkpoints, newest first, with what speaks against each before it is read; no older attempt can publish any
+    more. Ranks: 0."""
     commit.fence(run.paths, run.attempt)
     trusted = written_manifests(run.paths.events)
-    checkpoint = commit.newest_verified(run.paths.root, run_id=run.derived.run_id, trusted=trusted)
+    return [
+        (
+            checkpoint,
+            commit.mismatches(checkpoint, run_id=run.derived.run_id, trusted=trusted)
+            or unlisted_files(checkpoint.path, checkpoint.manifest),
+        )
+        for checkpoint in commit.committed(run.paths)
+    ]
+
+
+def _shared_damage(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """Reads a checkpoint that may hold terabytes, each rank its part. Ranks: all."""
+    by_size = sorted(checkpoint.manifest.files, key=lambda entry: -entry.size_bytes)
+    mine = by_size[run.world.rank :: run.world.size]
+    shares = run.world.gather(content_damage(checkpoint.path, mine, beat=WATCHDOG.beat))
+    return [problem for share in shares for problem in share]
+
+
+def _accept(run: Run, tried: list[Checkpoint], problems: dict[int, list[str]]) -> Checkpoint | None:
+    """The checkpoint to continue from, verified and of this run. Ranks: 0."""
+    checkpoint = commit.first_sound(run.paths.root, tried, lambda one: problems[one.step])
     if checkpoint is None:
         return None
     manifest = checkpoint.manifest

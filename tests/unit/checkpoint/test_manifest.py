@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.checkpoint import manifest as manifest_module
 from launcher.checkpoint.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,
     TrainState,
+    content_damage,
     damage,
     read_manifest,
     seal_file,
@@ -155,3 +158,46 @@ def test_a_validation_loss_counts_only_for_the_weights_it_was_measured_on() -> N
 
 def test_the_size_is_that_of_all_files() -> None:
     assert make_manifest(1, [FileEntry("a", 3, ""), FileEntry("b", 4, "")]).size_bytes == 7
+
+
+def test_reading_shows_signs_of_life_only_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a terabyte takes minutes; a file system that hangs must not look alive."""
+    monkeypatch.setattr(manifest_module, "_BEAT_S", 0.02)
+    entries = [FileEntry(name, 0, EMPTY_SHA256) for name in ("slow", "stuck")]
+    beats: list[float] = []
+    for entry in entries:
+        (tmp_path / entry.name).touch()
+
+        def read(path: Path, reading: manifest_module._Reading) -> str:
+            for _ in range(10):
+                time.sleep(0.02)
+                reading.num_bytes += path.name == "slow"
+            return EMPTY_SHA256
+
+        monkeypatch.setattr(manifest_module, "sha256_file", read)
+        before = len(beats)
+        assert content_damage(tmp_path, [entry], beat=lambda: beats.append(0)) == []
+        assert (len(beats) > before) == (entry.name == "slow")
+
+
+def test_an_interrupt_ends_the_reading_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large").touch()
+    ended: list[str] = []
+
+    def read(path: Path, reading: manifest_module._Reading) -> str:
+        for _ in range(1000):
+            reading.num_bytes += 1
+            time.sleep(0.01)
+            if reading.is_cancelled:
+                ended.append("cancelled")
+                break
+        return ""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest_module, "_BEAT_S", 0.01)
+    monkeypatch.setattr(manifest_module, "sha256_file", read)
+    with pytest.raises(KeyboardInterrupt):
+        content_damage(tmp_path, [FileEntry("large", 0, "")], beat=interrupt)
+    assert ended == ["cancelled"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from launcher.checkpoint.commit import committed, newest_verified, step_dir
-from launcher.checkpoint.manifest import MANIFEST, TrainState
+from launcher.checkpoint.manifest import MANIFEST, FileEntry, TrainState
 from launcher.errors import CheckpointError
+from launcher.train import saving
 from launcher.train.run import Run
-from launcher.train.saving import find_checkpoint, resume, save
+from launcher.train.saving import resume, save
 from launcher.train.step import optimizer_step
+from launcher.train.world import World
 from tests.unit.checkpoint.made_checkpoints import damage_file
 from tests.unit.train.conftest import OpenRun
 from tests.unit.train.engine_state import same, weights_of
@@ -69,8 +74,25 @@ def test_a_checkpoint_of_other_settings_is_refused_with_all_differences(open_run
     save(run, TrainState(step=1))
     run.config.optim.lr = 0.5
     with pytest.raises(CheckpointError, match=r"(?s)must not change after the start.*settings \(hash\)"):
-        find_checkpoint(run)
+        resume(run)
 
 
 def test_a_run_without_checkpoints_starts_afresh(open_run: OpenRun) -> None:
     assert resume(open_run()) is None
+
+
+def test_ranks_share_the_reading_of_a_checkpoint(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = open_run()
+    checkpoint = save(run, TrainState(step=1))
+    read: list[list[str]] = []
+
+    def content_damage(folder: Path, entries: list[FileEntry], **named: object) -> list[str]:
+        read.append([entry.name for entry in entries])
+        return []
+
+    monkeypatch.setattr(saving, "content_damage", content_damage)
+    monkeypatch.setattr(World, "gather", lambda self, value: [value])
+    for rank in range(2):
+        saving._shared_damage(replace(run, world=replace(run.world, rank=rank, size=2)), checkpoint)
+    names = sorted(entry.name for entry in checkpoint.manifest.files)
+    assert sorted(read[0] + read[1]) == names and min(map(len, read)) >= len(names) // 2
