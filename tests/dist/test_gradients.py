@@ -101,6 +101,26 @@ def test_every_layout_gives_the_gradient_of_a_plain_padded_loss(
     assert_same(load_file(tmp_path / "grads.safetensors"), gradients)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(["strategy=ddp"], id="DDP"),
+        pytest.param(["strategy=zero3", "strategy.activation_checkpointing=true"], id="ZeRO-3, checkpointing"),
+    ],
+)
+def test_the_kernel_for_gpus_gives_the_same_gradient(
+    tmp_path: Path,
+    ranks: Ranks,
+    model: Path,
+    data: Path,
+    reference: tuple[float, dict[str, Tensor]],
+    settings: list[str],
+) -> None:
+    run = make_run(tmp_path / "run", model, data, WHOLE_DATA, "batch.micro_sequences=6", *settings, world_size=2)
+    ranks("with_varlen", "gradients", run, tmp_path / "grads.safetensors", world_size=2)
+    assert_same(load_file(tmp_path / "grads.safetensors"), reference[1])
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_the_settings_for_gpus_give_the_same_gradient(
     tmp_path: Path, ranks: Ranks, model: Path, data: Path, reference: tuple[float, dict[str, Tensor]], stage: int

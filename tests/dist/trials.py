@@ -193,3 +193,14 @@ def as_on_gpu(call: str, *args: object) -> object:
     for parameter in runs[0].engine._engine.module.parameters():
         assert not hasattr(parameter, "ds_status") or parameter.ds_status.name == "NOT_AVAILABLE"
     return result
+
+
+def with_varlen(call: str, *args: object) -> object:
+    """Another trial with the attention kernel of GPUs."""
+    import launcher.train.model as model
+    from launcher.train.attention import VARLEN
+    from tests import varlen_on_cpu
+
+    varlen_on_cpu.register()
+    model.implementation = lambda name: VARLEN
+    return globals()[call](*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -30,8 +32,12 @@ from launcher.train.attention import (
     implementation,
     register_attention,
 )
+from tests import varlen_on_cpu
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+KERNELS = [pytest.param(_segments, id="segments"), pytest.param(_varlen, id="varlen")]
+Kernel = Callable[..., tuple[Tensor, None]]
+varlen_on_cpu.register()
 
 
 def qkv(tokens: int, dtype: torch.dtype, *, kv_heads: int = KV_HEADS, seed: int = 0) -> list[Tensor]:
@@ -60,6 +66,7 @@ def one_by_one(
     return torch.cat(pieces, 1).transpose(0, 1)[None]
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
@@ -68,7 +75,8 @@ def one_by_one(
     scale=st.none() | st.just(0.7),
     precision=st.sampled_from([(torch.float64, 1e-12), (torch.float32, 2e-5)]),
 )
-def test_segments_equal_each_example_alone(
+def test_a_row_equals_each_example_alone(
+    kernel: Kernel,
     lengths: list[int],
     kv_heads: int,
     window: int | None,
@@ -78,7 +86,7 @@ def test_segments_equal_each_example_alone(
     dtype, close = precision
     inputs = qkv(sum(lengths), dtype, kv_heads=kv_heads)
     bounds = bounds_of(lengths)
-    found, _ = _segments(
+    found, _ = kernel(
         nn.Module(), *inputs, None, scaling=scale, cu_seq_lens_q=bounds, sliding_window=window, max_length_q=40
     )
     wanted = one_by_one(*inputs, bounds, scale=scale, window=window)
@@ -92,17 +100,18 @@ def test_segments_equal_each_example_alone(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 5])
-def test_an_example_never_changes_another(dtype: torch.dtype, window: int | None) -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_example_never_changes_another(kernel: Kernel, dtype: torch.dtype, window: int | None) -> None:
     lengths = [9, 1, 8, 30, 7, 31, 2]
     bounds = bounds_of(lengths)
     ends = bounds.tolist()
     inputs = [x.detach() for x in qkv(sum(lengths), dtype)]
-    before, _ = _segments(nn.Module(), *inputs, None, cu_seq_lens_q=bounds, sliding_window=window)
+    before, _ = kernel(nn.Module(), *inputs, None, cu_seq_lens_q=bounds, sliding_window=window)
     for changed, (start, end) in enumerate(pairwise(ends)):
         others = [x.clone() for x in inputs]
         for x in others:
             x[:, :, start:end] = torch.nan
-        after, _ = _segments(nn.Module(), *others, None, cu_seq_lens_q=bounds, sliding_window=window)
+        after, _ = kernel(nn.Module(), *others, None, cu_seq_lens_q=bounds, sliding_window=window)
         for example, (a, b) in enumerate(pairwise(ends)):
             assert torch.equal(after[:, a:b], before[:, a:b]) is (example != changed)
 
@@ -211,12 +220,13 @@ def row_inputs(ids: Tensor, lengths: list[int], keep: Tensor) -> dict[str, objec
     }
 
 
+@pytest.mark.parametrize("kernel", [SEGMENTS, VARLEN])
 @pytest.mark.parametrize("config", MODELS)
-def test_a_model_answers_a_row_of_examples_as_it_answers_each_alone(config: PretrainedConfig) -> None:
+def test_a_model_answers_a_row_of_examples_as_it_answers_each_alone(config: PretrainedConfig, kernel: str) -> None:
     ids = torch.randint(50, (sum(LENGTHS),), generator=torch.Generator().manual_seed(2))
     keep = torch.arange(0, sum(LENGTHS), 2)
     with torch.no_grad():
-        row = make_model(config, SEGMENTS)(**row_inputs(ids, LENGTHS, keep)).logits[0]
+        row = make_model(config, kernel)(**row_inputs(ids, LENGTHS, keep)).logits[0]
         plain = make_model(config, "eager")
         alone = torch.cat([plain(input_ids=piece[None], use_cache=False).logits[0] for piece in ids.split(LENGTHS)])
         leaking = plain(input_ids=ids[None], use_cache=False).logits[0]
@@ -229,3 +239,23 @@ def test_a_model_with_soft_capped_scores_is_refused() -> None:
     model = make_model(config, SEGMENTS)
     with pytest.raises(ModelError, match="softcap"):
         model(**row_inputs(torch.arange(8), [5, 3], torch.arange(8)))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_varlen_compiles_without_breaks_and_not_anew_for_other_lengths(checkpointing: bool) -> None:
+    """A new graph for each micro-batch would cost more than compiling saves."""
+    model = make_model(LlamaConfig(**SHAPE | {"num_hidden_layers": 1}), VARLEN).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
+    graphs = []
+    for lengths in (LENGTHS, [5, 9], [23, 2, 2, 7, 1, 1], [44, 18], [8]):
+        ids = torch.randint(50, (sum(lengths),))
+        inputs = row_inputs(ids, lengths, torch.arange(0, sum(lengths), 2))
+        logits = compiled(**inputs).logits
+        torch.testing.assert_close(logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+        logits.sum().backward()
+        graphs.append(counter.frame_count)
+    assert graphs[1] == graphs[-1] <= 2
