@@ -117,15 +117,13 @@ def _request_problems(request: JobRequest) -> Iterator[Problem]:
             yield text_problem("environment", name, "is not a valid name of a variable")
 
 
-def job_variables(
-    cluster: ClusterConfig, environ: Mapping[str, str], *, python: str = sys.executable
-) -> dict[str, str]:
+def job_variables(cluster: ClusterConfig, environ: Mapping[str, str]) -> dict[str, str]:
     """The job's environment: the user's variables on the allow-list of local ranks, and those its script reads."""
     own = ("LAUNCHER_PYTHON", "LAUNCHER_SETUP_FILE", "LAUNCHER_MODULES")
     kept = {
         name: value for name, value in job_environment(environ).items() if is_variable_name(name) and name not in own
     }
-    kept["LAUNCHER_PYTHON"] = python
+    kept["LAUNCHER_PYTHON"] = sys.executable
     if cluster.setup_file is not None:
         kept["LAUNCHER_SETUP_FILE"] = str(Path(cluster.setup_file).absolute())
     if cluster.modules:

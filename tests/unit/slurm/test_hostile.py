@@ -138,6 +138,6 @@ def test_what_reaches_a_script_by_its_environment_runs_nothing(tmp_path: Path, c
                 continue
             if "environment" in cluster:
                 continue  # reaches srun from config.yaml, never a shell
-            variables = job_variables(config.cluster, {"PATH": os.environ["PATH"]}, python=str(program))
+            variables = job_variables(config.cluster, {"PATH": os.environ["PATH"]}) | {"LAUNCHER_PYTHON": str(program)}
             subprocess.run(["bash", script], cwd=work, env=variables, capture_output=True, timeout=60, check=False)
     assert (list(canary.iterdir()), list(work.iterdir())) == ([], [])

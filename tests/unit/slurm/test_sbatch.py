@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -292,10 +293,10 @@ def test_the_job_gets_listed_variables_and_what_its_script_needs(tmp_path: Path)
         "LC_a,ALL": "x",
         "LAUNCHER_PYTHON": "old",
     }
-    assert job_variables(cluster, environ, python="/py") == {
+    assert job_variables(cluster, environ) == {
         "HOME": "/h",
         "WANDB_API_KEY": "k",
-        "LAUNCHER_PYTHON": "/py",
+        "LAUNCHER_PYTHON": sys.executable,
         "LAUNCHER_SETUP_FILE": str(setup),
         "LAUNCHER_MODULES": "cuda/12.4 gcc",
     }
