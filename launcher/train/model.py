@@ -63,7 +63,7 @@ def load_model(config: RunConfig, derived: Derived, world: World) -> nn.Module:
     if quantized:
         _keep_one_kernel(model)
     if config.strategy.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         if config.method.kind is not MethodKind.full:
             # A frozen embedding outputs activations without gradient, and a checkpointed block would pass none on.
             model.enable_input_require_grads()

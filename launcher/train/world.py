@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +24,7 @@ from launcher.runs.rank_environment import rank_numbers
 from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
+_NCCL_GRACE = timedelta(seconds=60)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Of every collective after the first: rank 0 may plan a run or write a large checkpoint while the others wait."""
 
@@ -213,15 +215,32 @@ def _make_process_group(world: World, limit_s: float) -> None:
     store = find_all(world.rank, world.size, limit_s=limit_s)
 
     group_store = PrefixStore("group", store)
-    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later.
-    timeout = timedelta(seconds=limit_s)
+    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later. Ours ends first,
+    # because NCCL's own aborts the process, which then cannot say why.
+    timeout = timedelta(seconds=limit_s) + _NCCL_GRACE
 
     def talk() -> None:
         dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=timeout)
-        world.sum_(torch.ones(()))
-        present = int(world.sum_(torch.ones((), device=world.device)).item())
+        _sum_within(torch.ones(()), limit_s)
+        present = int(_sum_within(torch.ones((), device=world.device), limit_s).item())
         if present != world.size:
             raise RuntimeError(f"{present} ranks answered, {world.size} were started")
 
     first_collective(store, world.rank, world.size, talk)
     dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
+
+
+def _sum_within(tensor: Tensor, limit_s: float) -> Tensor:
+    """Sums a tensor over ranks, in place. Ranks: all.
+
+    Raises: RuntimeError, also where a rank does not take part in time.
+    """
+    deadline = time.monotonic() + limit_s
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None
+    while not work.is_completed():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"a sum over all ranks, on their {tensor.device.type}, took longer than {limit_s:.0f} s")
+        time.sleep(0.005)
+    work.wait()
+    return tensor

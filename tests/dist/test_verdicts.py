@@ -21,6 +21,7 @@ from launcher.errors import ExitCode, VerdictClass
 from launcher.diagnose.verdict import Action, Verdict, read_verdict
 from launcher.report.goodput import run_goodput
 from launcher.runs.metrics import read_metrics
+from tests.dist.conftest import Ranks
 from tests.dist.rig import make_data, make_run
 
 pytestmark = pytest.mark.dist
@@ -119,3 +120,12 @@ def test_a_full_disk_is_named(small_disk: Path, tiny_model: Path, data: Path) ->
     assert (found.verdict_class, found.action) == (VerdictClass.disk, Action.requeue)
     assert "No space left on device" in found.summary
     assert "make room" in found.hint
+
+
+def test_a_rank_that_takes_no_part_in_the_first_collective_is_named(ranks: Ranks) -> None:
+    """By our own limit: that of NCCL ends the process, which then can say nothing."""
+    first, second, _ = ranks("meet_with_one_silent", 2, 2.0, world_size=3, check=False)
+    for result in (first, second):
+        assert result.rc == ExitCode.WORLD
+        assert "rank 2" in str(result.value) and "took no part in the first collective" in str(result.value)
+        assert "on their cpu, took longer than 2 s" in str(result.value)

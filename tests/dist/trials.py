@@ -204,3 +204,21 @@ def with_varlen(call: str, *args: object) -> object:
     varlen_on_cpu.register()
     model.implementation = lambda name: VARLEN
     return globals()[call](*args)
+
+
+def meet_with_one_silent(silent: int, limit_s: float) -> int:
+    """All ranks meet, and one of them then takes no part in the first collective."""
+    import time
+
+    import launcher.train.world as world
+    from launcher.train.stop import STOP
+
+    STOP.arm()
+    if int(os.environ["RANK"]) == silent:
+
+        def say_nothing(tensor, limit_s):  # type: ignore[no-untyped-def]
+            time.sleep(4 * limit_s)
+            return tensor
+
+        world._sum_within = say_nothing
+    return world.meet("cpu", limit_s=limit_s).rank

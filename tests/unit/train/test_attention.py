@@ -246,7 +246,7 @@ def test_varlen_compiles_without_breaks_and_not_anew_for_other_lengths(checkpoin
     """A new graph for each micro-batch would cost more than compiling saves."""
     model = make_model(LlamaConfig(**SHAPE | {"num_hidden_layers": 1}), VARLEN).train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, dynamic=True, fullgraph=True)
