@@ -94,13 +94,12 @@ def _stop(run_dir: Path, *, now: bool, wait_s: float) -> None:
 
 
 def _signal(run_dir: Path, process: StarterProcess | None, *, now: bool) -> None:
-    with suppress(ProcessLookupError):
-        if process is None:
-            status = read_status(RunPaths(run_dir).status)
-            if status is not None and status.pid is not None and is_alive(run_dir, status):
-                os.kill(status.pid, signal.SIGKILL if now else signal.SIGTERM)
-        elif now:
-            for pid in process.ranks:
-                os.kill(pid, signal.SIGKILL)
-        else:
-            os.kill(process.pid, signal.SIGTERM)
+    """Asks the starter to end the run, or kills its ranks; rank 0 where another program started them."""
+    status = read_status(RunPaths(run_dir).status)
+    if process is not None:
+        pids = process.ranks if now else [process.pid]
+    else:
+        pids = [status.pid] if status is not None and status.pid is not None and is_alive(run_dir, status) else []
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGKILL if now else signal.SIGTERM)
