@@ -360,6 +360,13 @@ class ProbeError(Exception):
     """A chat template cannot be used for tuning."""
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def _subclasses(base: type[LauncherError]) -> Iterator[type[LauncherError]]:
     yield base
     for child in base.__subclasses__():

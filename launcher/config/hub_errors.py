@@ -5,7 +5,7 @@ Types and status codes decide: a message may hold the name of a repository, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from launcher.errors import causes
 
 _TOKEN = "set HF_TOKEN to a token with read access from https://huggingface.co/settings/tokens"
 
@@ -36,7 +36,7 @@ def explain_hub_error(
     )
 
     page = f"https://huggingface.co/{'' if kind == 'model' else 'datasets/'}{name}"
-    chain = list(_chain(error))
+    chain = list(causes(error))
     answer = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
     status = answer.response.status_code if answer is not None and answer.response is not None else None
     said = next((line.strip(" .") for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -56,13 +56,6 @@ def explain_hub_error(
     if any(isinstance(e, ConnectionError | TimeoutError | LocalEntryNotFoundError) or _is_from_http(e) for e in chain):
         return f"the Hub cannot be reached: {said}. {offline_hint}"
     return f"the download failed: {said}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _is_from_http(error: BaseException) -> bool:

@@ -66,15 +66,13 @@ def _file(key: str, text: str, *, or_folder: bool = False) -> Iterator[Problem]:
     path = Path(text).expanduser()
     if len(os.fsencode(path.name)) > 255 or len(os.fsencode(path)) > 4095:
         yield Problem(key, f"{text[:60]}...", "is too long for a file name")
-        return
-    if path.is_file() or (or_folder and path.is_dir()):
+    elif path.is_file() or (or_folder and path.is_dir()):
         if not os.access(path, os.R_OK):
             yield Problem(key, text, "cannot be read by this user")
-        return
-    if path.exists():
+    elif path.exists():
         yield Problem(key, text, "is not a file")
-        return
-    yield Problem(key, text, "does not exist", _nearest_file(path))
+    else:
+        yield Problem(key, text, "does not exist", _nearest_file(path))
 
 
 def _nearest_file(path: Path) -> str:

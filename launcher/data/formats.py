@@ -297,10 +297,9 @@ def _as_list(value: object, where: str) -> list[object]:
 
 def _parse(text: str, where: str) -> object:
     try:
-        parsed: object = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
         raise ExampleError("wrong_fields", f"{where} is not JSON: {error}") from error
-    return parsed
 
 
 def _object(value: object, where: str) -> Json:

@@ -86,17 +86,9 @@ def warmup_steps(optim: OptimConfig, total_steps: int) -> int:
     return min(wanted, max(0, total_steps - 1))
 
 
-def derive(
-    config: RunConfig,
-    facts: DataFacts,
-    topology: Topology,
-    *,
-    run_id: str,
-    model_dir: str = "",
-    data_dir: str = "",
-    data_key: str = "",
-) -> Derived:
-    """Everything ranks need to know that is not a setting."""
+def derive(config: RunConfig, facts: DataFacts, topology: Topology, *, run_id: str, model_dir: str = "") -> Derived:
+    """Everything ranks need to know that is not a setting; the prepared data is still to be named."""
+    architecture = find_architecture(config.model, model_dir=model_dir)
     batch = plan_batch(config, facts, topology.world_size)
     steps_per_epoch, total_steps = step_counts(
         config.optim, num_packs=facts.num_packs, global_sequences=batch.global_sequences
@@ -104,8 +96,8 @@ def derive(
     return Derived(
         run_id=run_id,
         model_dir=model_dir,
-        data_dir=data_dir,
-        data_key=data_key,
+        data_dir="",
+        data_key="",
         device=topology.device,
         world_size=topology.world_size,
         devices_per_node=topology.devices_per_node,
@@ -116,17 +108,16 @@ def derive(
         grad_accum_steps=batch.grad_accum_steps,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        peak_lr=peak_lr(config, epoch_tokens=facts.num_packs * facts.mean_pack_tokens, model_dir=model_dir),
+        peak_lr=peak_lr(config, architecture, epoch_tokens=facts.num_packs * facts.mean_pack_tokens),
         warmup_steps=warmup_steps(config.optim, total_steps),
-        attention=_attention(config, topology, find_architecture(config.model, model_dir=model_dir)),
+        attention=_attention(config, topology, architecture),
     )
 
 
-def peak_lr(config: RunConfig, *, epoch_tokens: float, model_dir: str = "") -> float:
+def peak_lr(config: RunConfig, architecture: ArchitectureConfig | None, *, epoch_tokens: float) -> float:
     """Learning rate at the end of warm-up: the given or computed one, times the multiplier."""
     rate = config.optim.lr
     if rate is None:
-        architecture = find_architecture(config.model, model_dir=model_dir)
         size = count_parameters(architecture) if architecture is not None else 0
         rate = computed_lr(num_parameters=size, method=config.method.kind, epoch_tokens=epoch_tokens)
     return rate * config.optim.lr_multiplier

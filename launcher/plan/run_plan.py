@@ -217,15 +217,9 @@ def _local_bytes(config: RunConfig) -> int | None:
 def _planned(config: RunConfig, model_dir: Path | None, prepared: PreparedInfo | None, facts: DataFacts) -> PlannedRun:
     gpus = visible_gpus()
     topology = resolve_topology(config, gpus)
-    derived = derive(
-        config,
-        facts,
-        topology,
-        run_id=secrets.token_hex(8),
-        model_dir=str(model_dir or ""),
-        data_dir=str(prepared.folder) if prepared is not None else "",
-        data_key=prepared.key if prepared is not None else "",
-    )
+    derived = derive(config, facts, topology, run_id=secrets.token_hex(8), model_dir=str(model_dir or ""))
+    if prepared is not None:
+        derived = replace(derived, data_dir=str(prepared.folder), data_key=prepared.key)
     plan = make_plan(config, derived, topology, facts)
     plan.warnings.extend(_undivided(config))
     is_known = config.cluster.gpu_memory_gib is not None or measured_gpu_memory_gib(config, gpus) is not None

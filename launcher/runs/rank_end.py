@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launcher.errors import LauncherError, public_name
+from launcher.errors import LauncherError, causes, public_name
 from launcher.files import write_json
 from launcher.runs import jsonl
 
@@ -42,16 +41,10 @@ def end_of(rank: int, *, host: str, exit_code: int, error: BaseException | None,
 def fields_of(error: BaseException) -> dict[str, object]:
     """The fields of an error of ours, and errno and path of the OSError that it is or was raised from."""
     data = dict(error.data) if isinstance(error, LauncherError) else {}
-    failed = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno is not None), None)
+    failed = next((cause for cause in causes(error) if isinstance(cause, OSError) and cause.errno is not None), None)
     if failed is not None and data.get("errno") is None:
         data |= {"errno": failed.errno, "path": str(failed.filename or "")}
     return data
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def write_rank_end(path: Path, end: RankEnd) -> None:

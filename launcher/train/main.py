@@ -154,8 +154,6 @@ def start_or_resume(run: Run) -> TrainState:
 def seconds_since_process_start() -> float:
     """How long starting Python and importing took."""
     began = psutil.Process().create_time()
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return max(0.0, time.time() - began)
     # create_time() includes the time of boot, which Linux gives in whole seconds; subtracted again, the rest is exact.
     return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - (began - psutil.boot_time()))
 

@@ -136,16 +136,12 @@ def _accept(run: Run, tried: list[Checkpoint], problems: dict[int, list[str]]) -
     checkpoint = commit.first_sound(run.paths.root, tried, lambda one: problems[one.step])
     if checkpoint is None:
         return None
-    manifest = checkpoint.manifest
+    manifest, own_hash = checkpoint.manifest, config_hash(run.config, run.derived.data_key)
     compared: list[tuple[str, object, object]] = [
         ("number of ranks", manifest.world_size, run.world.size),
         ("strategy.kind", manifest.strategy, run.config.strategy.kind.value),
         ("method.kind", manifest.method, run.config.method.kind.value),
-        (
-            "model, data or training settings (hash)",
-            manifest.config_hash,
-            config_hash(run.config, run.derived.data_key),
-        ),
+        ("model, data or training settings (hash)", manifest.config_hash, own_hash),
     ]
     wrong = {name: f"{name}: checkpoint has {old}, run has {new}" for name, old, new in compared if old != new}
     if wrong:

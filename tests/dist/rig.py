@@ -75,9 +75,8 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str, world_size: i
         Topology("cpu", world_size, config.cluster.nodes),
         run_id="0123456789abcdef",
         model_dir=str(model),
-        data_dir=str(data),
-        data_key="key",
     )
+    derived = replace(derived, data_dir=str(data), data_key="key")
     root.mkdir(parents=True)
     paths = RunPaths(root)
     save_config(paths.config, FrozenRun(config=config, derived=derived))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,8 @@ def make_run(root: Path, model: Path, data: Path, *overrides: str) -> RunPaths:
         Topology("cpu", 1, config.cluster.nodes),
         run_id=RUN_ID,
         model_dir=str(model),
-        data_dir=str(data),
-        data_key="0f" * 32,
     )
+    derived = replace(derived, data_dir=str(data), data_key="0f" * 32)
     root.mkdir(parents=True)
     paths = RunPaths(root)
     save_config(paths.config, FrozenRun(config=config, derived=derived))
