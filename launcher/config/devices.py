@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,9 @@ _MIG_MEMORY = re.compile(r"(\d+)gb")
 _MIG_SHARE = 0.95
 """Of the memory that a MIG profile is named for: a 1g.5gb has 4.75 GiB."""
 _VRAM_HEAPS = ("1", "2")
+_LIMIT_S = 20.0
+_HUNG: set[str] = set()
+"""Programs that did not answer; not asked again by this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +93,27 @@ def _installed_nvidia() -> list[Gpu]:
     return [Gpu(path.name, None) for path in sorted(_NVIDIA_DRIVER.iterdir())] if _NVIDIA_DRIVER.is_dir() else []
 
 
-def query_gpus(fields: str) -> list[str]:
+def query_gpus(fields: str) -> tuple[str, ...]:
     """The answer of nvidia-smi, one line for each GPU; empty without it."""
     return _nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits")
 
 
-def _nvidia_smi(*options: str) -> list[str]:
+def _nvidia_smi(*options: str) -> tuple[str, ...]:
+    """Lines of its answer; none where it is missing, fails or hangs, as it does with a broken driver."""
+    program = shutil.which("nvidia-smi")
+    return _answer_of(program, options) if program is not None and program not in _HUNG else ()
+
+
+@lru_cache  # a call takes a second on a large node, and a command needs the answer several times
+def _answer_of(program: str, options: tuple[str, ...]) -> tuple[str, ...]:
     try:
-        answer = subprocess.run(["nvidia-smi", *options], capture_output=True, text=True, timeout=20, check=True)
+        answer = subprocess.run([program, *options], capture_output=True, text=True, timeout=_LIMIT_S, check=True)
+    except subprocess.TimeoutExpired:
+        _HUNG.add(program)
+        return ()
     except (OSError, subprocess.SubprocessError):
-        return []
-    return answer.stdout.splitlines()
+        return ()
+    return tuple(answer.stdout.splitlines())
 
 
 def _parse_gpu(fields: list[str], line: str) -> Gpu | None:

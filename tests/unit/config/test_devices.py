@@ -109,6 +109,14 @@ def test_a_broken_driver_means_no_gpu(script: str, tmp_path: Path, monkeypatch: 
     assert names() == []
 
 
+def test_an_nvidia_smi_that_hangs_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_nvidia(monkeypatch, tmp_path, H100, hangs=True)
+    monkeypatch.setattr("launcher.config.devices._LIMIT_S", 0.5)
+    assert names() == names() == []
+    install_nvidia(monkeypatch, tmp_path, H100)
+    assert names() == []  # not asked again in this process
+
+
 def test_without_nvidia_smi_the_drivers_listing_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_amd(monkeypatch, tmp_path, gpus=0)
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
