@@ -15,7 +15,7 @@ from launcher.errors import ExitCode
 from launcher.export.example_kind import ExampleKind, example_kind
 from launcher.export.source import ExportSource, cached_folder, open_source
 from launcher.files import as_json
-from launcher.plan.memory import inference_gpus
+from launcher.plan.memory import inference_gpus, tensor_parallel_size
 from launcher.runs.run_dir import find_run
 from launcher.serve.serving import ServerCommand, is_public, pick_engine, refuse_busy_port, server_command
 
@@ -60,7 +60,8 @@ def _tensor_parallel(source: ExportSource) -> list[str]:
     memory_gib = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
     if architecture is None or memory_gib is None:
         return []
-    count = inference_gpus(architecture, memory_gib, at_most=len(gpus))
+    needed = inference_gpus(architecture, memory_gib, at_most=len(gpus))
+    count = tensor_parallel_size(architecture, needed, at_most=len(gpus))
     return [f"--tensor-parallel-size={count}"] if count > 1 else []
 
 

@@ -44,15 +44,15 @@ class Gpu:
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
     """GPUs of this host that the environment leaves visible; empty without a driver."""
-    if (gpus := _installed_nvidia()) or not (amd := _installed_amd()):
+    if (gpus := _listed_nvidia() or _unlisted_nvidia()) or not (amd := _installed_amd()):
         return _usable(_select(gpus, environ.get("CUDA_VISIBLE_DEVICES")))
     amd = _select(amd, environ.get("ROCR_VISIBLE_DEVICES"))
     return _select(amd, environ.get("HIP_VISIBLE_DEVICES", environ.get("CUDA_VISIBLE_DEVICES")))
 
 
-def installed_gpus() -> list[Gpu]:
-    """GPUs that a driver of this host knows, visible or not."""
-    return _installed_nvidia() or _installed_amd()
+def working_gpus() -> list[Gpu]:
+    """GPUs that a working driver of this host lists, visible or not."""
+    return _listed_nvidia() or _installed_amd()
 
 
 def _select(gpus: list[Gpu], chosen: str | None) -> list[Gpu]:
@@ -80,7 +80,7 @@ def _usable(gpus: list[Gpu]) -> list[Gpu]:
     return slices[:1] or [gpu for gpu in gpus if gpu.slices is None]
 
 
-def _installed_nvidia() -> list[Gpu]:
+def _listed_nvidia() -> list[Gpu]:
     """NVIDIA's, in the order of nvidia-smi."""
     # nvidia-smi first: inside a container it lists only what the container may use, unlike /proc.
     for fields in _QUERIES:
@@ -90,6 +90,11 @@ def _installed_nvidia() -> list[Gpu]:
             return [gpu if gpu.slices is None else _sliced(gpu, slices.get(gpu.uuid, [])) for gpu in gpus]
         if gpus:
             return gpus
+    return []
+
+
+def _unlisted_nvidia() -> list[Gpu]:
+    """NVIDIA's where there is no nvidia-smi, or it fails."""
     return [Gpu(path.name, None) for path in sorted(_NVIDIA_DRIVER.iterdir())] if _NVIDIA_DRIVER.is_dir() else []
 
 

@@ -143,7 +143,7 @@ class ModelConfig:
     revision: str | None = None
     """Hub commit, branch or tag; give a commit to pin the weights."""
     attention: Attention = Attention.auto
-    """Attention kernel. auto picks varlen on GPUs and segments on CPUs; no kernel attends across examples."""
+    """Attention kernel. auto picks varlen on GPUs that have it, else segments; no kernel attends across examples."""
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """Dimensions used for planning."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import closing
+from typing import Protocol
 
 from launcher.diagnose.causes import find_cause
 from launcher.diagnose.evidence import Evidence, StarterReport, collect
@@ -17,19 +18,30 @@ from launcher.runs.events import EventWriter, read_events
 from launcher.runs.jsonl import seconds_between, utc_now
 
 
+class Keep(Protocol):
+    """Carries out a write, and may retry it for some time; `what` is written."""
+
+    def __call__(self, act: Callable[[], None], what: str, *, wait_s: float = ...) -> None: ...
+
+
+def keep_once(act: Callable[[], None], what: str, *, wait_s: float = 0.0) -> None:
+    """Without a retry."""
+    act()
+
+
 def conclude(
     paths: RunPaths,
     record: AttemptRecord,
     report: StarterReport,
     *,
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
-    keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
+    keep: Keep = keep_once,
 ) -> tuple[Verdict, bool]:
     """Judges an attempt that has ended and records that; `end_attempt` does what follows from it.
 
     Args:
         decide: the restart policy; left out: the action of the verdict's class.
-        keep: carries out a write, and may retry it; called with what is written.
+        keep: carries out the writes.
     Returns: the verdict, and whether rank 0 had recorded this end itself.
     """
     verdict = decide(explain(collect(paths.root, record.attempt, report)))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from launcher.diagnose.conclude import conclude
+from launcher.diagnose.conclude import Keep, conclude, keep_once
 from launcher.diagnose.evidence import StarterReport
 from launcher.diagnose.verdict import ACTIONS, Action, Verdict
 from launcher.errors import ExitCode, VerdictClass
@@ -25,7 +25,7 @@ def end_attempt(
     report: StarterReport,
     *,
     decide: Callable[[Verdict], Verdict] = lambda verdict: verdict,
-    keep: Callable[[Callable[[], None], str], None] = lambda act, what: act(),
+    keep: Keep = keep_once,
     queue: Scheduler | None = None,
 ) -> tuple[Verdict, int]:
     """Judges an attempt that has ended, records it, and does what the verdict asks for.
@@ -54,7 +54,7 @@ def end_attempt(
     requeued = queue.requeue(record, without=excluded)
     # The job is in the queue already: if the disk stays full, only the record of it is lost.
     with suppress(OSError):
-        keep(lambda: _record_requeue(paths, record, verdict, requeued), "events.jsonl")
+        keep(lambda: _record_requeue(paths, record, verdict, requeued), "events.jsonl", wait_s=20.0)
     if requeued.done:
         return verdict, ExitCode.PREEMPTED
     # 75 would say that the job comes again.

@@ -7,6 +7,7 @@ positions only, and attention saves no T x T matrix.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from launcher.config.deepspeed import LIVE_ELEMENTS, bucket_elements
@@ -30,7 +31,7 @@ _LOSS_CHUNK_TOKENS = 1024  # train/loss.py turns so many rows to fp32 at once
 _GPU_RESERVE = 1.5 * GIB
 _PROCESS = {"cpu": 1.0 * GIB, "cuda": 2.0 * GIB}  # interpreter and libraries
 _INFERENCE_FACTOR = 1.2
-"""Of the weights: what a model needs to answer."""
+"""Memory for answering, as a multiple of the weights."""
 _LARGEST_SHARD = 5 * GIB
 
 
@@ -218,10 +219,20 @@ def checkpoint_bytes(config: RunConfig, architecture: ArchitectureConfig) -> flo
 
 
 def inference_gpus(architecture: ArchitectureConfig, gpu_memory_gib: float, *, at_most: int) -> int:
-    """GPUs of one node that hold a model in 16 bits, with room for its answers: a number that divides its heads."""
+    """GPUs of one node that hold a model in 16 bits, with room for its answers."""
     needed = _INFERENCE_FACTOR * 2 * count_parameters(architecture) / GIB / gpu_memory_gib
-    fitting = (count for count in range(1, at_most + 1) if count >= needed and architecture.num_heads % count == 0)
-    return next(fitting, at_most)
+    return max(1, min(math.ceil(needed), at_most))
+
+
+def tensor_parallel_size(architecture: ArchitectureConfig, needed: int, *, at_most: int) -> int:
+    """The number of GPUs next to `needed` among which vLLM can divide the model."""
+    heads, shared, width = architecture.num_heads, architecture.num_kv_heads, architecture.intermediate_size
+    sizes = [
+        size
+        for size in range(1, at_most + 1)
+        if heads % size == 0 and width % size == 0 and (shared % size == 0 or size % shared == 0)
+    ]
+    return next((size for size in sizes if size >= needed), sizes[-1])
 
 
 def with_settings(config: RunConfig, **changes: object) -> RunConfig:

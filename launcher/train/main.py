@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ from launcher.checkpoint.manifest import TrainState
 from launcher.config.frozen import load_prepared
 from launcher.config.package_floors import outdated_packages
 from launcher.config.schema import Attention, Derived, RunConfig
-from launcher.config.topology import old_gpu_problems
+from launcher.config.topology import AMPERE, old_gpu_problems
 from launcher.data.order import Order
 from launcher.data.prepared import Prepared
 from launcher.errors import ConfigErrors, ExitCode, LauncherError, Preempted, RunError, public_name
@@ -85,9 +86,13 @@ def prepare_run(
     paths: RunPaths, config: RunConfig, derived: Derived, *, attempt: int, world: World, recorder: Recorder
 ) -> Run:
     """Loads data and model. Ranks: all."""
+    capability = capability_of(world.device)
+    if capability is not None and capability < AMPERE and config.model.attention is Attention.auto:
+        # A job is planned without knowing its GPUs.
+        derived = replace(derived, attention=Attention.segments.value)
     attention = Attention(derived.attention)
     problems = outdated_packages(config)
-    problems += old_gpu_problems(capability_of(world.device), config.strategy.precision, attention)
+    problems += old_gpu_problems(capability, config.strategy.precision, attention)
     if problems:
         raise ConfigErrors(problems)
     data_dir = Path(derived.data_dir)

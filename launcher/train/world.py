@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, PrefixStore
 
 from launcher.config.cluster_schema import FaultConfig
-from launcher.config.devices import installed_gpus
+from launcher.config.devices import working_gpus
 from launcher.config.schema import Derived
 from launcher.errors import CheckpointError, DeviceError, ErrorOnMain, LauncherError, TorchLacksGpu, WorldError
 from launcher.runs.rank_end import fields_of
@@ -24,7 +25,7 @@ from launcher.runs.rank_environment import rank_numbers
 from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
-_NCCL_GRACE = timedelta(seconds=60)
+NCCL_GRACE = timedelta(seconds=60)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Of every collective after the first: rank 0 may plan a run or write a large checkpoint while the others wait."""
 
@@ -152,7 +153,7 @@ def use_device(device_type: str, rank: int, local_rank: int) -> torch.device:
         return torch.device("cpu")
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:
-        refuse_torch_without_gpu(torch.version.cuda, torch.version.hip, len(installed_gpus()))
+        refuse_torch_without_gpu(torch.version.cuda, torch.version.hip, len(working_gpus()))
     device = torch.device("cuda", gpu_of(rank, local_rank, num_gpus))
     torch.cuda.set_device(device)
     return device
@@ -167,7 +168,7 @@ def refuse_torch_without_gpu(cuda: str | None, hip: str | None, num_installed: i
     """Tells a node without GPUs from a torch that cannot use them, which no other node would cure.
 
     Args:
-        cuda, hip: what torch was built for. num_installed: GPUs of which the driver knows.
+        cuda, hip: what torch was built for. num_installed: GPUs that a working driver lists.
     Raises: TorchLacksGpu.
     """
     if cuda is None and hip is None:
@@ -215,9 +216,11 @@ def _make_process_group(world: World, limit_s: float) -> None:
     store = find_all(world.rank, world.size, limit_s=limit_s)
 
     group_store = PrefixStore("group", store)
-    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later. Ours ends first,
-    # because NCCL's own aborts the process, which then cannot say why.
-    timeout = timedelta(seconds=limit_s) + _NCCL_GRACE
+    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later. With NCCL ours ends
+    # first, because NCCL's own aborts the process, which then cannot say why.
+    timeout = timedelta(seconds=limit_s)
+    if world.device.type == "cuda":
+        timeout += NCCL_GRACE
 
     def talk() -> None:
         dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=timeout)
@@ -235,12 +238,24 @@ def _sum_within(tensor: Tensor, limit_s: float) -> Tensor:
 
     Raises: RuntimeError, also where a rank does not take part in time.
     """
-    deadline = time.monotonic() + limit_s
-    work = dist.all_reduce(tensor, async_op=True)
-    assert work is not None
-    while not work.is_completed():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"a sum over all ranks, on their {tensor.device.type}, took longer than {limit_s:.0f} s")
-        time.sleep(0.005)
-    work.wait()
+    failed: list[BaseException] = []
+
+    def add() -> None:
+        try:
+            work = dist.all_reduce(tensor, async_op=True)
+            assert work is not None
+            while not work.is_completed():
+                time.sleep(0.005)
+            work.wait()
+        except BaseException as error:
+            failed.append(error)
+
+    # In a thread, because NCCL connects the ranks inside the call, and waits there without a limit of ours.
+    thread = threading.Thread(target=add, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if thread.is_alive():
+        raise RuntimeError(f"a sum over all ranks, on their {tensor.device.type}, took longer than {limit_s:.0f} s")
+    if failed:
+        raise failed[0]
     return tensor

@@ -12,7 +12,7 @@ from launcher.config.compose import compose_config
 from launcher.config.model_files import find_architecture, read_architecture
 from launcher.config.schema import ArchitectureConfig, MethodConfig, MethodKind, ModelConfig, Precision, RunConfig
 from launcher.config.topology import Topology
-from launcher.plan.memory import GIB, Load, checkpoint_bytes, estimate, layer_bytes_per_token
+from launcher.plan.memory import GIB, Load, checkpoint_bytes, estimate, layer_bytes_per_token, tensor_parallel_size
 from launcher.plan.parameters import adapter_parameters, count_parameters, count_trained
 
 ONE_GPU = Topology("cuda", devices_per_node=1, nodes=1)
@@ -198,3 +198,20 @@ def test_more_tokens_need_more_memory_in_every_precision(precision: Precision) -
 
 def test_a_model_without_shipped_or_local_figures_has_none(tmp_path: Path) -> None:
     assert find_architecture(ModelConfig(name_or_path=str(tmp_path / "nothing"))) is None
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared", "width", "needed", "at_most", "size"),
+    [
+        pytest.param(32, 8, 14336, 1, 8, 1, id="one is enough"),
+        pytest.param(32, 8, 14336, 3, 8, 4, id="the next that divides"),
+        pytest.param(40, 8, 27648, 5, 8, 8, id="5 divides the heads, and not their keys"),
+        pytest.param(40, 8, 13824, 3, 3, 2, id="the largest where none is enough"),
+        pytest.param(64, 8, 29568, 9, 16, 16, id="keys are copied"),
+    ],
+)
+def test_vllm_gets_a_number_of_gpus_that_divides_the_model(
+    heads: int, shared: int, width: int, needed: int, at_most: int, size: int
+) -> None:
+    architecture = ArchitectureConfig(num_heads=heads, num_kv_heads=shared, intermediate_size=width)
+    assert tensor_parallel_size(architecture, needed, at_most=at_most) == size
