@@ -6,9 +6,12 @@ import fnmatch
 import os
 import shutil
 import subprocess
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "scripts").iterdir()), ROOT / ".ci" / "run"]
@@ -118,3 +121,15 @@ def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
     assert "dist" in names
     skipped = [n for n in names for pattern in pytestconfig.getini("norecursedirs") if fnmatch.fnmatch(n, pattern)]
     assert skipped == []
+
+
+def test_every_pinned_package_runs_on_the_oldest_python() -> None:
+    """Debian 12 has Python 3.11.2. A pin that needs a later patch release makes the set-up fail there."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    refused = {}
+    for name in (line.partition("==")[0] for line in lines if "==" in line):
+        with suppress(metadata.PackageNotFoundError):
+            needs = metadata.metadata(name).get("Requires-Python") or ""
+            if not SpecifierSet(needs).contains("3.11.2"):
+                refused[name] = needs
+    assert refused == {}
