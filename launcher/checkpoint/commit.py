@@ -213,7 +213,7 @@ def newest_verified(
 def first_sound(
     run_dir: Path, candidates: Iterable[Checkpoint], problems_of: Callable[[Checkpoint], list[str]]
 ) -> Checkpoint | None:
-    """The first of the candidates without problems; the rest of `newest_verified`."""
+    """The first of the candidates without problems; returns, logs and raises as `newest_verified`."""
     refused: list[str] = []
     for checkpoint in candidates:
         problems = problems_of(checkpoint)

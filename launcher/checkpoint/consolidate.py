@@ -18,6 +18,7 @@ def full_state(checkpoint_dir: Path, *, is_verified: bool = False) -> dict[str, 
     """The trained tensors under their Hugging Face names: the whole model, or an adapter as peft saves it.
 
     Trained weights come back in fp32 (ZeRO keeps an fp32 master of each). Buffers and frozen weights are left out.
+
     Args:
         is_verified: the caller has read all of it already, as `newest_verified` does.
     Raises: CheckpointError if a file does not match the manifest; nothing is unpickled then.

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from launcher.config.devices import visible_gpus
+from launcher.config.devices import smallest_memory_gib, visible_gpus
 from launcher.config.model_files import find_architecture
 from launcher.errors import ExitCode
 from launcher.export.example_kind import ExampleKind, example_kind
@@ -57,7 +57,7 @@ def _tensor_parallel(source: ExportSource) -> list[str]:
     """vLLM's option to use as many of the GPUs here as the model needs; none where one is enough."""
     architecture = find_architecture(source.config.model, model_dir=source.derived.model_dir)
     gpus = visible_gpus()
-    memory_gib = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
+    memory_gib = smallest_memory_gib(gpus)
     if architecture is None or memory_gib is None:
         return []
     needed = inference_gpus(architecture, memory_gib, at_most=len(gpus))

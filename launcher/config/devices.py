@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,17 +41,23 @@ class Gpu:
     """In MIG mode, in which the GPU itself cannot be used; None out of it."""
 
 
-def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[Gpu]:
+def visible_gpus() -> list[Gpu]:
     """GPUs of this host that the environment leaves visible; empty without a driver."""
-    if (gpus := _listed_nvidia() or _unlisted_nvidia()) or not (amd := _installed_amd()):
-        return _usable(_select(gpus, environ.get("CUDA_VISIBLE_DEVICES")))
-    amd = _select(amd, environ.get("ROCR_VISIBLE_DEVICES"))
-    return _select(amd, environ.get("HIP_VISIBLE_DEVICES", environ.get("CUDA_VISIBLE_DEVICES")))
+    for_cuda = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if nvidia := _listed_nvidia() or _unlisted_nvidia():
+        return _usable(_select(nvidia, for_cuda))
+    amd = _select(_installed_amd(), os.environ.get("ROCR_VISIBLE_DEVICES"))
+    return _select(amd, os.environ.get("HIP_VISIBLE_DEVICES", for_cuda))
 
 
 def working_gpus() -> list[Gpu]:
     """GPUs that a working driver of this host lists, visible or not."""
     return _listed_nvidia() or _installed_amd()
+
+
+def smallest_memory_gib(gpus: list[Gpu]) -> float | None:
+    """Memory of the smallest GPU; None where the driver does not say."""
+    return min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
 
 
 def _select(gpus: list[Gpu], chosen: str | None) -> list[Gpu]:

@@ -128,11 +128,6 @@ class ArchitectureConfig:
     max_position_tokens: int = 0
     """Longest sequence the model supports."""
 
-    @property
-    def head_width(self) -> int:
-        """Width of one head."""
-        return self.head_dim or self.hidden_size // self.num_heads
-
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.config.cluster_schema import Device
-from launcher.config.devices import Gpu
+from launcher.config.devices import Gpu, smallest_memory_gib
 from launcher.config.schema import Attention, Precision, RunConfig, StrategyKind
 from launcher.errors import Problem
 
@@ -77,5 +77,4 @@ def old_gpu_problems(
 
 def measured_gpu_memory_gib(config: RunConfig, gpus: list[Gpu]) -> float | None:
     """Memory of the smallest GPU visible here; None where the run is elsewhere, or the driver did not say."""
-    known = [] if config.cluster.is_slurm else [gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None]
-    return min(known, default=None)
+    return None if config.cluster.is_slurm else smallest_memory_gib(gpus)

@@ -13,7 +13,7 @@ from launcher.config.devices import usable_cores
 from launcher.config.model_files import find_architecture
 from launcher.config.schema import ArchitectureConfig, Attention, Derived, MethodKind, OptimConfig, Precision, RunConfig
 from launcher.config.topology import AMPERE, Topology
-from launcher.plan.parameters import count_parameters
+from launcher.plan.parameters import count_parameters, head_width
 from launcher.plan.plan import DataFacts
 
 # Reference point of the computed learning rate: full tuning of a 135M model (measured on the next-number task).
@@ -137,7 +137,7 @@ def _attention(config: RunConfig, topology: Topology, architecture: Architecture
         is_16_bit = config.strategy.precision is not Precision.fp32
         is_old = topology.capability is not None and topology.capability < AMPERE
         # flash-attention 2, which varlen is, has no kernel for other heads.
-        takes_heads = architecture is None or (architecture.head_width % 8 == 0 and architecture.head_width <= 256)
+        takes_heads = architecture is None or head_width(architecture) in range(8, 257, 8)
         has_kernel = topology.device == "cuda" and is_16_bit and not is_old and takes_heads
         wanted = Attention.varlen if has_kernel else Attention.segments
     return str(wanted.value)

@@ -14,9 +14,14 @@ _LAYERS = "model.layers."
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
+def head_width(architecture: ArchitectureConfig) -> int:
+    """Width of one attention head."""
+    return architecture.head_dim or architecture.hidden_size // architecture.num_heads
+
+
 def attention_widths(architecture: ArchitectureConfig) -> tuple[int, int]:
     """Outputs of the query projection, and of the key or value projection."""
-    head = architecture.head_width
+    head = head_width(architecture)
     return architecture.num_heads * head, architecture.num_kv_heads * head
 
 

@@ -109,8 +109,9 @@ def resume(run: Run) -> TrainState | None:
 
 
 def _candidates(run: Run) -> list[tuple[Checkpoint, list[str]]]:
-    """Checkpoints, newest first, with what speaks against each before it is read; no older attempt can publish any
-    more. Ranks: 0."""
+    """Checkpoints, newest first, each with the reasons against it that need no reading. From here on no older attempt
+    can publish. Ranks: 0.
+    """
     commit.fence(run.paths, run.attempt)
     trusted = written_manifests(run.paths.events)
     return [

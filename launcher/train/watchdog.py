@@ -108,7 +108,7 @@ class Watchdog:
         match self._phase:
             case Phase.meet:
                 # The ranks name a missing one themselves; this limit is for ranks that cannot.
-                return 2 * fault.meet_limit_s + 120.0
+                return 2 * fault.meet_limit_s + 60.0
             case Phase.save:
                 return fault.save_limit_s
             case Phase.finish:

@@ -25,7 +25,6 @@ from launcher.runs.rank_environment import rank_numbers
 from launcher.train.rendezvous import find_all, first_collective
 from launcher.train.stop import STOP
 
-NCCL_GRACE = timedelta(seconds=60)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Of every collective after the first: rank 0 may plan a run or write a large checkpoint while the others wait."""
 
@@ -216,21 +215,19 @@ def _make_process_group(world: World, limit_s: float) -> None:
     store = find_all(world.rank, world.size, limit_s=limit_s)
 
     group_store = PrefixStore("group", store)
-    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later. With NCCL ours ends
-    # first, because NCCL's own aborts the process, which then cannot say why.
+    # A short time limit: otherwise a node whose network is cut is noticed only half an hour later.
     timeout = timedelta(seconds=limit_s)
-    if world.device.type == "cuda":
-        timeout += NCCL_GRACE
 
     def talk() -> None:
         dist.init_process_group(backend, store=group_store, rank=world.rank, world_size=world.size, timeout=timeout)
+        # From here on the limit is that of _sum_within: NCCL's own aborts the process, which then cannot say why.
+        dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
         _sum_within(torch.ones(()), limit_s)
         present = int(_sum_within(torch.ones((), device=world.device), limit_s).item())
         if present != world.size:
             raise RuntimeError(f"{present} ranks answered, {world.size} were started")
 
     first_collective(store, world.rank, world.size, talk)
-    dist.distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
 
 
 def _sum_within(tensor: Tensor, limit_s: float) -> Tensor:

@@ -18,6 +18,7 @@ from launcher.paths import RunPaths
 from launcher.errors import ExitCode, VerdictClass
 from launcher.diagnose.verdict import read_verdict
 from launcher.runs.rank_end import RankEnd
+from launcher.runs.events import read_events
 from launcher.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.dist
@@ -86,6 +87,10 @@ def test_train_leaves_a_complete_run(whole_run: Path) -> None:
     assert all(paths.rank_log(1, rank).is_file() for rank in (0, 1))
     assert "step 40/40" in paths.rank_log(1, 0).read_text()
     assert (paths.checkpoints / "step-000040" / "manifest.json").is_file()
+    (preflight,) = [event.fields for event in read_events(paths.events) if event.event == "rehearsal"]
+    seen, planned = preflight["memory_gib"], preflight["planned_gib"]
+    assert isinstance(seen, float) and isinstance(planned, float)
+    assert f"peak memory of one rank {seen:.1f} GiB, planned {planned:.1f} GiB" in paths.rank_log(1, 0).read_text()
 
 
 def test_a_run_stopped_by_ctrl_c_goes_on_with_the_same_losses(

@@ -43,8 +43,9 @@ def rank_interface(nodes: Sequence[str]) -> str:
 
     Ranks publish the address of their host name. On some systems that is 127.0.0.1, where no other node reaches them.
     """
+    if len(nodes) < 2:
+        return ""
     with suppress(OSError, ValueError, UserError):
         mine = ipaddress.ip_address(socket.gethostbyname(socket.gethostname()))
-        if len(nodes) > 1 and mine.is_loopback:
-            return network.interface_to(nodes[1])
+        return network.interface_to(nodes[1]) if mine.is_loopback else ""
     return ""
