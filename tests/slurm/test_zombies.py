@@ -90,11 +90,14 @@ def test_an_attempt_that_comes_back_to_life_changes_nothing(
         and (status.state, status.attempt) == ("succeeded", 2)
     )
     assert [verdict["verdict_class"] for verdict in run.verdicts()] == ["node_failure", "done"], run.story("verdicts")
-    # By steps, not by time: frozen between the rename and its event, an attempt tells of the checkpoint much later.
-    # What it could still publish before the second looked for one is what the second went on from.
+    # Frozen between the rename and its event, an attempt tells of a checkpoint much later. What counts is when it was
+    # let through to the rename, and that the second attempt went on from no older one.
+    second_began = events_of(run, 2, "job_start")[0].time
+    prepared = events_of(run, 1, "checkpoint_prepared")
+    assert all(event.time <= second_began for event in prepared), run.story("attempt 1 published")
     (went_on_from,) = [event.fields["step"] for event in events_of(run, 2, "resume")] or [0]
     published = [event.fields["step"] for event in events_of(run, 1, "checkpoint")]
-    assert max(published, default=0) <= went_on_from, run.story("attempt 1 published")
+    assert max(published, default=0) <= went_on_from, run.story("attempt 1 published behind the second")
     assert not list(paths.checkpoints.glob(".staging-*-0001"))
     assert all(verify(checkpoint) == [] for checkpoint in committed(paths))
     assert committed(paths)[0].manifest.attempt == 2
