@@ -31,6 +31,8 @@ from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.gpu
 
+# Without a GPU only a dry run comes here (tests/gpu/conftest.py); it shows that the code runs.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = [130, 1, 64, 63, 257, 7]
 STEPS = ["optim.max_steps=12", "optim.lr=1e-2", "optim.schedule=constant", "batch.micro_sequences=2"]
@@ -48,7 +50,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cuda_run(root: Path, model: Path, data: Path, *overrides: str) -> Path:
     """The small run of tests/dist/rig.py, refrozen for one GPU."""
-    run_dir = make_run(root, model, data, "cluster.device=cuda", *overrides)
+    run_dir = make_run(root, model, data, f"cluster.device={DEVICE}", *overrides)
+    if DEVICE == "cpu":
+        return run_dir
     config = RunPaths(run_dir).config
     frozen = load_config(config)
     assert frozen.derived is not None
@@ -65,7 +69,7 @@ def start(run_dir: Path, attempt: int, *, stop_after: int | None = None) -> int:
         "import os\n"
         "from launcher.worker import _guarded\n"
         "from tests.dist.trials import train\n"
-        f"os._exit(_guarded(lambda: 0 if train({str(run_dir)!r}, {attempt}, {stop_after}) == 'DONE' else 1))\n"
+        f"os._exit(_guarded(lambda: 0 if train({str(run_dir)!r}, {attempt}, {stop_after}) == 'DONE' else 1)[0])\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode in (ExitCode.DONE, ExitCode.PREEMPTED), ended.stderr[-4000:]
@@ -113,6 +117,7 @@ def test_an_example_never_changes_another_on_a_gpu() -> None:
     assert not torch.equal(after[:, start:end], before[:, start:end])
 
 
+@pytest.mark.dry_run
 @pytest.mark.parametrize("strategy", ["single", "zero2", "zero3"])
 def test_bf16_trains_stops_and_goes_on(tmp_path: Path, model: Path, data: Path, strategy: str) -> None:
     settings = [*STEPS, "strategy.precision=bf16", f"strategy={strategy}"]
