@@ -48,11 +48,18 @@ CASES = [
     (2, ["strategy=zero3", "strategy.precision=bf16"]),
     (2, ["strategy=zero3", "method=lora", "strategy.precision=bf16", "strategy.activation_checkpointing=true"]),
     (2, ["strategy=zero3_offload", "strategy.precision=bf16"]),
-    (2, ["strategy=zero3_offload", "method=lora", "strategy.precision=bf16"]),
 ]
+# zero3 with LoRA and zero3_offload are above, each on its own.
+LONG_CASES = [(2, ["strategy=zero3_offload", "method=lora", "strategy.precision=bf16"])]
 
 
-@pytest.mark.parametrize(("world_size", "overrides"), CASES, ids=[" ".join(case[1]) for case in CASES])
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        *(pytest.param(*case, id=" ".join(case[1])) for case in CASES),
+        *(pytest.param(*case, id=" ".join(case[1]), marks=pytest.mark.nightly) for case in LONG_CASES),
+    ],
+)
 def test_it_trains_resumes_and_gives_its_weights(
     tmp_path: Path, ranks: Ranks, model: Path, data: Path, world_size: int, overrides: list[str]
 ) -> None:
